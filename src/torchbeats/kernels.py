@@ -1,0 +1,128 @@
+"""Attention with a gated position bias, ``softmax(q k' / sqrt(D) + gate * bias + masks) v``, the way that suits the case.
+
+This is the only place that chooses: the model never asks which way it got. All ways agree to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    gate: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attend.
+
+    Args:
+        q: queries ``(B, H, T, D)``.
+        k: keys ``(B, H, S, D)``.
+        v: values ``(B, H, S, D)``.
+        bias: position bias ``(1 or B, H, T, S)``, added to the scores.
+        gate: ``(B, H, T, 1)``, multiplied with ``bias``.
+        key_padding_mask: ``(B, S)`` bool, True = no query looks here. A row that is True throughout gives NaN.
+        attn_mask: added to the scores, ``(1 or B, 1 or H, T, S)``.
+        dropout: probability for each attention weight.
+
+    Returns:
+        ``(B, H, T, D)``.
+    """
+    tensors = [t for t in (q, k, v, bias, gate) if t is not None]
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    plain = q.device.type == "cpu" and q.dtype == torch.float32 and not differentiable and dropout == 0
+    if plain and not torch.compiler.is_compiling() and (bias is not None or key_padding_mask is not None):
+        return _clip_by_clip(q, k, v, bias, gate, key_padding_mask, attn_mask)
+
+    added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, q.dtype)
+    if q.dtype == torch.float16 and differentiable:
+        # The fused kernels accumulate in float32; the one that autograd falls back to does not, and its scores overflow.
+        wide = None if added is None else added.float()
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), wide, dropout).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, added, dropout)
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor | None = None,
+    gate: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    attn_mask: Tensor | None = None,
+) -> Tensor:
+    """The weights themselves, ``(B, H, T, S)``, for callers who ask for them. Arguments as in `attention`."""
+    scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.size(-1))
+    added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, torch.float32)
+    return torch.softmax(scores if added is None else scores + added, dim=-1).to(q.dtype)
+
+
+def _added_to_scores(
+    bias: Tensor | None,
+    gate: Tensor | None,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """Everything that is added to the scores, in one tensor that broadcasts to ``(B, H, T, S)``."""
+    added = bias if bias is None or gate is None else gate * bias
+    if attn_mask is not None:
+        added = attn_mask if added is None else added + attn_mask
+    if key_padding_mask is not None:
+        hidden = key_padding_mask[:, None, None, :]
+        if added is None:
+            added = torch.zeros((), dtype=dtype, device=hidden.device)
+        added = added.masked_fill(hidden, -math.inf)
+    return None if added is None else added.to(dtype)
+
+
+def _clip_by_clip(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+) -> Tensor:
+    """For float32 on a CPU without autograd: one clip's scores at a time, which stay in cache and are worked on in place.
+
+    The scores of a batch do not fit there, and a fused call wants the gated bias of the whole batch spelt out.
+    """
+    B, H, T, D = q.shape
+    S = k.size(2)
+    out = torch.empty(B, T, H, D).transpose(1, 2)  # laid out as the output projection wants it
+    scores = torch.empty(H, T, S)
+    for clip in range(B):
+        if key_padding_mask is None:
+            keys = S
+        else:  # padding at the end, the usual case, costs nothing: those keys are left out
+            hidden = key_padding_mask[clip]
+            keys = S - int(hidden.sum())
+            if bool(hidden[:keys].any()):
+                keys = S
+        added = None if bias is None else bias[clip if bias.size(0) > 1 else 0, ..., :keys]
+        if added is not None and gate is not None:
+            added = gate[clip] * added
+        if attn_mask is not None:
+            mask = attn_mask[clip if attn_mask.size(0) > 1 else 0, ..., :keys]
+            added = mask if added is None else added + mask
+        view = scores if keys == S else scores.view(-1)[: H * T * keys].view(H, T, keys)
+        query, key = q[clip] * D**-0.5, k[clip, :, :keys].transpose(1, 2)
+        if added is None:
+            torch.bmm(query, key, out=view)
+        else:
+            torch.baddbmm(added.expand(H, T, keys), query, key, out=view)
+        if key_padding_mask is not None and keys == S:
+            view.masked_fill_(key_padding_mask[clip], -math.inf)
+        torch.softmax(view, dim=-1, out=view)
+        torch.bmm(view, v[clip, :, :keys], out=out[clip])
+    return out
