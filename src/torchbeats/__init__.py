@@ -1,1 +1,60 @@
+"""torchbeats: the BEATs audio encoder (arXiv 2212.09058) as a library.
+
+model = torchbeats.load("beats-iter3-plus-as2m")
+for row in torchbeats.embed("recordings/", model=model):
+    print(row.path, row.start, row.end, row.embedding.shape)
+"""
+
+from torchbeats.attention import MultiheadAttention
+from torchbeats.audio import AudioError, AudioWarning
+from torchbeats.backbone import Encoded
+from torchbeats.checkpoint import CheckpointError, save
+from torchbeats.config import BEATsConfig, TokenizersConfig
+from torchbeats.encoder import TransformerEncoder, TransformerSentenceEncoderLayer, init_bert_params
+from torchbeats.hub import HubError
+from torchbeats.inference import Embedding, embed
+from torchbeats.layers import (
+    GLU_Linear,
+    GradMultiply,
+    SamePad,
+    Swish,
+    gelu,
+    gelu_accurate,
+    get_activation_fn,
+    quant_noise,
+)
+from torchbeats.loading import load
+from torchbeats.model import BEATs
+from torchbeats.tokenizers import NormEMAVectorQuantizer, Tokenizers, Tokens
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AudioError",
+    "AudioWarning",
+    "BEATs",
+    "BEATsConfig",
+    "CheckpointError",
+    "Embedding",
+    "Encoded",
+    "GLU_Linear",
+    "GradMultiply",
+    "HubError",
+    "MultiheadAttention",
+    "NormEMAVectorQuantizer",
+    "SamePad",
+    "Swish",
+    "Tokenizers",
+    "TokenizersConfig",
+    "Tokens",
+    "TransformerEncoder",
+    "TransformerSentenceEncoderLayer",
+    "embed",
+    "gelu",
+    "gelu_accurate",
+    "get_activation_fn",
+    "init_bert_params",
+    "load",
+    "quant_noise",
+    "save",
+]

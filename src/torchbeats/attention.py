@@ -137,10 +137,10 @@ class MultiheadAttention(nn.Module):
                 positions on from them.
             need_weights: return the attention weights, averaged over heads.
             static_kv: take keys and values from ``incremental_state`` as they are, once they are there.
-            attn_mask: ``(T, S)`` or ``(B * H, T, S)``, added to the scores, or bool with True = hidden. ``S`` may count
-                the cached keys or leave them out; in the latter case they are visible.
-            before_softmax: return ``(scores, values, position_bias)`` instead: scores ``(B * H, T, S)`` are scaled, less
-                their row maximum, then masked, without position bias; values are ``(B * H, S, D)``.
+            attn_mask: ``(T, S)`` or ``(B * H, T, S)``, added to scores, or bool, True = hidden; ``S`` may
+                count the cached keys or leave them out; in the latter case they are visible.
+            before_softmax: return ``(scores, values, position_bias)``: scores ``(B * H, T, S)`` are scaled, less their
+                row maximum, then masked, without position bias; values are ``(B * H, S, D)``.
             need_head_weights: return the attention weights of every head.
             position_bias: ``(H, T, S)`` or ``(B * H, T, S)``, used in place of the module's own.
 
@@ -203,7 +203,7 @@ class MultiheadAttention(nn.Module):
         values = self.relative_attention_bias(self._relative_positions_bucket(distances)).t()
         column = torch.arange(key_length, device=device)
         row = torch.arange(query_length - 1, -1, -1, device=device)
-        return cast("Tensor", values[:, row[:, None] + column])
+        return values[:, row[:, None] + column]
 
     def _relative_positions_bucket(self, relative_positions: Tensor, bidirectional: bool = True) -> Tensor:
         """Bucket of each relative position (key minus query): exact up to a quarter of them, then logarithmic."""
@@ -294,7 +294,7 @@ class MultiheadAttention(nn.Module):
                 return past_k, past_v, past_padding if key_padding_mask is None else key_padding_mask, cached
             new = k.size(1)
             k, v = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
-            if key_padding_mask is not None and key_padding_mask.size(1) == new or past_padding is not None:
+            if past_padding is not None or (key_padding_mask is not None and key_padding_mask.size(1) == new):
                 B = k.size(0)
                 if past_padding is None:
                     past_padding = torch.zeros(B, cached, dtype=torch.bool, device=k.device)
@@ -327,7 +327,7 @@ class MultiheadAttention(nn.Module):
         return k, v, attn_mask, key_padding_mask
 
     def _float_mask(self, attn_mask: Tensor | None, T: int, S: int, dtype: torch.dtype) -> Tensor | None:
-        """``attn_mask`` as ``(1 or B, 1 or H, T, S)`` to be added to scores; keys that it leaves out in front are visible."""
+        """``attn_mask`` as ``(1 or B, 1 or H, T, S)``, added to scores; keys it leaves out in front are visible."""
         if attn_mask is None:
             return None
         if attn_mask.dtype == torch.bool:
@@ -361,7 +361,7 @@ class MultiheadAttention(nn.Module):
         weight = self.grep_linear.weight.unflatten(0, (2, 4)).sum(1)
         bias = self.grep_linear.bias.unflatten(0, (2, 4)).sum(1)
         a, b = torch.sigmoid(F.linear(q, weight, bias)).chunk(2, dim=-1)
-        return cast("Tensor", a * (b * self.grep_a - 1.0) + 2.0)
+        return a * (b * self.grep_a - 1.0) + 2.0
 
     def _masked_scores(self, q: Tensor, k: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor:
         """What ``before_softmax`` returns, ``(B, H, T, S)``."""

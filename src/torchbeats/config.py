@@ -101,10 +101,10 @@ class BEATsConfig:
         """Raise a ``ValueError`` that names the first setting no model can be built from."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            kind = type(field.default)
+            kind: Any = type(field.default)
             if not isinstance(value, (int, float) if kind is float else kind):
                 raise ValueError(f"{field.name} must be of type {kind.__name__}, not {value!r}.")
-            if kind is int and not isinstance(value, bool) and value < 1:
+            if kind is int and value < 1:
                 raise ValueError(f"{field.name} must be at least 1, not {value}.")
         if N_MELS % self.input_patch_size:
             raise ValueError(f"input_patch_size must divide the {N_MELS} mel bins; {self.input_patch_size} does not.")

@@ -46,7 +46,7 @@ def mel_filters() -> Tensor:
 
 
 class Fbank(nn.Module):
-    """Waveforms to log-mel features, before any normalisation; differentiable. Holds nothing that a state dict stores."""
+    """Waveforms to log-mel features, before any normalisation; differentiable, and nothing in the state dict."""
 
     window: Tensor
     filters: Tensor

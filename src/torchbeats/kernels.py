@@ -1,4 +1,4 @@
-"""Attention with a gated position bias, ``softmax(q k' / sqrt(D) + gate * bias + masks) v``, the way that suits the case.
+"""Attention with a gated position bias, ``softmax(q k' / sqrt(D) + gate * bias + masks) v``, as suits the case.
 
 This is the only place that chooses: the model never asks which way it got. All ways agree to rounding.
 """
@@ -45,7 +45,7 @@ def attention(
 
     added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, q.dtype)
     if q.dtype == torch.float16 and differentiable:
-        # The fused kernels accumulate in float32; the one that autograd falls back to does not, and its scores overflow.
+        # The fused kernels accumulate in float32. What autograd falls back to does not, and its scores overflow.
         wide = None if added is None else added.float()
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), wide, dropout).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, added, dropout)
@@ -93,7 +93,7 @@ def _clip_by_clip(
     key_padding_mask: Tensor | None,
     attn_mask: Tensor | None,
 ) -> Tensor:
-    """For float32 on a CPU without autograd: one clip's scores at a time, which stay in cache and are worked on in place.
+    """For float32 on a CPU without autograd: one clip's scores at a time, in cache and worked on in place.
 
     The scores of a batch do not fit there, and a fused call wants the gated bias of the whole batch spelt out.
     """

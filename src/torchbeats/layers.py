@@ -121,7 +121,7 @@ class GradMultiply(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Scale the gradient."""
         return grad * ctx.scale, None
 
@@ -131,12 +131,11 @@ class _QuantNoise:
 
     quant_noise_p: float
     quant_noise_block: int
-    weight: nn.Parameter
     training: bool
 
-    def noisy_weight(self) -> Tensor:
-        """The weight with a random share of its blocks zeroed and the rest scaled up, in training; else the weight."""
-        weight, p, block = self.weight, self.quant_noise_p, self.quant_noise_block
+    def noisy(self, weight: Tensor) -> Tensor:
+        """``weight`` with a random share of its blocks zeroed and the rest scaled up, in training."""
+        p, block = self.quant_noise_p, self.quant_noise_block
         if not self.training:
             return weight
         if weight.dim() == 4 and weight.shape[2:] != (1, 1):  # k x k convolution: whole kernels
@@ -151,14 +150,14 @@ class _QuantNoise:
 
 class _NoisyLinear(_QuantNoise, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.noisy_weight(), self.bias)
+        return F.linear(x, self.noisy(self.weight), self.bias)
 
 
 class _NoisyEmbedding(_QuantNoise, nn.Embedding):
     def forward(self, index: Tensor) -> Tensor:
         return F.embedding(
             index,
-            self.noisy_weight(),
+            self.noisy(self.weight),
             self.padding_idx,
             self.max_norm,
             self.norm_type,
@@ -169,7 +168,7 @@ class _NoisyEmbedding(_QuantNoise, nn.Embedding):
 
 class _NoisyConv2d(_QuantNoise, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.noisy_weight(), self.bias)
+        return self._conv_forward(x, self.noisy(self.weight), self.bias)
 
 
 _NOISY: dict[type[nn.Module], type[nn.Module]] = {
@@ -216,7 +215,6 @@ def quant_noise(module: Layer, p: float, block_size: int) -> Layer:
     if block_size < 1 or divided % block_size:
         raise ValueError(f"block_size must divide {what} of {kind.__name__} ({divided}); {block_size} does not.")
     # Swapping the class rather than hooking keeps the state dict, deep copies and pickles of the module as they are.
-    module.__class__ = _NOISY[kind]
-    module.quant_noise_p = p  # type: ignore[assignment]
-    module.quant_noise_block = block_size  # type: ignore[assignment]
+    object.__setattr__(module, "__class__", _NOISY[kind])
+    vars(module).update(quant_noise_p=p, quant_noise_block=block_size)
     return module

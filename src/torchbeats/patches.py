@@ -3,7 +3,8 @@
     samples --(25 ms window, 10 ms shift)--> frames --(16 frames a step)--> steps --(8 frequency bands)--> patches
 
 A clip of 10 s is 160,000 samples, 998 frames, 62 steps of 160 ms and 496 patches. Patches are ordered time-major:
-``patch = bands * step + band``. Frames left over behind the last whole step are dropped (BEATs, arXiv 2212.09058, section 3).
+``patch = bands * step + band``. Frames left over behind the last whole step are dropped (BEATs,
+arXiv 2212.09058, section 3).
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class PatchGrid:
         return self.bands * self.steps(samples)
 
 
-def padding_mask(counts: Tensor, size: int) -> Tensor:
+def mask_behind(counts: Tensor, size: int) -> Tensor:
     """Marks what lies behind each row's own items.
 
     Args:

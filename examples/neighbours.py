@@ -1,0 +1,62 @@
+"""Embed a folder of sounds and print which clips sound alike: what `make demo` runs.
+
+    python examples/neighbours.py [FOLDER] [--model NAME_OR_PATH]
+
+No trained model ships with the package yet. Without --model, the full-size BEATs architecture runs from a checkpoint
+that this script writes with seeded random weights: the whole path from files to a table, but not what training gives.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+import torchbeats
+from torchbeats.config import SIZES
+
+HERE = Path(os.path.relpath(Path(__file__).parent))
+WORK = Path("build", "demo")
+
+
+def seeded_checkpoint() -> Path:
+    path = WORK / "beats-base-seeded.safetensors"
+    if not path.exists():
+        torch.manual_seed(0)
+        torchbeats.save(torchbeats.BEATs(torchbeats.BEATsConfig(SIZES["base"])), path)
+    return path
+
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("folder", nargs="?", default=HERE / "audio", type=Path)
+parser.add_argument("--model", help="a name from `torchbeats models`, or a checkpoint file")
+arguments = parser.parse_args()
+
+model = arguments.model
+if model is None:
+    print("No trained model ships with the package yet: this is the full-size BEATs architecture with seeded random")
+    print("weights (90 M parameters). Use --model for a published one.\n")
+    model = seeded_checkpoint()
+
+table_path = WORK / "embeddings.parquet"
+command = ["torchbeats", "embed", str(arguments.folder), "-o", str(table_path), "-m", str(model), "--pool", "bands"]
+print("$", " ".join(command), flush=True)
+subprocess.run([sys.executable, "-m", *command, "--overwrite"], check=True)
+
+table = pq.read_table(table_path)
+embeddings = np.stack(table["embedding"].to_numpy())
+embeddings = (embeddings - embeddings.mean(0)) / (embeddings.std(0) + 1e-6)
+embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+likeness = embeddings @ embeddings.T
+np.fill_diagonal(likeness, -np.inf)
+
+print(f"\n{len(table)} rows of {embeddings.shape[1]} values in {table_path}\n")
+names = [Path(path).name for path in table["path"].to_pylist()]
+print(f"{'clip':<24} {'from':>6} {'to':>6}   nearest (cosine)")
+for row, name in enumerate(names):
+    nearest = ", ".join(f"{names[other]} {likeness[row, other]:.2f}" for other in np.argsort(-likeness[row])[:2])
+    print(f"{name:<24} {table['start'][row].as_py():>5.1f}s {table['end'][row].as_py():>5.1f}s   {nearest}")

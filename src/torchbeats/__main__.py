@@ -1,0 +1,5 @@
+"""``python -m torchbeats`` is the command ``torchbeats``."""
+
+from torchbeats.cli import main
+
+main()

@@ -1,0 +1,173 @@
+"""Waveforms to encoder output: what `BEATs` and `Tokenizers` share."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig
+from torchbeats.encoder import TransformerEncoder
+from torchbeats.fbank import Fbank
+from torchbeats.patches import N_MELS, PatchGrid, mask_behind
+from torchbeats.waveform import prepare
+
+Self = TypeVar("Self", bound="Backbone")
+
+
+class Encoded(NamedTuple):
+    """Features of a batch of clips, and which of them are real.
+
+    Attributes:
+        x: ``(B, T, C)``, a row for each patch, ``patch = bands * step + band``. What stands behind a clip's own patches
+            means nothing.
+        padding_mask: ``(B, T)`` bool, True = behind the clip's own patches.
+        patch_counts: ``(B,)`` int64, patches of each clip.
+        bands: patches a step, 8 in all published models.
+    """
+
+    x: Tensor
+    padding_mask: Tensor
+    patch_counts: Tensor
+    bands: int = 8
+
+    def by_step(self) -> Tensor:
+        """Patches grouped by step, low frequencies first: ``(B, T / bands, bands, C)``."""
+        return self.x.unflatten(1, (-1, self.bands))
+
+    def steps(self) -> Tensor:
+        """One vector for each step of 160 ms, the mean over its bands: ``(B, T / bands, C)``."""
+        return self.by_step().mean(2)
+
+    def step_counts(self) -> Tensor:
+        """Steps of each clip: ``(B,)`` int64."""
+        return self.patch_counts // self.bands
+
+    def step_times(self) -> Tensor:
+        """Start and end of each step in seconds: ``(T / bands, 2)`` float64."""
+        start = torch.arange(self.x.size(1) // self.bands, dtype=torch.float64, device=self.x.device)
+        return torch.stack([start, start + 1], dim=1) * PatchGrid(N_MELS // self.bands).step_seconds
+
+    def pooled(self) -> Tensor:
+        """One vector for each clip, the mean over its own patches: ``(B, C)``."""
+        return masked_mean(self.x, self.padding_mask, self.patch_counts)
+
+    def pooled_bands(self) -> Tensor:
+        """One vector for each clip, the mean over time with the bands kept side by side: ``(B, bands * C)``."""
+        by_step = self.by_step().flatten(2)
+        return masked_mean(by_step, self.padding_mask[:, :: self.bands], self.step_counts())
+
+
+def masked_mean(x: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
+    """Mean over each row's own items: ``(B, T, C)``, ``(B, T)`` bool and ``(B,)`` to ``(B, C)``."""
+    # The sum runs in float32, where half precision would lose the last of some hundred terms.
+    total = x.masked_fill(mask.unsqueeze(-1), 0).sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
+    return (total / counts.unsqueeze(-1)).to(x.dtype)
+
+
+class Backbone(nn.Module):
+    """Front end, patch embedding and encoder, with the names that checkpoints use.
+
+    Args:
+        cfg: sizes and settings; copied.
+    """
+
+    def __init__(self, cfg: BEATsConfig) -> None:
+        super().__init__()
+        cfg = copy.deepcopy(cfg)
+        cfg.check()
+        self.cfg = cfg
+        self.grid = PatchGrid(cfg.input_patch_size)
+        self.frozen = False
+        self.fbank = Fbank()
+        self.patch_embedding = nn.Conv2d(
+            1, cfg.embed_dim, kernel_size=cfg.input_patch_size, stride=cfg.input_patch_size, bias=cfg.conv_bias
+        )
+        self.layer_norm = nn.LayerNorm(cfg.embed_dim)
+        same_width = cfg.embed_dim == cfg.encoder_embed_dim
+        self.post_extract_proj = None if same_width else nn.Linear(cfg.embed_dim, cfg.encoder_embed_dim)
+        self.dropout_input = nn.Dropout(cfg.dropout_input)
+        self.encoder = TransformerEncoder(cfg)
+
+    def freeze(self: Self) -> Self:
+        """Evaluation mode for good, and no parameter asks for a gradient. Gradients still flow to the input."""
+        self.frozen = True
+        self.requires_grad_(False)
+        return self.eval()
+
+    def unfreeze(self: Self) -> Self:
+        """Undo `freeze`: training mode, and every parameter asks for a gradient."""
+        self.frozen = False
+        self.requires_grad_(True)
+        return self.train()
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Set training mode; a frozen model stays in evaluation mode, also when a module around it is set."""
+        return super().train(mode and not self.frozen)
+
+    def preprocess(self, source: Tensor, fbank_mean: float = FBANK_MEAN, fbank_std: float = FBANK_STD) -> Tensor:
+        """Normalised log-mel features, in float32 whatever the model's dtype.
+
+        Args:
+            source: ``(B, samples)`` at 16 kHz in [-1, 1], at least 400 samples.
+            fbank_mean: subtracted.
+            fbank_std: half of what is divided by. Both at their published defaults stand for the model's own.
+
+        Returns:
+            ``(B, frames, 128)``.
+        """
+        if (fbank_mean, fbank_std) == (FBANK_MEAN, FBANK_STD):
+            fbank_mean, fbank_std = self.cfg.fbank_mean, self.cfg.fbank_std
+        features: Tensor = self.fbank(source)
+        return (features - fbank_mean) / (2 * fbank_std)
+
+    def forward_padding_mask(self, features: Tensor, padding_mask: Tensor) -> Tensor:
+        """Reduce a mask over a finer axis to that of ``features``: a group is padding when all of it is.
+
+        The model itself does not use this rule, which shifts with the batch's length: it counts each clip's patches.
+
+        Args:
+            features: ``(B, T, ...)``.
+            padding_mask: ``(B, L)`` bool with L at least T; what is left over behind T equal groups is dropped.
+
+        Returns:
+            ``(B, T)`` bool.
+        """
+        T, L = features.size(1), padding_mask.size(1)
+        if L < T:
+            raise ValueError(f"The mask covers {L} positions, fewer than the {T} of the features it is reduced to.")
+        return padding_mask[:, : L - L % T].unflatten(1, (T, -1)).all(-1)
+
+    def _encode(
+        self,
+        wav: Tensor,
+        wav_lens: Tensor | None = None,
+        lengths: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        fbank_mean: float = FBANK_MEAN,
+        fbank_std: float = FBANK_STD,
+        output_all_hiddens: bool = False,
+        layer: int | None = None,
+    ) -> tuple[Encoded, list[Tensor]]:
+        """Waveforms to features, and every layer's where asked. Lengths in one of three forms, see `BEATs.forward`."""
+        wav, samples = prepare(
+            wav, self.grid.min_samples, wav_lens=wav_lens, lengths=lengths, padding_mask=padding_mask
+        )
+        x = self._embed_patches(self.preprocess(wav, fbank_mean, fbank_std))
+        B, T, _ = x.shape
+        counts = torch.full((B,), T, device=x.device) if samples is None else self.grid.patches(samples)
+        mask = mask_behind(counts, T)
+        # Where nothing is padding, the encoder need not be told; to find out costs a look at the values.
+        told = samples is not None and (torch.compiler.is_compiling() or bool(mask.any()))
+        x, hiddens = self.encoder(x, mask if told else None, output_all_hiddens, layers=layer)
+        return Encoded(x, mask, counts, self.grid.bands), hiddens
+
+    def _embed_patches(self, fbank: Tensor) -> Tensor:
+        """``(B, frames, 128)`` to the encoder's input, ``(B, T, C)``; frames behind the last whole step are dropped."""
+        x = self.patch_embedding(fbank.unsqueeze(1).to(self.patch_embedding.weight.dtype))  # (B, E, steps, bands)
+        x = self.layer_norm(x.flatten(2).transpose(1, 2))
+        if self.post_extract_proj is not None:
+            x = self.post_extract_proj(x)
+        return self.dropout_input(x)

@@ -1,0 +1,44 @@
+"""The command ``torchbeats``: one file a subcommand, each a few lines that name the stages."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+
+from torchbeats.audio import AudioWarning
+from torchbeats.checkpoint import CheckpointError
+from torchbeats.cli import convert, embed, models
+from torchbeats.cli.console import complain
+from torchbeats.hub import HubError
+from torchbeats.inputs import InputError
+from torchbeats.store import StoreError
+
+app = typer.Typer(
+    name="torchbeats",
+    help="The BEATs audio encoder: sounds in, embeddings out, with any published weights.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("embed")(embed.embed)
+app.command("models")(models.models)
+app.command("convert")(convert.convert)
+
+# What a user can mend is told in a sentence; anything else is a fault of ours and keeps its traceback.
+_USER_ERRORS = (CheckpointError, FileNotFoundError, HubError, InputError, StoreError, PermissionError)
+
+
+def main() -> None:
+    """Run the command. Exit status: 0 all done, 1 some inputs could not be read, 2 nothing could be done."""
+    warnings.showwarning = lambda message, category, *_: complain(
+        str(message) if issubclass(category, AudioWarning) else f"{category.__name__}: {message}", "Warning"
+    )
+    try:
+        app()
+    except _USER_ERRORS as error:
+        complain(str(error))
+        sys.exit(2)

@@ -1,0 +1,40 @@
+"""``torchbeats convert``: a checkpoint of any family → one safetensors file that is a whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from torchbeats import checkpoint
+from torchbeats.cli.console import remark
+from torchbeats.loading import load
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="IN", help="A checkpoint file, or a name as for `torchbeats embed`.")
+    ],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="A .safetensors file with weights, config and labels; or a .pt file as the research code reads it.",
+        ),
+    ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+) -> None:
+    """Convert a checkpoint of any published family. The output is complete or absent."""
+    if target.suffix not in checkpoint.SUFFIXES:
+        raise typer.BadParameter(f"The output must end in {', '.join(checkpoint.SUFFIXES)}; {target} does not.")
+    if target.exists() and not overwrite:
+        raise typer.BadParameter(f"{target} exists; use --overwrite to replace it.")
+    model = load(source)
+    checkpoint.save(model, target)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    labels = f", {len(model.label_dict)} labels" if model.label_dict else ""
+    remark(
+        f"{target}: {type(model).__name__}, {model.cfg.encoder_layers} layers of {model.cfg.encoder_embed_dim}, "
+        f"{parameters / 1e6:.1f} M parameters{labels}, {target.stat().st_size / 1e6:,.0f} MB."
+    )

@@ -1,0 +1,110 @@
+"""What a command is given → the list of sound files it means."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from torchbeats.audio import AUDIO_SUFFIXES
+
+PATH_COLUMNS = ("path", "file", "filename", "filepath", "file_name", "audio")  # of a list, the first that is there
+
+
+class InputError(ValueError):
+    """An input from which no list of files can be made; the message names it and says why."""
+
+
+def find_audio(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """The sound files that the inputs name, each once, in a fixed order.
+
+    Args:
+        inputs: files; folders, searched with all below them for names that end like sound, hidden ones left out;
+            lists that end in .csv, .txt or .jsonl; "-" for paths on standard input, one a line. Paths in a list are
+            relative to its folder or, where nothing is found there, to the working directory.
+
+    Returns:
+        Paths. Files that are named outright are in it whether they exist or not: reading them says what is wrong.
+
+    Raises:
+        InputError: a folder without sounds, a list that cannot be read, or no file at all.
+    """
+    found: dict[str, None] = {}
+    for given in inputs:
+        found.update(dict.fromkeys(_expand(os.fspath(given))))
+    if not found:
+        raise InputError("The inputs name no files.")
+    return list(found)
+
+
+def _expand(given: str) -> Iterator[str]:
+    if given == "-":
+        yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+    elif os.path.isdir(given):
+        yield from _in_folder(given)
+    elif (suffix := Path(given).suffix.lower()) in _LISTS:
+        yield from _in_list(Path(given), _LISTS[suffix])
+    else:
+        yield given
+
+
+def _in_folder(folder: str) -> Iterator[str]:
+    empty = True
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES:
+                empty = False
+                yield os.path.join(parent, name)
+    if empty:
+        raise InputError(f"There is no sound file in the folder {folder}, nor in any below it.")
+
+
+def _in_list(path: Path, read: Callable[[str], Iterable[str]]) -> Iterator[str]:
+    try:
+        entries = list(read(path.read_text("utf-8-sig")))
+    except FileNotFoundError:
+        raise InputError(f"There is no list {path}.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"The list {path} cannot be read: {error}") from error
+    for entry in entries:
+        beside = path.parent / entry  # an absolute entry stays what it is
+        yield entry if not beside.exists() and os.path.exists(entry) else str(beside)
+
+
+def _read_txt(text: str) -> Iterator[str]:
+    return (line for line in text.splitlines() if line.strip())
+
+
+def _read_csv(text: str) -> Iterator[str]:
+    rows = csv.DictReader(text.splitlines())
+    column = _path_column(rows.fieldnames or ())
+    return (row[column] for row in rows if row[column])
+
+
+def _read_jsonl(text: str) -> Iterator[str]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} is not JSON ({error}).") from error
+        path = entry[_path_column(entry)] if isinstance(entry, dict) else entry
+        if not isinstance(path, str):
+            raise ValueError(f"line {number} must hold a path, not {path!r}.")
+        yield path
+
+
+def _path_column(columns: Iterable[str]) -> str:
+    columns = list(columns)
+    for name in PATH_COLUMNS:
+        if name in columns:
+            return name
+    raise ValueError(f"it needs a column called {' or '.join(PATH_COLUMNS)}; it has {', '.join(columns) or 'none'}.")
+
+
+_LISTS = {".csv": _read_csv, ".txt": _read_txt, ".jsonl": _read_jsonl}

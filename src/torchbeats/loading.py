@@ -1,0 +1,45 @@
+"""A name or a path → a model that is ready to use."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from torchbeats import checkpoint, hub
+from torchbeats.config import TokenizersConfig
+from torchbeats.model import BEATs
+from torchbeats.tokenizers import Tokenizers
+
+
+def load(
+    name_or_path: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    freeze: bool = True,
+) -> BEATs | Tokenizers:
+    """Load a model by name or from a file.
+
+    Args:
+        name_or_path: a name that ``torchbeats models`` lists, ``owner/repo[/file][@revision]`` on the Hugging Face Hub,
+            or a checkpoint file of any published family.
+        device: where the model goes; the CPU where not given.
+        dtype: of its parameters; float32 where not given. The front end stays in float32.
+        freeze: stay in evaluation mode and ask for no parameter gradients, until ``model.unfreeze()``.
+
+    Returns:
+        A `BEATs`, with its label names under ``labels`` if it has any; or a `Tokenizers` from a tokenizer checkpoint.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        HubError: no such name, or its file cannot be had.
+        CheckpointError: the file is not a BEATs checkpoint, or is damaged.
+    """
+    if name_or_path is None:
+        raise ValueError(
+            'Name a model, as in load("beats-iter3-plus-as2m"), or a checkpoint file; `torchbeats models` lists names.'
+        )
+    stored = checkpoint.read(hub.resolve(name_or_path))
+    kind = Tokenizers if isinstance(stored.config, TokenizersConfig) else BEATs
+    return kind(stored, freeze=freeze).to(device=device, dtype=dtype)

@@ -1,0 +1,212 @@
+"""Results → one Parquet or NumPy file, complete or absent, and resumable.
+
+While a run goes on, its rows lie in a folder ``OUT.parts`` beside the output: ``run.json`` tells what is computed,
+``part-000000.parquet`` and so on hold rows, and each part says in its metadata how far the run had come. Every file
+appears whole or not at all, so a run that is killed loses what came after its last part, no more. At the end the parts
+become the output, and the folder goes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from torchbeats.files import replacing
+from torchbeats.inference import Group, Position
+
+METADATA_KEY = b"torchbeats"  # of the JSON in the output's metadata
+SUFFIXES = (".parquet", ".npz")
+FLUSH_SECONDS = 2.0  # a part is written no more often than this
+FLUSH_BYTES = 64 * 2**20
+
+
+class StoreError(Exception):
+    """An output that cannot be written or continued; the message names it and says what to do."""
+
+
+class Store:
+    """The output of one run.
+
+    Args:
+        out: ``.parquet`` or ``.npz``.
+        about: all that the result depends on; goes into the output's metadata. Only a run with the same is ever
+            continued, or found to be complete.
+        width: values in an embedding.
+        overwrite: replace what is there. The old output stays until the new one is complete, and an overwriting run
+            that was stopped is continued by another.
+
+    Attributes:
+        position: how far an earlier run has come.
+        failed: number of inputs that could not be read, so far.
+        complete: an earlier run has finished; there is nothing to do.
+
+    Raises:
+        StoreError: the name's ending is another, or something else is in the output's place.
+    """
+
+    def __init__(self, out: str | os.PathLike[str], about: dict[str, Any], width: int, overwrite: bool = False) -> None:
+        self.out = Path(out)
+        if self.out.suffix not in SUFFIXES:
+            raise StoreError(f"The output must be named .parquet or .npz; {self.out} is not.")
+        self.errors = self.out.with_suffix(self.out.suffix + ".errors.jsonl")
+        self.about = json.loads(json.dumps(about))
+        self.schema = pa.schema(
+            [
+                ("path", pa.string()),
+                ("start", pa.float64()),
+                ("end", pa.float64()),
+                ("embedding", pa.list_(pa.float32(), width)),
+            ]
+        )
+        self._folder = self.out.with_suffix(self.out.suffix + ".parts")
+        self._pending: list[Group] = []
+        self._flushed = time.monotonic()
+        self.position, self.failed, self.complete = Position(), 0, False
+        if self.out.exists() and not overwrite:
+            self._find_complete()
+        else:
+            self._continue_or_begin(overwrite)
+
+    def _find_complete(self) -> None:
+        there = _read_about(self.out)
+        if there is None or {**there, "failed": 0} != {**self.about, "failed": 0}:
+            raise StoreError(
+                f"{self.out} exists and holds something else: {_difference(there, self.about)}. Name another output, "
+                "or use --overwrite."
+            )
+        self.complete, self.failed = True, int(there["failed"])
+        shutil.rmtree(self._folder, ignore_errors=True)  # all that is left if the last run was killed at the very end
+
+    def _continue_or_begin(self, overwrite: bool) -> None:
+        run, wanted = self._folder / "run.json", {"about": self.about, "overwrite": overwrite}
+        there = json.loads(run.read_text("utf-8")) if run.exists() else None
+        if there == wanted:
+            for part in self._parts():
+                self.position, failures = _part_state(part)
+                self.failed += len(failures)
+            return
+        if there is not None and self._parts() and not overwrite:
+            raise StoreError(
+                f"{self._folder} holds an unfinished run with other settings: "
+                f"{_difference(there['about'], self.about)}. Finish that one, or use --overwrite to begin anew."
+            )
+        shutil.rmtree(self._folder, ignore_errors=True)
+        with replacing(run) as temporary:
+            temporary.write_text(json.dumps(wanted, indent=1), "utf-8")
+
+    def _parts(self) -> list[Path]:
+        return sorted(self._folder.glob("part-*.parquet"))
+
+    def append(self, group: Group) -> None:
+        """Take the results of one group; they reach the disk within a few seconds of work."""
+        self._pending.append(group)
+        size = sum(group.embeddings.nbytes for group in self._pending)
+        if size >= FLUSH_BYTES or time.monotonic() - self._flushed >= FLUSH_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        failures = [failure for group in self._pending for failure in group.failures]
+        self.position = self._pending[-1].position
+        self.failed += len(failures)
+        state = {"position": self.position, "failures": failures}
+        tables = [self._table(group) for group in self._pending if group.paths]
+        table = pa.concat_tables(tables) if tables else self.schema.empty_table()
+        with replacing(self._folder / f"part-{len(self._parts()):06d}.parquet") as temporary:
+            pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(state)}), temporary)
+        self._pending, self._flushed = [], time.monotonic()
+
+    def _table(self, group: Group) -> pa.Table:
+        width = self.schema.field("embedding").type.list_size
+        embeddings = pa.FixedSizeListArray.from_arrays(pa.array(group.embeddings.reshape(-1)), width)
+        # A name that is not UTF-8 cannot be stored as it is, and must not lose the run.
+        paths = [os.fsencode(path).decode("utf-8", "replace") for path in group.paths]
+        return pa.table([pa.array(paths, pa.string()), *group.times.T, embeddings], schema=self.schema)
+
+    def finish(self) -> None:
+        """Make the parts the output, and list the inputs that failed in ``OUT.errors.jsonl``, if any did."""
+        self._flush()
+        failures = [failure for part in self._parts() for failure in _part_state(part)[1]]
+        if failures:
+            with replacing(self.errors) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as file:
+                for path, reason in failures:
+                    file.write(json.dumps({"path": path, "error": reason}, ensure_ascii=False) + "\n")
+        else:
+            self.errors.unlink(missing_ok=True)
+        about = {METADATA_KEY: json.dumps({**self.about, "failed": len(failures)})}
+        write = _write_npz if self.out.suffix == ".npz" else _write_parquet
+        with replacing(self.out) as temporary:
+            write(temporary, self._parts(), self.schema.with_metadata(about))
+        self.complete = True
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _part_state(part: Path) -> tuple[Position, list[tuple[str, str]]]:
+    state = json.loads(pq.read_metadata(part).metadata[METADATA_KEY])
+    return Position(*state["position"]), [(path, reason) for path, reason in state["failures"]]
+
+
+def _read_about(out: Path) -> dict[str, Any] | None:
+    """What an output says of itself, if it is one of ours."""
+    try:
+        if out.suffix == ".npz":
+            with np.load(out) as arrays:
+                return dict(json.loads(str(arrays["about"])))
+        return dict(json.loads(pq.read_metadata(out).metadata[METADATA_KEY]))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, zipfile.BadZipFile):
+        return None
+
+
+def _difference(there: dict[str, Any] | None, here: dict[str, Any]) -> str:
+    if there is None:
+        return "nothing that torchbeats wrote"
+    changed = [name for name in here if there.get(name) != here[name]]
+    return "; ".join(f"{name} is {there.get(name)} there and {here[name]} here" for name in changed)
+
+
+def _tables(parts: list[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The parts' rows, in pieces that are large enough to be worth a row group and small enough for any memory."""
+    held: list[pa.Table] = []
+    for part in parts:
+        held.append(pq.read_table(part).replace_schema_metadata(schema.metadata))
+        if sum(table.nbytes for table in held) >= FLUSH_BYTES:
+            yield pa.concat_tables(held)
+            held = []
+    yield pa.concat_tables(held) if held else schema.empty_table()
+
+
+def _write_parquet(path: Path, parts: list[Path], schema: pa.Schema) -> None:
+    with pq.ParquetWriter(path, schema) as writer:
+        for table in _tables(parts, schema):
+            writer.write_table(table)
+
+
+def _write_npz(path: Path, parts: list[Path], schema: pa.Schema) -> None:
+    """Arrays ``embedding``, ``path``, ``start``, ``end``, and ``about`` as JSON; the first never whole in memory."""
+    width = schema.field("embedding").type.list_size
+    rows = sum(pq.read_metadata(part).num_rows for part in parts)
+    columns: dict[str, list[Any]] = {"path": [], "start": [], "end": []}
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("embedding.npy", "w", force_zip64=True) as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+            np.lib.format.write_array_header_2_0(file, header)
+            for table in _tables(parts, schema):
+                for chunk in table["embedding"].chunks:
+                    file.write(np.ascontiguousarray(chunk.flatten().to_numpy(), "<f4").tobytes())
+                for name, values in columns.items():
+                    values.extend(table[name].to_pylist())
+        arrays = {name: np.array(values) for name, values in columns.items()}
+        for name, array in {**arrays, "about": np.array(schema.metadata[METADATA_KEY].decode())}.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array)

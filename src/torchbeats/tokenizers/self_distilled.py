@@ -1,0 +1,108 @@
+"""The self-distilled tokenizer: an encoder whose output is quantised (BEATs, arXiv 2212.09058, section 3.2)."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from torchbeats import checkpoint
+from torchbeats.backbone import Backbone
+from torchbeats.config import FBANK_MEAN, FBANK_STD, TokenizersConfig
+from torchbeats.tokenizers.codebook import NormEMAVectorQuantizer
+
+
+class Tokens(NamedTuple):
+    """Labels of a batch of clips.
+
+    Attributes:
+        labels: ``(B, steps, bands)`` int64, low frequencies first; -1 behind a clip's own steps.
+        step_counts: ``(B,)`` int64, steps of each clip.
+        step_times: ``(steps, 2)`` float64, start and end of each step in seconds.
+    """
+
+    labels: Tensor
+    step_counts: Tensor
+    step_times: Tensor
+
+
+class Tokenizers(Backbone):
+    """Acoustic tokenizer: one of ``quant_n`` labels for each patch.
+
+    Args:
+        cfg: a `TokenizersConfig` for fresh weights, a tokenizer checkpoint, or None for the default size.
+        freeze: stay in evaluation mode and ask for no parameter gradients, until `unfreeze`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is not a tokenizer checkpoint, or is damaged.
+    """
+
+    cfg: TokenizersConfig
+    label_dict = None  # its labels have no names
+
+    def __init__(
+        self,
+        cfg: TokenizersConfig | checkpoint.Checkpoint | str | os.PathLike[str] | None = None,
+        freeze: bool = True,
+    ) -> None:
+        cfg, stored = checkpoint.source(cfg, TokenizersConfig)
+        with checkpoint.drafted_on(stored):
+            super().__init__(cfg)
+            self.quantize = NormEMAVectorQuantizer(cfg.quant_n, cfg.quant_dim, beta=1.0, kmeans_init=True)
+            self.quantize_layer = nn.Sequential(
+                nn.Linear(cfg.encoder_embed_dim, cfg.encoder_embed_dim),
+                nn.Tanh(),
+                nn.Linear(cfg.encoder_embed_dim, cfg.quant_dim),
+            )
+        if stored is not None:
+            stored.fill(self)
+        if freeze:
+            self.freeze()
+
+    def forward(
+        self,
+        wav: Tensor,
+        padding_mask: Tensor | None = None,
+        fbank_mean: float = FBANK_MEAN,
+        fbank_std: float = FBANK_STD,
+    ) -> Tensor:
+        """As `extract_labels`."""
+        return self.extract_labels(wav, padding_mask, fbank_mean, fbank_std)
+
+    def extract_labels(
+        self,
+        source: Tensor,
+        padding_mask: Tensor | None = None,
+        fbank_mean: float = FBANK_MEAN,
+        fbank_std: float = FBANK_STD,
+    ) -> Tensor:
+        """Labels flattened over the batch.
+
+        Args:
+            source: ``(B, samples)`` at 16 kHz, in [-1, 1] or integer PCM.
+            padding_mask: ``(B, samples)`` bool, True = padding, which must be at the end.
+            fbank_mean: see `preprocess`.
+            fbank_std: see `preprocess`.
+
+        Returns:
+            ``(B * T,)`` int64, one label a patch, those of padding included.
+        """
+        encoded, _ = self._encode(source, padding_mask=padding_mask, fbank_mean=fbank_mean, fbank_std=fbank_std)
+        return self._quantise(encoded.x)
+
+    def encode(self, wav: Tensor, lengths: Tensor | None = None) -> Tokens:
+        """Labels of each clip on the grid of its steps and bands.
+
+        Args:
+            wav: ``(B, samples)`` at 16 kHz, in [-1, 1] or integer PCM.
+            lengths: ``(B,)`` integers, each clip's length in samples.
+        """
+        encoded, _ = self._encode(wav, lengths=lengths)
+        labels = self._quantise(encoded.x).view(encoded.padding_mask.shape).masked_fill(encoded.padding_mask, -1)
+        return Tokens(labels.unflatten(1, (-1, encoded.bands)), encoded.step_counts(), encoded.step_times())
+
+    def _quantise(self, x: Tensor) -> Tensor:
+        indices: Tensor = self.quantize(self.quantize_layer(x))[2]
+        return indices
