@@ -6,6 +6,7 @@ import copy
 from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig
@@ -166,8 +167,12 @@ class Backbone(nn.Module):
 
     def _embed_patches(self, fbank: Tensor) -> Tensor:
         """``(B, frames, 128)`` to the encoder's input, ``(B, T, C)``; frames behind the last whole step are dropped."""
-        x = self.patch_embedding(fbank.unsqueeze(1).to(self.patch_embedding.weight.dtype))  # (B, E, steps, bands)
-        x = self.layer_norm(x.flatten(2).transpose(1, 2))
+        patches = self.grid.bands * (fbank.size(1) // self.grid.patch_size)
+        # One step more than there is, dropped again: with it no axis is ever of length 1, which torch.export would take
+        # for a case of its own, and then refuse clips of a single step.
+        fbank = F.pad(fbank, (0, 0, 0, self.grid.patch_size)).to(self.patch_embedding.weight.dtype)
+        x = self.patch_embedding(fbank.unsqueeze(1))  # (B, E, steps + 1, bands)
+        x = self.layer_norm(x.flatten(2)[..., :patches].transpose(1, 2))
         if self.post_extract_proj is not None:
             x = self.post_extract_proj(x)
         return self.dropout_input(x)

@@ -155,9 +155,8 @@ class WeightNormConv1d(nn.Module):
 
     def _lengths(self) -> Tensor:
         """Norm of each tap over the channels, ``(1, 1, K)``, in float32 at least."""
-        return torch.linalg.vector_norm(
-            self.weight_v, dim=(0, 1), keepdim=True, dtype=torch.promote_types(self.weight_v.dtype, torch.float32)
-        )
+        wide = torch.promote_types(self.weight_v.dtype, torch.float32)
+        return self.weight_v.to(wide).square().sum((0, 1), keepdim=True).sqrt()
 
     @property
     def weight(self) -> Tensor:

@@ -77,10 +77,10 @@ def _added_to_scores(
     if attn_mask is not None:
         added = attn_mask if added is None else added + attn_mask
     if key_padding_mask is not None:
-        hidden = key_padding_mask[:, None, None, :]
-        if added is None:
-            added = torch.zeros((), dtype=dtype, device=hidden.device)
-        added = added.masked_fill(hidden, -math.inf)
+        # Added rather than filled in: filling makes torch.export ask whether T equals T squared, and give up.
+        hidden = torch.zeros(key_padding_mask.shape, dtype=dtype, device=key_padding_mask.device)
+        hidden = hidden.masked_fill(key_padding_mask, -math.inf)[:, None, None, :]
+        added = hidden if added is None else added + hidden
     return None if added is None else added.to(dtype)
 
 

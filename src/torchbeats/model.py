@@ -39,7 +39,7 @@ class BEATs(Backbone):
         output_all_hiddens: bool = False,
     ) -> None:
         cfg, stored = checkpoint.source(ckp_path, BEATsConfig)
-        with checkpoint.drafted_on(stored):
+        with checkpoint.drafted_for(stored):
             super().__init__(cfg)
             self.predictor_dropout = nn.Dropout(cfg.predictor_dropout)
             self.predictor = nn.Linear(cfg.encoder_embed_dim, cfg.predictor_class) if cfg.finetuned_model else None

@@ -48,7 +48,7 @@ class Tokenizers(Backbone):
         freeze: bool = True,
     ) -> None:
         cfg, stored = checkpoint.source(cfg, TokenizersConfig)
-        with checkpoint.drafted_on(stored):
+        with checkpoint.drafted_for(stored):
             super().__init__(cfg)
             self.quantize = NormEMAVectorQuantizer(cfg.quant_n, cfg.quant_dim, beta=1.0, kmeans_init=True)
             self.quantize_layer = nn.Sequential(
