@@ -200,7 +200,7 @@ class MultiheadAttention(nn.Module):
         device = self.relative_attention_bias.weight.device
         # The bias depends on the distance alone: T + S - 1 values a head, then spread over the square.
         distances = torch.arange(1 - query_length - offset, key_length - offset, device=device)
-        values = self.relative_attention_bias(self._relative_positions_bucket(distances)).t()
+        values = self.relative_attention_bias(self._relative_positions_bucket(distances)).t().contiguous()  # (H, ·)
         column = torch.arange(key_length, device=device)
         row = torch.arange(query_length - 1, -1, -1, device=device)
         return values[:, row[:, None] + column]

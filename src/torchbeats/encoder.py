@@ -281,7 +281,8 @@ class TransformerEncoder(nn.Module):
             raise ValueError(f"This model has {len(self.layers)} layers; there is no layer {layers}.")
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
-        x = x + self.pos_conv(x.transpose(1, 2)).transpose(1, 2)
+        position = self.pos_conv(x.transpose(1, 2)).transpose(1, 2)
+        x = x + position.contiguous()  # a sum of two memory layouts is slow, and more than torch.export can prove
         if not self.layer_norm_first:
             x = self.layer_norm(x)
         x = F.dropout(x, self.dropout, self.training)

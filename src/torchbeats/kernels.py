@@ -73,11 +73,16 @@ def _added_to_scores(
     dtype: torch.dtype,
 ) -> Tensor | None:
     """Everything that is added to the scores, in one tensor that broadcasts to ``(B, H, T, S)``."""
-    added = bias if bias is None or gate is None else gate * bias
+    added = bias
+    if bias is not None and gate is not None:
+        if torch.compiler.is_compiling() and dtype != torch.float32:
+            # Spelt out, or torch.export asks whether T is less than T squared, and gives up.
+            gate = gate.repeat(1, 1, 1, bias.size(-1))
+        added = gate * bias
     if attn_mask is not None:
         added = attn_mask if added is None else added + attn_mask
     if key_padding_mask is not None:
-        # Added rather than filled in: filling makes torch.export ask whether T equals T squared, and give up.
+        # Added rather than filled in, for torch.export's sake again.
         hidden = torch.zeros(key_padding_mask.shape, dtype=dtype, device=key_padding_mask.device)
         hidden = hidden.masked_fill(key_padding_mask, -math.inf)[:, None, None, :]
         added = hidden if added is None else added + hidden
