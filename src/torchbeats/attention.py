@@ -71,6 +71,11 @@ class MultiheadAttention(nn.Module):
         self.qkv_same_dim = self.kdim == embed_dim and self.vdim == embed_dim
         if self_attention and not self.qkv_same_dim:
             raise ValueError(f"Self-attention has one input, so kdim ({kdim}) and vdim ({vdim}) must be {embed_dim}.")
+        if has_relative_attention_bias and not (num_buckets >= 4 and max_distance > num_buckets // 4):
+            raise ValueError(
+                f"num_buckets ({num_buckets}) must be at least 4, and max_distance ({max_distance}) more than a quarter "
+                "of it: that many distances have a bucket of their own."
+            )
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
         self.scaling = self.head_dim**-0.5
@@ -161,7 +166,7 @@ class MultiheadAttention(nn.Module):
 
         if position_bias is None and self.has_relative_attention_bias:
             position_bias = self.compute_bias(T, S, offset=0 if static_kv else cached)
-        attn_mask = self._float_mask(attn_mask, T, S, k.dtype)
+        attn_mask = self._float_mask(attn_mask, B, T, S, cached, k.dtype)
         k, v, attn_mask, key_padding_mask = self._append_keys(k, v, attn_mask, key_padding_mask)
         if key_padding_mask is not None:
             key_padding_mask = key_padding_mask.bool()
@@ -172,7 +177,7 @@ class MultiheadAttention(nn.Module):
         if before_softmax:
             scores = self._masked_scores(q, k, attn_mask, key_padding_mask)
             return scores.flatten(0, 1), v.flatten(0, 1), position_bias
-        bias = self._full_bias(position_bias, T, S, appended=k.size(2) - S)
+        bias = self._full_bias(position_bias, B, T, S, appended=k.size(2) - S)
         gate = self._gate(q) if bias is not None and self.gru_rel_pos else None
         dropout = self.dropout if self.training else 0.0
         weights = None
@@ -309,7 +314,8 @@ class MultiheadAttention(nn.Module):
                 f"key_padding_mask is {tuple(key_padding_mask.shape)}; the keys need {tuple(k.shape[:2])}."
             )
         if incremental_state is not None:
-            incremental_state[self._cache_key] = {"key": k, "value": v, "padding": key_padding_mask}
+            padding = None if key_padding_mask is None else key_padding_mask.clone()  # the caller may reuse theirs
+            incremental_state[self._cache_key] = {"key": k, "value": v, "padding": padding}
         return k, v, key_padding_mask, cached
 
     def _append_keys(
@@ -326,7 +332,9 @@ class MultiheadAttention(nn.Module):
             attn_mask, key_padding_mask = _visible_column(attn_mask), _visible_column(key_padding_mask)
         return k, v, attn_mask, key_padding_mask
 
-    def _float_mask(self, attn_mask: Tensor | None, T: int, S: int, dtype: torch.dtype) -> Tensor | None:
+    def _float_mask(
+        self, attn_mask: Tensor | None, B: int, T: int, S: int, cached: int, dtype: torch.dtype
+    ) -> Tensor | None:
         """``attn_mask`` as ``(1 or B, 1 or H, T, S)``, added to scores; keys it leaves out in front are visible."""
         if attn_mask is None:
             return None
@@ -334,21 +342,25 @@ class MultiheadAttention(nn.Module):
             attn_mask = torch.zeros(attn_mask.shape, dtype=dtype, device=attn_mask.device).masked_fill(
                 attn_mask, -math.inf
             )
-        if attn_mask.dim() not in (2, 3) or attn_mask.size(-2) != T or attn_mask.size(-1) > S:
-            raise ValueError(f"attn_mask is {tuple(attn_mask.shape)}; it must be ({T}, {S}) or (B * H, {T}, {S}).")
-        attn_mask = F.pad(attn_mask, (S - attn_mask.size(-1), 0))
+        shape = tuple(attn_mask.shape)
+        if shape[-2:] not in ((T, S), (T, S - cached)) or shape[:-2] not in ((), (B * self.num_heads,)):
+            raise ValueError(
+                f"attn_mask is {shape}; it must be ({T}, {S}) or ({B} * {self.num_heads}, {T}, {S})"
+                + (f", or leave out the {cached} cached keys." if cached else ".")
+            )
+        attn_mask = F.pad(attn_mask.to(dtype), (S - shape[-1], 0))
         return attn_mask[None, None] if attn_mask.dim() == 2 else attn_mask.unflatten(0, (-1, self.num_heads))
 
-    def _full_bias(self, position_bias: Tensor | None, T: int, S: int, appended: int) -> Tensor | None:
+    def _full_bias(self, position_bias: Tensor | None, B: int, T: int, S: int, appended: int) -> Tensor | None:
         """``position_bias`` as ``(1 or B, H, T, S + appended)``, zero for appended keys."""
         if position_bias is None:
             return None
-        if position_bias.dim() != 3 or position_bias.shape[1:] != (T, S) or position_bias.size(0) % self.num_heads:
+        H = self.num_heads
+        if tuple(position_bias.shape) not in ((H, T, S), (B * H, T, S)):
             raise ValueError(
-                f"position_bias is {tuple(position_bias.shape)}; it must be ({self.num_heads}, {T}, {S}) "
-                f"or (B * {self.num_heads}, {T}, {S})."
+                f"position_bias is {tuple(position_bias.shape)}; it must be ({H}, {T}, {S}) or ({B} * {H}, {T}, {S})."
             )
-        bias = position_bias.unflatten(0, (-1, self.num_heads))
+        bias = position_bias.unflatten(0, (-1, H))
         return F.pad(bias, (0, appended)) if appended else bias
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -30,14 +30,14 @@ def attention(
         v: values ``(B, H, S, D)``.
         bias: position bias ``(1 or B, H, T, S)``, added to the scores.
         gate: ``(B, H, T, 1)``, multiplied with ``bias``.
-        key_padding_mask: ``(B, S)`` bool, True = no query looks here. A row that is True throughout gives NaN.
+        key_padding_mask: ``(B, S)`` bool, True = no query looks here. A row must not be True throughout.
         attn_mask: added to the scores, ``(1 or B, 1 or H, T, S)``.
         dropout: probability for each attention weight.
 
     Returns:
         ``(B, H, T, D)``.
     """
-    tensors = [t for t in (q, k, v, bias, gate) if t is not None]
+    tensors = [t for t in (q, k, v, bias, gate, attn_mask) if t is not None]
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     plain = q.device.type == "cpu" and q.dtype == torch.float32 and not differentiable and dropout == 0
     if plain and not torch.compiler.is_compiling() and (bias is not None or key_padding_mask is not None):
@@ -60,8 +60,9 @@ def attention_weights(
     attn_mask: Tensor | None = None,
 ) -> Tensor:
     """The weights themselves, ``(B, H, T, S)``, for callers who ask for them. Arguments as in `attention`."""
-    scores = q.float() @ k.float().transpose(-2, -1) / math.sqrt(q.size(-1))
-    added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, torch.float32)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = q.to(wide) @ k.to(wide).transpose(-2, -1) / math.sqrt(q.size(-1))
+    added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, wide)
     return torch.softmax(scores if added is None else scores + added, dim=-1).to(q.dtype)
 
 

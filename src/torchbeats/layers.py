@@ -204,7 +204,8 @@ def quant_noise(module: Layer, p: float, block_size: int) -> Layer:
         raise ValueError(f"p is a probability and must lie in [0, 1], not {p}.")
     if p == 0:
         return module
-    kind = next((kind for kind in _NOISY if isinstance(module, kind)), None)
+    # A subclass with a forward of its own would lose it.
+    kind = next((kind for kind in _NOISY if isinstance(module, kind) and type(module).forward is kind.forward), None)
     if kind is None:
         names = ", ".join(kind.__name__ for kind in _NOISY)
         raise TypeError(f"quant_noise takes one of {names}, not {type(module).__name__}.")

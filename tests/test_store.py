@@ -1,0 +1,364 @@
+"""Results on disk: one table, complete or absent, and every way to stop and go on."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from torchbeats import store
+from torchbeats.inference import Group, Position
+from torchbeats.store import Store, StoreError
+
+WIDTH = 5
+ABOUT = {"model": "beats-iter3", "pool": "mean", "layer": None, "window": 10.0, "inputs": "7 files, 0123"}
+OUTPUTS = ["t.parquet", "t.npz"]
+every_output = pytest.mark.parametrize("name", OUTPUTS)
+
+
+@pytest.fixture(autouse=True)
+def _flush_at_once(monkeypatch):
+    monkeypatch.setattr(store, "FLUSH_SECONDS", 0.0)
+
+
+def group(number, rows=3, failures=()):
+    """Rows of one input, each different."""
+    values = np.random.default_rng(number).standard_normal((rows, WIDTH)).astype(np.float32)
+    times = np.stack([np.arange(rows), np.arange(1, rows + 1)], 1) / 3
+    return Group([f"ü {number}.wav"] * rows, times, values, list(failures), Position(number + 1, 0))
+
+
+GROUPS = [
+    group(0),
+    group(1, rows=1, failures=[("a.wav", "the file is empty (0 bytes)")]),
+    Group(position=Position(2, 4), failures=[("ü.wav", "no sound")]),
+    group(2, rows=40),
+    group(3, rows=2),
+]
+FAILURES = [{"path": "a.wav", "error": "the file is empty (0 bytes)"}, {"path": "ü.wav", "error": "no sound"}]
+
+
+def write(out, groups=GROUPS, about=ABOUT, **more):
+    table = Store(out, about, WIDTH, **more)
+    for part in groups[table_start(table, groups) :]:
+        table.append(part)
+    table.finish()
+    return table
+
+
+def table_start(table, groups):
+    """Where a run goes on, as `inference.groups` would."""
+    positions = [Position(), *(part.position for part in groups)]
+    return positions.index(table.position)
+
+
+def columns(out):
+    """Either format as ``{name: array}``."""
+    if out.suffix == ".npz":
+        with np.load(out) as arrays:
+            return {name: arrays[name] for name in ("path", "start", "end", "embedding")}
+    table = pq.read_table(out)
+    values = {name: np.array(table[name].to_pylist()) for name in ("path", "start", "end")}
+    return values | {"embedding": np.stack(table["embedding"].to_numpy()) if len(table) else np.empty((0, WIDTH))}
+
+
+def about(out):
+    if out.suffix == ".npz":
+        return json.loads(str(np.load(out)["about"]))
+    return json.loads(pq.read_schema(out).metadata[b"torchbeats"])
+
+
+def assert_holds(out, groups=GROUPS):
+    found = columns(out)
+    assert list(found["path"]) == [path for part in groups for path in part.paths]
+    for index, name in enumerate(("start", "end")):
+        np.testing.assert_array_equal(found[name], np.concatenate([part.times[:, index] for part in groups]))
+    np.testing.assert_array_equal(found["embedding"], np.concatenate([p.embeddings for p in groups if p.paths]))
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- the table
+
+
+def test_parquet_schema(tmp_path):
+    write(tmp_path / "t.parquet")
+    schema = pq.read_schema(tmp_path / "t.parquet")
+    assert [(field.name, field.type) for field in schema] == [
+        ("path", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("embedding", pa.list_(pa.float32(), WIDTH)),
+    ]
+    assert not any(pq.read_table(tmp_path / "t.parquet").column(name).null_count for name in schema.names)
+
+
+@every_output
+def test_content_and_metadata(tmp_path, name):
+    out = tmp_path / "new folder" / name
+    assert write(out).failed == 2
+    assert_holds(out)
+    assert about(out) == {**ABOUT, "failed": 2}
+    lines = (out.parent / f"{name}.errors.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(line) for line in lines] == FAILURES
+    assert files(out.parent) == [name, f"{name}.errors.jsonl"]
+
+
+def test_npz_is_the_parquet(tmp_path):
+    for name in OUTPUTS:
+        write(tmp_path / name)
+    parquet, npz = columns(tmp_path / "t.parquet"), columns(tmp_path / "t.npz")
+    for name, values in parquet.items():
+        np.testing.assert_array_equal(npz[name], values)
+    assert (npz["embedding"].dtype, npz["embedding"].shape) == (np.float32, (46, WIDTH))
+    assert (npz["start"].dtype, npz["end"].dtype, npz["path"].dtype.kind) == (np.float64, np.float64, "U")
+
+
+@every_output
+def test_large_tables_are_written_in_pieces(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(store, "FLUSH_BYTES", 1000)
+    many = [group(number, rows=17) for number in range(30)]
+    write(tmp_path / name, many)
+    assert_holds(tmp_path / name, many)
+    if name.endswith("parquet"):
+        assert pq.read_metadata(tmp_path / name).num_row_groups > 5
+
+
+@every_output
+def test_only_failures(tmp_path, name):
+    write(tmp_path / name, [Group(position=Position(1, 0), failures=[("a.wav", "no sound")])])
+    found = columns(tmp_path / name)
+    assert [len(values) for values in found.values()] == [0, 0, 0, 0]
+    assert found["embedding"].shape == (0, WIDTH)
+    if name.endswith("npz"):
+        assert found["path"].dtype.kind == "U"
+    else:
+        assert pq.read_schema(tmp_path / name).field("embedding").type.list_size == WIDTH
+    assert about(tmp_path / name)["failed"] == 1
+    assert Store(tmp_path / name, ABOUT, WIDTH).complete
+
+
+@every_output
+def test_names_that_are_not_utf8(tmp_path, name):
+    odd = os.fsdecode(b"caf\xe9.wav")
+    write(tmp_path / name, [Group([odd], np.zeros((1, 2)), np.ones((1, WIDTH), np.float32), [(odd, "x")], Position(1))])
+    assert columns(tmp_path / name)["path"].tolist() == ["caf\ufffd.wav"]
+    (line,) = (tmp_path / f"{name}.errors.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(line)["path"] in ("caf?.wav", "caf\ufffd.wav")
+
+
+def test_errors_of_an_earlier_run_go(tmp_path):
+    write(tmp_path / "t.parquet")
+    write(tmp_path / "t.parquet", [group(0)], overwrite=True)
+    assert files(tmp_path) == ["t.parquet"]
+
+
+# --- stopping and going on
+
+
+@every_output
+@pytest.mark.parametrize("stop", range(len(GROUPS) + 1))
+def test_resume(tmp_path, name, stop):
+    first = Store(tmp_path / name, ABOUT, WIDTH)
+    assert (first.position, first.failed, first.complete) == (Position(), 0, False)
+    for part in GROUPS[:stop]:
+        first.append(part)
+    second = Store(tmp_path / name, ABOUT, WIDTH)
+    assert not (tmp_path / name).exists()
+    assert second.position == (GROUPS[stop - 1].position if stop else Position())
+    assert second.failed == sum(len(part.failures) for part in GROUPS[:stop])
+    for part in GROUPS[stop:]:
+        second.append(part)
+    second.finish()
+    assert second.complete
+    assert second.failed == 2
+    assert_holds(tmp_path / name)
+    assert files(tmp_path) == [name, f"{name}.errors.jsonl"]
+
+
+def test_rows_reach_the_disk_in_time_and_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FLUSH_SECONDS", 1000.0)
+    monkeypatch.setattr(store, "FLUSH_BYTES", 40 * WIDTH * 4)
+    table = Store(tmp_path / "t.parquet", ABOUT, WIDTH)
+    for part in GROUPS:
+        table.append(part)
+    parts = list((tmp_path / "t.parquet.parts").glob("part-*"))
+    assert len(parts) == 1  # when the fourth group filled it
+    assert Store(tmp_path / "t.parquet", ABOUT, WIDTH).position == GROUPS[3].position
+    table.finish()
+    assert_holds(tmp_path / "t.parquet")
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@every_output
+def test_stopped_at_every_step(tmp_path, monkeypatch, name, moment):
+    """Whatever file is about to get its name, or just has got it, when the run stops."""
+    replace, left = Path.replace, [0]
+
+    def stop_at(path, target):
+        left[0] -= 1
+        if left[0] < 0 and moment == "before":
+            raise Killed
+        replace(path, target)
+        if left[0] < 0:
+            raise Killed
+
+    monkeypatch.setattr(Path, "replace", stop_at)
+    for stop in range(100):
+        out = tmp_path / str(stop) / name
+        left[0] = stop
+        try:
+            write(out)
+        except Killed:
+            left[0] = 1000
+            if not Store(out, ABOUT, WIDTH).complete:
+                write(out)
+        else:
+            break
+        assert_holds(out)
+        assert [json.loads(line) for line in (out.parent / f"{name}.errors.jsonl").open()] == FAILURES
+        assert files(out.parent) == [name, f"{name}.errors.jsonl"]
+    assert stop == 1 + len(GROUPS) + 2  # run.json, the parts, the list of errors, the output
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_stopped_while_parts_are_cleared_away(tmp_path, monkeypatch, overwrite):
+    def half(folder, **_):
+        for part in sorted(folder.glob("part-*"))[:2]:
+            part.unlink()
+            left.append(folder)
+        if left:
+            raise Killed
+
+    left = []
+    with monkeypatch.context() as patch, pytest.raises(Killed):  # noqa: PT012
+        patch.setattr("shutil.rmtree", half)
+        write(tmp_path / "t.parquet", overwrite=overwrite)
+    if not overwrite:
+        assert Store(tmp_path / "t.parquet", ABOUT, WIDTH).complete
+    else:
+        write(tmp_path / "t.parquet", overwrite=True)
+    assert_holds(tmp_path / "t.parquet")
+
+
+@every_output
+def test_complete_run_is_found(tmp_path, name):
+    write(tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    again = Store(tmp_path / name, ABOUT, WIDTH)
+    assert (again.complete, again.failed) == (True, 2)
+    assert (tmp_path / name).read_bytes() == before
+    assert files(tmp_path) == [name, f"{name}.errors.jsonl"]
+
+
+@every_output
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pool": "bands"}, "pool is mean there and bands here"),
+        ({"layer": 3}, "layer is None there and 3 here"),
+        ({"window": 5.0, "model": "other"}, "model is beats-iter3 there and other here; window is 10.0 there"),
+    ],
+)
+def test_other_settings_are_refused(tmp_path, name, change, said):
+    write(tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(StoreError, match=rf"exists and holds something else: {said}.*--overwrite"):
+        Store(tmp_path / name, {**ABOUT, **change}, WIDTH)
+    assert (tmp_path / name).read_bytes() == before
+
+    Store(tmp_path / f"unfinished-{name}", ABOUT, WIDTH).append(GROUPS[0])
+    with pytest.raises(StoreError, match=rf"unfinished run with other settings: {said}.*--overwrite"):
+        Store(tmp_path / f"unfinished-{name}", {**ABOUT, **change}, WIDTH)
+    assert Store(tmp_path / f"unfinished-{name}", ABOUT, WIDTH).position == GROUPS[0].position
+    fresh = Store(tmp_path / f"unfinished-{name}", {**ABOUT, **change}, WIDTH, overwrite=True)
+    assert fresh.position == Position()
+
+
+def test_run_without_results_may_change_its_settings(tmp_path):
+    Store(tmp_path / "t.npz", ABOUT, WIDTH)
+    write(tmp_path / "t.npz", about={**ABOUT, "pool": "bands"})
+    assert about(tmp_path / "t.npz")["pool"] == "bands"
+
+
+@every_output
+@pytest.mark.parametrize("data", [b"", b"something else\n" * 10, b"PK\x05\x06" + bytes(18), "npy"])
+def test_strange_file_in_the_way(tmp_path, name, data):
+    if data == "npy":
+        np.save(tmp_path / "a.npy", np.ones(3))
+        data = (tmp_path / "a.npy").read_bytes()
+        (tmp_path / "a.npy").unlink()
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(StoreError, match="exists and holds something else: nothing that torchbeats wrote"):
+        Store(tmp_path / name, ABOUT, WIDTH)
+    assert files(tmp_path) == [name]
+    write(tmp_path / name, overwrite=True)
+    assert_holds(tmp_path / name)
+
+
+@every_output
+def test_table_of_others_in_the_way(tmp_path, name):
+    if name.endswith("npz"):
+        np.savez(tmp_path / name, a=np.ones(3))
+    else:
+        pq.write_table(pa.table({"a": [1]}), tmp_path / name)
+    with pytest.raises(StoreError, match="nothing that torchbeats wrote"):
+        Store(tmp_path / name, ABOUT, WIDTH)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folder_in_the_way_is_found_at_once(tmp_path, overwrite):
+    """Not when the work is done."""
+    (tmp_path / "t.parquet").mkdir()
+    with pytest.raises(StoreError, match=r"t\.parquet"):
+        Store(tmp_path / "t.parquet", ABOUT, WIDTH, overwrite=overwrite)
+
+
+def test_other_suffix():
+    with pytest.raises(StoreError, match=r"must be named \.parquet or \.npz; t\.csv is not"):
+        Store("t.csv", ABOUT, WIDTH)
+
+
+# --- overwriting
+
+
+@every_output
+def test_old_output_stays_until_the_new_is_complete(tmp_path, name):
+    out = tmp_path / name
+    write(out, [group(9)])
+    before = out.read_bytes()
+    table = Store(out, ABOUT, WIDTH, overwrite=True)  # the same settings, and yet done again
+    assert not table.complete
+    assert table.position == Position()
+    for part in GROUPS[:3]:
+        table.append(part)
+        assert out.read_bytes() == before
+    assert Store(out, ABOUT, WIDTH, overwrite=True).position == GROUPS[2].position  # continued by another
+    write(out, overwrite=True)
+    assert_holds(out)
+    assert files(tmp_path) == [name, f"{name}.errors.jsonl"]
+
+
+def test_stopped_overwriting_run_is_continued_without_the_option(tmp_path):
+    """Where there is no old output, ``--overwrite`` makes no difference to the result."""
+    Store(tmp_path / "t.parquet", ABOUT, WIDTH, overwrite=True).append(GROUPS[0])
+    assert Store(tmp_path / "t.parquet", ABOUT, WIDTH).position == GROUPS[0].position
+    write(tmp_path / "t.parquet")
+    assert_holds(tmp_path / "t.parquet")
+
+
+def test_other_settings_overwrite_an_unfinished_overwriting_run(tmp_path):
+    write(tmp_path / "t.npz", [group(9)])
+    Store(tmp_path / "t.npz", ABOUT, WIDTH, overwrite=True).append(GROUPS[0])
+    write(tmp_path / "t.npz", about={**ABOUT, "pool": "bands"}, overwrite=True)
+    assert_holds(tmp_path / "t.npz")
+    assert about(tmp_path / "t.npz")["pool"] == "bands"
