@@ -28,8 +28,6 @@ from helpers import noise, small_model, small_tokenizer
 from hub_server import HubServer
 from torchbeats import cli, hub, store
 
-torch.set_num_threads(1)  # models this small only lose by more, on a busy machine a great deal
-
 RATE = 16_000
 GOOD = {"a.wav": 1.0, "b.flac": 0.05, "sub/c.wav": 2.3, "sub/d.wav": 1.7}  # seconds
 

@@ -18,8 +18,6 @@ from torchbeats import AudioWarning, audio, embed
 from torchbeats.inference import GROUP_BATCHES, POOLS, Embedding, Listener, Plan, Position, groups
 from torchbeats.patches import SAMPLE_RATE
 
-torch.set_num_threads(1)  # models this small only lose by more, on a busy machine a great deal
-
 RAGGED = [3.0, 0.05, 1.0, 0.16, 7.3, 0.175, 2.999, 0.0001, 5.0, 0.5, 1.001]  # seconds; a step takes 0.175
 
 

@@ -73,8 +73,8 @@ class MultiheadAttention(nn.Module):
             raise ValueError(f"Self-attention has one input, so kdim ({kdim}) and vdim ({vdim}) must be {embed_dim}.")
         if has_relative_attention_bias and not (num_buckets >= 4 and max_distance > num_buckets // 4):
             raise ValueError(
-                f"num_buckets ({num_buckets}) must be at least 4, and max_distance ({max_distance}) more than a quarter "
-                "of it: that many distances have a bucket of their own."
+                f"num_buckets ({num_buckets}) must be at least 4, and max_distance ({max_distance}) more than a "
+                "quarter of it: that many distances have a bucket of their own."
             )
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads

@@ -232,7 +232,8 @@ def _read_libsndfile(
     import soundfile
 
     try:
-        sound = soundfile.SoundFile(path)
+        # As bytes, since soundfile cannot encode names that are not UTF-8.
+        sound = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
     except (soundfile.LibsndfileError, TypeError):  # TypeError: soundfile wants to be told more of what is called *.raw
         return False
     with sound:

@@ -97,6 +97,8 @@ class Checkpoint:
             raise CheckpointError(
                 self.path, f"{'; '.join(told)}. It is damaged, or its config is that of another model."
             )
+        if odd := [name for name in wanted if not _is_plain(self.tensors[name])]:
+            raise CheckpointError(self.path, f"it has tensors without plain values: {_few(odd)}.")
         broken = []
         ready = {}
         for name, target in wanted.items():  # one at a time, so that converting never holds two copies of the model
@@ -132,6 +134,11 @@ def read(path: str | os.PathLike[str], expect: type[BEATsConfig] | None = None) 
     else:
         content = _read_pickle(path)
         found = _microsoft(path, content) if isinstance(content.get("model"), Mapping) else _bare(path, content)
+    layers = _layers(found.tensors)
+    if not layers:
+        raise CheckpointError(path, f"this is a checkpoint of another model: it has {_few(list(found.tensors))}.")
+    if layers != found.config.encoder_layers:  # said before anything of the size that the config asks for is built
+        raise CheckpointError(path, f"its config speaks of {found.config.encoder_layers} layers; it holds {layers}.")
     if expect is not None and isinstance(found.config, TokenizersConfig) != (expect is TokenizersConfig):
         kind, use = ("tokenizer", "Tokenizers") if isinstance(found.config, TokenizersConfig) else ("model", "BEATs")
         raise CheckpointError(path, f"this is a {kind} checkpoint; load it with torchbeats.load or torchbeats.{use}.")
@@ -157,11 +164,16 @@ def source(
 def drafted_for(stored: Checkpoint | None) -> Iterator[None]:
     """Around the building of a model: weights that a file is to bring are not drawn first.
 
-    Memory that nobody writes to takes no room, so building costs next to nothing. (The meta device would do as well, but
-    its operations import PyTorch's whole compiler: 80 MB and more than a second.)
+    Memory that nobody writes to takes no room, so building costs next to nothing. (The meta device would do as well,
+    but its operations import PyTorch's whole compiler: 80 MB and more than a second.)
     """
     with nullcontext() if stored is None else _Uninitialised():
-        yield
+        try:
+            yield
+        except (RuntimeError, ValueError, MemoryError, OverflowError) as error:
+            if stored is None or isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(stored.path, f"no model can be built from its config ({error}).") from error
 
 
 class _Uninitialised(TorchFunctionMode):
@@ -203,7 +215,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         }
         with replacing(path) as temporary:
             tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-            save_file(tensors, temporary, {"format": "pt", METADATA_KEY: json.dumps(about)})
+            save_file(tensors, temporary, {METADATA_KEY: json.dumps(about)})
     elif path.suffix in SUFFIXES:
         content: dict[str, Any] = {"cfg": _plain(config.to_dict()), "model": state}
         if label_dict is not None:
@@ -225,7 +237,7 @@ def _refuse_obvious(path: Path) -> None:
     if size == 0:
         raise CheckpointError(path, "the file is empty. Download it again.")
     with path.open("rb") as file:
-        start = file.read(512).lstrip().lower()
+        start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         raise CheckpointError(
             path,
@@ -256,7 +268,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"(?:GLOBAL|Unsupported global:?|class)\s+`?([\w.]+)", str(error))
+        wanted = re.search(r"(?:GLOBAL|Unsupported class)\s+([\w.]+)", str(error))
         if wanted:
             raise CheckpointError(
                 path,
@@ -264,17 +276,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
                 "tensors and plain values. Ask its author for a safetensors file.",
             ) from error
         raise CheckpointError(path, "this is not a checkpoint that PyTorch can read.") from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-        AssertionError,
-    ) as error:
+    except Exception as error:  # PyTorch's reader takes a damaged file at its word, and may fail in any way
         size = path.stat().st_size
         raise CheckpointError(
             path,
@@ -293,7 +295,7 @@ def _ours(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> C
     try:
         about = json.loads(metadata[METADATA_KEY])
         version, kind, cfg, labels = about["version"], about["kind"], about["config"], about["labels"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(path, f"the metadata that describes the model is damaged ({error!r}).") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(path, f"it was written by a newer torchbeats (format {version}); upgrade to read it.")
@@ -336,6 +338,8 @@ def _is_espnet_finetuned(tensors: Mapping[str, Tensor]) -> bool:
 def _espnet_finetuned(path: Path, tensors: dict[str, Tensor], said: Mapping[str, Any]) -> Checkpoint:
     """An encoder under ``encoder.`` with a head; ``said`` has ``token_list`` and, in ``cfg``, how it was trained."""
     tensors = _with_predictor(_under(tensors, "encoder."))
+    if not isinstance(said["cfg"], Mapping):
+        raise CheckpointError(path, f"its config must be a dictionary of settings, not {type(said['cfg']).__name__}.")
     config = _config(path, {**said["cfg"], **_sizes(path, tensors)}, BEATsConfig)
     labels = said.get("token_list")
     if isinstance(labels, list):  # behind the labels come one or two symbols that the head has no output for
@@ -358,7 +362,10 @@ def _espnet_settings(path: Path) -> dict[str, Any]:
     if beside is None:
         raise CheckpointError(path, "a fine-tuned ESPnet model needs its config.yaml beside it; download that too.")
     said = _parsed(beside, yaml.safe_load)
-    encoder, decoder = said.get("encoder_conf") or {}, said.get("decoder_conf") or {}
+    encoder, decoder, task = (said.get(name) or {} for name in ("encoder_conf", "decoder_conf", "model_conf"))
+    base = encoder.get("beats_config") or {} if isinstance(encoder, Mapping) else {}
+    if not all(isinstance(part, Mapping) for part in (encoder, decoder, task, base)):
+        raise CheckpointError(path, f"the settings in {beside} must be dictionaries: encoder_conf, its beats_config, …")
     if decoder.get("pooling", "mean") != "mean":
         raise CheckpointError(
             path, f"its head pools by {decoder['pooling']}; torchbeats reads heads that pool by mean."
@@ -366,16 +373,15 @@ def _espnet_settings(path: Path) -> dict[str, Any]:
     for option in ("max_layer", "use_weighted_representation", "adapter_config"):
         if encoder.get(option):
             raise CheckpointError(path, f"it was trained with ESPnet's {option}, which torchbeats does not have.")
-    settings = dict(encoder.get("beats_config") or {})
+    settings = dict(base)
     settings |= {name: encoder[name] for name in ("fbank_mean", "fbank_std") if encoder.get(name) is not None}
-    kind = (said.get("model_conf") or {}).get("classification_type", "multi-class")
+    kind = task.get("classification_type", "multi-class")
     settings["problem_type"] = "multi_label" if kind == "multi-label" else "single_label"
     return {"token_list": said.get("token_list"), "cfg": settings}
 
 
 def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The configuration that shapes imply, with everything on that published models have on."""
-    layers = {int(match[1]) for name in tensors if (match := re.match(r"encoder\.layers\.(\d+)\.", name))}
     attention = "encoder.layers.0.self_attn."
     try:
         patch, table = tensors["patch_embedding.weight"], _first(tensors, _POSITION_TABLE)
@@ -385,7 +391,7 @@ def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             "input_patch_size": patch.size(-1),
             "embed_dim": patch.size(0),
             "conv_bias": "patch_embedding.bias" in tensors,
-            "encoder_layers": max(layers) + 1,
+            "encoder_layers": _layers(tensors),
             "encoder_embed_dim": width,
             "encoder_ffn_embed_dim": tensors["encoder.layers.0.fc2.weight"].size(1),
             "encoder_attention_heads": table.size(1),
@@ -413,6 +419,8 @@ def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _config(path: Path, cfg: Any, kind: type[BEATsConfig]) -> BEATsConfig:
     if not isinstance(cfg, Mapping) or not all(isinstance(name, str) for name in cfg):
         raise CheckpointError(path, f"its config must be a dictionary of settings, not {type(cfg).__name__}.")
+    if clashes := [name for name in cfg if callable(getattr(kind, name, None))]:
+        raise CheckpointError(path, f"its config has settings that no model has: {_few(clashes)}.")
     config = kind(cfg)
     try:
         config.check()
@@ -464,7 +472,7 @@ def _label_dict(path: Path, labels: Any, config: BEATsConfig) -> dict[int, str] 
         else:
             pairs = list(enumerate(labels))
         table = {int(index): str(label) for index, label in pairs}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(path, f"its labels cannot be read as a table from index to label ({error}).") from error
     if sorted(table) != list(range(config.predictor_class)):
         raise CheckpointError(path, f"it has {len(table)} labels for a head of {config.predictor_class} classes.")
@@ -491,6 +499,15 @@ def _parsed(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise CheckpointError(path, f"the file that describes the weights holds a {type(content).__name__}.")
     return dict(content)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is an array of real numbers."""
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_complex())
+
+
+def _layers(tensors: Iterable[str]) -> int:
+    return len({match[1] for name in tensors if (match := re.match(r"encoder\.layers\.(\d+)\.", name))})
 
 
 def _first(tensors: Mapping[str, Tensor], pattern: re.Pattern[str]) -> Tensor:

@@ -7,6 +7,7 @@ depends on the inputs alone: a run that starts again at a group's end computes t
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -28,6 +30,7 @@ from torchbeats.inputs import find_audio
 from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
+from torchbeats.tokenizers import Tokenizers
 
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 Sound: TypeAlias = (
@@ -84,7 +87,7 @@ class Plan:
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
             raise ValueError(f"There is no pooling called {self.pool!r}; choose one of {', '.join(POOLS)}.")
-        if not self.window >= SHORTEST_SECONDS:
+        if not SHORTEST_SECONDS <= self.window < math.inf:
             raise ValueError(f"A window must have at least {SHORTEST_SECONDS} s, not {self.window}.")
         if self.hop is not None and not SHORTEST_SECONDS / 10 <= self.hop <= self.window:
             raise ValueError(f"The hop must lie between {SHORTEST_SECONDS / 10} s and the window's {self.window} s.")
@@ -186,8 +189,8 @@ def embed(
         window: seconds that the model sees at once; a last piece shorter than half a second joins the window before.
         hop: seconds from a window's start to the next; the window's length where not given.
         batch_seconds: audio in a batch; less of it takes less memory.
-        device: where to compute; where the model is, if not given.
-        dtype: to compute in; the model's, if not given.
+        device: the model goes there; where it is, if not given.
+        dtype: the model takes it; its own, if not given.
         jobs: threads that decode; up to four where not given.
 
     Yields:
@@ -198,12 +201,13 @@ def embed(
     """
     plan = Plan(pool, layer, window, hop, batch_seconds)
     if not isinstance(model, BEATs):
-        loaded = load(model, device=device, dtype=dtype)
+        loaded = model if isinstance(model, Tokenizers) else load(model, device=device, dtype=dtype)
         if not isinstance(loaded, BEATs):
-            raise ValueError(f"{model} is a tokenizer; embeddings need a BEATs model.")
+            raise ValueError("This is a tokenizer; embeddings need a BEATs model.")
         model = loaded
     elif device is not None or dtype is not None:
         model = model.to(device=device, dtype=dtype)
+    _check_layer(plan, model)
     sounds = list(_named(inputs))
 
     def rows() -> Iterator[Embedding]:
@@ -225,9 +229,7 @@ def groups(
     listener: Listener | None = None,
 ) -> Iterator[Group]:
     """Embed named sounds group by group, from a position that an earlier run has reached."""
-    depth = len(model.encoder.layers)
-    if plan.layer is not None and not 0 <= plan.layer <= depth:
-        raise ValueError(f"The model has {depth} layers, and its input as number 0; there is no layer {plan.layer}.")
+    _check_layer(plan, model)
     listener = listener or Listener()
     decoded = _decode_ahead(sounds[start.inputs :], plan, model.grid, jobs or min(4, os.cpu_count() or 1))
     group, clips, held = Group(), list[_Clip](), 0.0
@@ -241,7 +243,8 @@ def groups(
             held += len(event.samples) / SAMPLE_RATE
         else:
             if event is not None:
-                group.failures.append((name, event))
+                kept = f"; what comes before it was embedded, in {seen} windows" if seen else ""
+                group.failures.append((name, event + kept))
             inputs, skip, seen = inputs + 1, 0, 0
             listener.on_input(name)
         if held >= GROUP_BATCHES * plan.batch_seconds or len(group.failures) >= 1000:
@@ -250,6 +253,12 @@ def groups(
             group, clips, held = Group(), [], 0.0
     group.position = Position(inputs, seen)
     yield _compute(group, clips, model, plan, listener)
+
+
+def _check_layer(plan: Plan, model: BEATs) -> None:
+    depth = len(model.encoder.layers)
+    if plan.layer is not None and not 0 <= plan.layer <= depth:
+        raise ValueError(f"The model has {depth} layers, and its input as number 0; there is no layer {plan.layer}.")
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -290,7 +299,7 @@ def _decode_ahead(
                 if not put(_Clip(name, start, samples)):
                     return
         except (AudioError, ValueError, OSError) as error:
-            end = error.reason if isinstance(error, AudioError) else str(error)
+            end = error.reason if isinstance(error, AudioError) else str(error).removesuffix(".")
         except Exception as error:  # a decoder's surprise must not end the run, nor leave the reader waiting
             end = f"decoding failed with {error!r}"
         put(end)
@@ -323,7 +332,7 @@ def _blocks(sound: Sound) -> Iterator[Floats]:
 def _named(inputs: Sound | Iterable[Sound]) -> Iterator[tuple[str, Sound]]:
     """Every single sound with the name its rows will have."""
     one = isinstance(inputs, (str, os.PathLike, np.ndarray, Tensor))
-    pair = isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], (int, float))
+    pair = isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], Real)
     for index, sound in enumerate([inputs] if one or pair else inputs):  # type: ignore[arg-type]
         if isinstance(sound, (str, os.PathLike)):
             yield from ((path, path) for path in find_audio([sound]))
@@ -381,7 +390,12 @@ def _run(samples: list[Floats], model: BEATs, plan: Plan) -> Iterator[Floats]:
         row[: len(clip)] = torch.from_numpy(clip)
     device = model.patch_embedding.weight.device
     ragged = torch.tensor(lengths, device=device) if min(lengths) < max(lengths) else None
-    encoded = model.encode(wav.to(device), ragged, layer=plan.layer)
+    training = model.training
+    model.eval()
+    try:
+        encoded = model.encode(wav.to(device), ragged, layer=plan.layer)
+    finally:
+        model.train(training)
     pooled = plan.pooled(encoded).float().cpu().numpy()
     if not plan.by_step:
         return iter(pooled[:, np.newaxis])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sys
@@ -42,7 +43,8 @@ def find_audio(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
 
 def _expand(given: str) -> Iterator[str]:
     if given == "-":
-        yield from (line.rstrip("\r\n") for line in sys.stdin if line.strip())
+        lines = (os.fsdecode(line).rstrip("\r\n") for line in sys.stdin.buffer)  # names need not be UTF-8
+        yield from (line for line in lines if line.strip())
     elif os.path.isdir(given):
         yield from _in_folder(given)
     elif (suffix := Path(given).suffix.lower()) in _LISTS:
@@ -68,7 +70,7 @@ def _in_list(path: Path, read: Callable[[str], Iterable[str]]) -> Iterator[str]:
         entries = list(read(path.read_text("utf-8-sig")))
     except FileNotFoundError:
         raise InputError(f"There is no list {path}.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"The list {path} cannot be read: {error}") from error
     for entry in entries:
         beside = path.parent / entry  # an absolute entry stays what it is
@@ -76,17 +78,17 @@ def _in_list(path: Path, read: Callable[[str], Iterable[str]]) -> Iterator[str]:
 
 
 def _read_txt(text: str) -> Iterator[str]:
-    return (line for line in text.splitlines() if line.strip())
+    return (line for line in text.split("\n") if line.strip())  # not splitlines: U+2028 and its like may be in names
 
 
 def _read_csv(text: str) -> Iterator[str]:
-    rows = csv.DictReader(text.splitlines())
+    rows = csv.DictReader(io.StringIO(text, newline="\n"))
     column = _path_column(rows.fieldnames or ())
     return (row[column] for row in rows if row[column])
 
 
 def _read_jsonl(text: str) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

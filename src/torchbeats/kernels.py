@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CACHED_SCORES = 2**20  # 4 MB: attention scores that a processor core's caches hold, more or less
+
 
 def attention(
     q: Tensor,
@@ -41,7 +43,7 @@ def attention(
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     plain = q.device.type == "cpu" and q.dtype == torch.float32 and not differentiable and dropout == 0
     if plain and not torch.compiler.is_compiling() and (bias is not None or key_padding_mask is not None):
-        return _clip_by_clip(q, k, v, bias, gate, key_padding_mask, attn_mask)
+        return _in_cache(q, k, v, bias, gate, key_padding_mask, attn_mask)
 
     added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, q.dtype)
     if q.dtype == torch.float16 and differentiable:
@@ -90,7 +92,7 @@ def _added_to_scores(
     return None if added is None else added.to(dtype)
 
 
-def _clip_by_clip(
+def _in_cache(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -99,36 +101,41 @@ def _clip_by_clip(
     key_padding_mask: Tensor | None,
     attn_mask: Tensor | None,
 ) -> Tensor:
-    """For float32 on a CPU without autograd: one clip's scores at a time, in cache and worked on in place.
+    """For float32 on a CPU without autograd: as many clips at a time as have their scores in cache, worked on in place.
 
-    The scores of a batch do not fit there, and a fused call wants the gated bias of the whole batch spelt out.
+    The scores of a whole batch do not fit there, and a fused call wants the gated bias of the whole batch spelt out.
     """
     B, H, T, D = q.shape
     S = k.size(2)
-    out = torch.empty(B, T, H, D).transpose(1, 2)  # laid out as the output projection wants it
-    scores = torch.empty(H, T, S)
-    for clip in range(B):
-        if key_padding_mask is None:
-            keys = S
-        else:  # padding at the end, the usual case, costs nothing: those keys are left out
-            hidden = key_padding_mask[clip]
-            keys = S - int(hidden.sum())
-            if bool(hidden[:keys].any()):
-                keys = S
-        added = None if bias is None else bias[clip if bias.size(0) > 1 else 0, ..., :keys]
-        if added is not None and gate is not None:
-            added = gate[clip] * added
-        if attn_mask is not None:
-            mask = attn_mask[clip if attn_mask.size(0) > 1 else 0, ..., :keys]
-            added = mask if added is None else added + mask
-        view = scores if keys == S else scores.view(-1)[: H * T * keys].view(H, T, keys)
-        query, key = q[clip] * D**-0.5, k[clip, :, :keys].transpose(1, 2)
+    at_once = min(B, max(1, CACHED_SCORES // (H * T * S)))
+    q = q * D**-0.5
+    out = q.new_empty(B, H, T, D)
+    buffer = q.new_empty(at_once * H * T * S)
+    for first in range(0, B, at_once):
+        clips = slice(first, first + at_once)
+        query, key, value = q[clips], k[clips], v[clips]
+        hidden, keys = None, S
+        if key_padding_mask is not None:
+            hidden = key_padding_mask[clips]
+            # Keys behind the longest of these clips are left out; with one clip at a time, no other is hidden.
+            keys = int((~hidden).any(0).nonzero()[-1]) + 1
+            key, value, hidden = key[:, :, :keys], value[:, :, :keys], hidden[:, :keys]
+            if not bool(hidden.any()):
+                hidden = None
+        added = _added_to_scores(
+            None if bias is None else (bias if bias.size(0) == 1 else bias[clips])[..., :keys],
+            None if gate is None else gate[clips],
+            hidden,
+            None if attn_mask is None else (attn_mask if attn_mask.size(0) == 1 else attn_mask[clips])[..., :keys],
+            q.dtype,
+        )
+        n = len(query)
+        scores = buffer[: n * H * T * keys].view(n * H, T, keys)
+        query, key = query.reshape(n * H, T, D), key.reshape(n * H, keys, D).transpose(1, 2)
         if added is None:
-            torch.bmm(query, key, out=view)
+            torch.bmm(query, key, out=scores)
         else:
-            torch.baddbmm(added.expand(H, T, keys), query, key, out=view)
-        if key_padding_mask is not None and keys == S:
-            view.masked_fill_(key_padding_mask[clip], -math.inf)
-        torch.softmax(view, dim=-1, out=view)
-        torch.bmm(view, v[clip, :, :keys], out=out[clip])
+            torch.baddbmm(added.expand(n, H, T, keys).reshape(n * H, T, keys), query, key, out=scores)
+        torch.softmax(scores, dim=-1, out=scores)
+        torch.bmm(scores, value.reshape(n * H, keys, D), out=out[clips].view(n * H, T, D))
     return out

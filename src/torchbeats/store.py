@@ -8,6 +8,7 @@ become the output, and the folder goes.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -58,6 +59,8 @@ class Store:
         self.out = Path(out)
         if self.out.suffix not in SUFFIXES:
             raise StoreError(f"The output must be named .parquet or .npz; {self.out} is not.")
+        if self.out.is_dir():
+            raise StoreError(f"{self.out} is a folder; name another output.")
         self.errors = self.out.with_suffix(self.out.suffix + ".errors.jsonl")
         self.about = json.loads(json.dumps(about))
         self.schema = pa.schema(
@@ -85,12 +88,13 @@ class Store:
                 "or use --overwrite."
             )
         self.complete, self.failed = True, int(there["failed"])
-        shutil.rmtree(self._folder, ignore_errors=True)  # all that is left if the last run was killed at the very end
+        self._discard()  # all that is left if the last run was killed at the very end
 
     def _continue_or_begin(self, overwrite: bool) -> None:
         run, wanted = self._folder / "run.json", {"about": self.about, "overwrite": overwrite}
         there = json.loads(run.read_text("utf-8")) if run.exists() else None
-        if there == wanted:
+        # An overwriting run begins anew, but goes on behind another one's parts.
+        if there is not None and there["about"] == self.about and (there["overwrite"] or not overwrite):
             for part in self._parts():
                 self.position, failures = _part_state(part)
                 self.failed += len(failures)
@@ -100,9 +104,16 @@ class Store:
                 f"{self._folder} holds an unfinished run with other settings: "
                 f"{_difference(there['about'], self.about)}. Finish that one, or use --overwrite to begin anew."
             )
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._discard()
         with replacing(run) as temporary:
             temporary.write_text(json.dumps(wanted, indent=1), "utf-8")
+
+    def _discard(self) -> None:
+        """Clear the parts away; first what says that they are whole, lest a run that is killed here be continued."""
+        (self._folder / "run.json").unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for unfinished in self.out.parent.glob(f".{glob.escape(self.out.name)}.*.tmp"):  # of a run killed as it ended
+            unfinished.unlink(missing_ok=True)
 
     def _parts(self) -> list[Path]:
         return sorted(self._folder.glob("part-*.parquet"))
@@ -149,7 +160,7 @@ class Store:
         with replacing(self.out) as temporary:
             write(temporary, self._parts(), self.schema.with_metadata(about))
         self.complete = True
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._discard()
 
 
 def _part_state(part: Path) -> tuple[Position, list[tuple[str, str]]]:
@@ -164,7 +175,7 @@ def _read_about(out: Path) -> dict[str, Any] | None:
             with np.load(out) as arrays:
                 return dict(json.loads(str(arrays["about"])))
         return dict(json.loads(pq.read_metadata(out).metadata[METADATA_KEY]))
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException, zipfile.BadZipFile):
         return None
 
 
@@ -206,7 +217,7 @@ def _write_npz(path: Path, parts: list[Path], schema: pa.Schema) -> None:
                     file.write(np.ascontiguousarray(chunk.flatten().to_numpy(), "<f4").tobytes())
                 for name, values in columns.items():
                     values.extend(table[name].to_pylist())
-        arrays = {name: np.array(values) for name, values in columns.items()}
+        arrays = {name: np.array(values, str if name == "path" else np.float64) for name, values in columns.items()}
         for name, array in {**arrays, "about": np.array(schema.metadata[METADATA_KEY].decode())}.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array)

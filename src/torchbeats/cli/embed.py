@@ -13,6 +13,7 @@ import typer
 
 from torchbeats import __version__, checkpoint, hub
 from torchbeats.cli.console import audio_progress, complain, remark
+from torchbeats.config import BEATsConfig
 from torchbeats.files import sha256
 from torchbeats.inference import BATCH_SECONDS, POOLS, WINDOW_SECONDS, Plan, groups
 from torchbeats.inputs import find_audio
@@ -73,11 +74,11 @@ def embed(
     try:
         plan = Plan(pool.value, layer, window, hop, batch_seconds)
         place = _device(device)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
         raise typer.BadParameter(str(error)) from error
     paths = find_audio(inputs)
     weights = hub.resolve(model)
-    network = BEATs(checkpoint.read(weights)).to(place, DTYPES[dtype.value])
+    network = BEATs(checkpoint.read(weights, expect=BEATsConfig)).to(place, DTYPES[dtype.value])
     if layer is not None and not 0 <= layer <= network.cfg.encoder_layers:
         raise typer.BadParameter(f"The model has {network.cfg.encoder_layers} layers; there is no layer {layer}.")
     width = network.cfg.encoder_embed_dim * (network.grid.bands if plan.pool in ("bands", "patches") else 1)
