@@ -688,7 +688,8 @@ def test_loading_peaks_at_little_more_than_the_model(tmp_path, monkeypatch):
 
 def test_a_config_of_another_depth_is_refused_before_anything_is_built(tmp_path):
     model = small_model()
-    torch.save(
+    content = {"cfg": {**model.cfg.to_dict(), "encoder_layers": 10**9}, "model": model.state_dict()}
+    torch.save(content, tmp_path / "m.pt")
         {"cfg": {**model.cfg.to_dict(), "encoder_layers": 10**9}, "model": model.state_dict()}, tmp_path / "m.pt"
     )
     with pytest.raises(CheckpointError, match="speaks of 1000000000 layers; it holds 2"):
@@ -699,7 +700,7 @@ def test_half_of_another_model(tmp_path):
     model = small_model()
     tensors = {name: tensor for name, tensor in model.state_dict().items() if "fc1" in name}
     torch.save({"cfg": model.cfg.to_dict(), "model": tensors}, tmp_path / "m.pt")
-    with pytest.raises(CheckpointError, match="another model: it lacks patch_embedding.weight"):
+    with pytest.raises(CheckpointError, match="another model: it lacks patch_embedding"):
         BEATs(tmp_path / "m.pt")
 
 
