@@ -690,8 +690,6 @@ def test_a_config_of_another_depth_is_refused_before_anything_is_built(tmp_path)
     model = small_model()
     content = {"cfg": {**model.cfg.to_dict(), "encoder_layers": 10**9}, "model": model.state_dict()}
     torch.save(content, tmp_path / "m.pt")
-        {"cfg": {**model.cfg.to_dict(), "encoder_layers": 10**9}, "model": model.state_dict()}, tmp_path / "m.pt"
-    )
     with pytest.raises(CheckpointError, match="speaks of 1000000000 layers; it holds 2"):
         BEATs(tmp_path / "m.pt")
 
