@@ -8,9 +8,10 @@ for row in torchbeats.embed("recordings/", model=model):
 from torchbeats.attention import MultiheadAttention
 from torchbeats.audio import AudioError, AudioWarning
 from torchbeats.backbone import Encoded
-from torchbeats.checkpoint import CheckpointError, save
+from torchbeats.checkpoint import save
 from torchbeats.config import BEATsConfig, TokenizersConfig
 from torchbeats.encoder import TransformerEncoder, TransformerSentenceEncoderLayer, init_bert_params
+from torchbeats.families import CheckpointError
 from torchbeats.hub import HubError
 from torchbeats.inference import Embedding, embed
 from torchbeats.layers import (

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchbeats import checkpoint, labels
 from torchbeats.backbone import Backbone, Encoded
 from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig
+from torchbeats.families import Checkpoint
 
 
 class BEATs(Backbone):
@@ -34,7 +35,7 @@ class BEATs(Backbone):
 
     def __init__(
         self,
-        ckp_path: str | os.PathLike[str] | BEATsConfig | checkpoint.Checkpoint | None = None,
+        ckp_path: str | os.PathLike[str] | BEATsConfig | Checkpoint | None = None,
         freeze: bool = True,
         output_all_hiddens: bool = False,
     ) -> None:
@@ -46,7 +47,7 @@ class BEATs(Backbone):
         self.output_all_hiddens = output_all_hiddens
         self.label_dict = None if stored is None else stored.label_dict
         if stored is not None:
-            stored.fill(self)
+            checkpoint.fill(self, stored)
         if freeze:
             self.freeze()
 

@@ -8,9 +8,9 @@ import warnings
 import typer
 
 from torchbeats.audio import AudioWarning
-from torchbeats.checkpoint import CheckpointError
 from torchbeats.cli import convert, embed, models
 from torchbeats.cli.console import complain
+from torchbeats.families import CheckpointError
 from torchbeats.hub import HubError
 from torchbeats.inputs import InputError
 from torchbeats.store import StoreError

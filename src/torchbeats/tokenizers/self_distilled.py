@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchbeats import checkpoint
 from torchbeats.backbone import Backbone
 from torchbeats.config import FBANK_MEAN, FBANK_STD, TokenizersConfig
+from torchbeats.families import Checkpoint
 from torchbeats.tokenizers.codebook import NormEMAVectorQuantizer
 
 
@@ -40,11 +41,12 @@ class Tokenizers(Backbone):
     """
 
     cfg: TokenizersConfig
-    label_dict = None  # its labels have no names
+    label_dict = None
+    labels = None  # tokens have no names
 
     def __init__(
         self,
-        cfg: TokenizersConfig | checkpoint.Checkpoint | str | os.PathLike[str] | None = None,
+        cfg: TokenizersConfig | Checkpoint | str | os.PathLike[str] | None = None,
         freeze: bool = True,
     ) -> None:
         cfg, stored = checkpoint.source(cfg, TokenizersConfig)
@@ -57,7 +59,7 @@ class Tokenizers(Backbone):
                 nn.Linear(cfg.encoder_embed_dim, cfg.quant_dim),
             )
         if stored is not None:
-            stored.fill(self)
+            checkpoint.fill(self, stored)
         if freeze:
             self.freeze()
 
