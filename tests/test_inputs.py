@@ -180,3 +180,8 @@ def test_nothing_on_standard_input(monkeypatch):
 def test_standard_input_with_a_name_that_is_not_utf8(monkeypatch):
     stdin(monkeypatch, b"caf\xe9.wav\nb.wav\n")
     assert find_audio(["-"]) == [os.fsdecode(b"caf\xe9.wav"), "b.wav"]
+
+
+def test_standard_input_as_find_print0_writes_it(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a b.wav\0c\nd.wav\0")))
+    assert find_audio(["-"]) == ["a b.wav", "c\nd.wav"]

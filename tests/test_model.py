@@ -288,3 +288,12 @@ def test_training_mode_is_random_and_evaluation_is_not():
 def test_public_names_are_documented():
     for name in torchbeats.__all__:
         assert getattr(torchbeats, name).__doc__, name
+
+
+def test_preprocess_takes_pcm_and_refuses_what_holds_no_frame():
+    model = small_model()
+    pcm = torch.randint(-(2**15), 2**15, (1, 4000), dtype=torch.int16)
+    torch.testing.assert_close(model.preprocess(pcm), model.preprocess(pcm.float() / 2**15))
+    for wrong in (torch.zeros(1, 399), torch.zeros(400)):
+        with pytest.raises(ValueError, match="400 samples or more"):
+            model.preprocess(wrong)

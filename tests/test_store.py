@@ -232,16 +232,16 @@ def test_stopped_at_every_step(tmp_path, monkeypatch, name, moment):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_stopped_while_parts_are_cleared_away(tmp_path, monkeypatch, overwrite):
-    def half(folder, **_):
-        for part in sorted(folder.glob("part-*"))[:2]:
-            part.unlink()
-            left.append(folder)
-        if left:
-            raise Killed
+    def some(path, **options):
+        if path.name.startswith("part-"):
+            gone.append(path)
+            if len(gone) == 3:
+                raise Killed
+        unlink(path, **options)
 
-    left = []
+    gone, unlink = [], Path.unlink
     with monkeypatch.context() as patch, pytest.raises(Killed):  # noqa: PT012
-        patch.setattr("shutil.rmtree", half)
+        patch.setattr(Path, "unlink", some)
         write(tmp_path / "t.parquet", overwrite=overwrite)
     if not overwrite:
         assert Store(tmp_path / "t.parquet", ABOUT, WIDTH).complete

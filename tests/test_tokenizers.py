@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers import golden, small_tokenizer, under
+from helpers import SMALL, golden, small_tokenizer, under
 from torchbeats import NormEMAVectorQuantizer, Tokenizers, TokenizersConfig
 from torchbeats.tokenizers.codebook import spherical_kmeans
 
@@ -98,3 +98,8 @@ def test_gradient_goes_straight_through():
 
 def test_code_usage_can_be_left_out():
     assert "cluster_size" not in NormEMAVectorQuantizer(16, 4, beta=1.0, statistic_code_usage=False).state_dict()
+
+
+def test_a_tokenizer_without_codes_says_so():
+    with pytest.raises(ValueError, match="no codes yet"):
+        Tokenizers(TokenizersConfig(SMALL)).extract_labels(torch.randn(1, 8000))

@@ -117,3 +117,8 @@ def test_short_rows_are_filled_up_with_one_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ready(torch.ones(3, MIN))
+
+
+def test_samples_given_as_shares_are_told_apart():
+    with pytest.raises(ValueError, match=r"Row 1 has 6400\. For lengths in samples use lengths="):
+        ready(torch.zeros(2, 16_000), wav_lens=torch.tensor([1.0, 6400.0]))

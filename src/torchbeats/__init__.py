@@ -9,7 +9,7 @@ from torchbeats.attention import MultiheadAttention
 from torchbeats.audio import AudioError, AudioWarning
 from torchbeats.backbone import Encoded
 from torchbeats.checkpoint import save
-from torchbeats.config import BEATsConfig, TokenizersConfig
+from torchbeats.config import SIZES, BEATsConfig, TokenizersConfig
 from torchbeats.encoder import TransformerEncoder, TransformerSentenceEncoderLayer, init_bert_params
 from torchbeats.families import CheckpointError
 from torchbeats.hub import HubError
@@ -31,6 +31,7 @@ from torchbeats.tokenizers import NormEMAVectorQuantizer, Tokenizers, Tokens
 __version__ = "0.1.0"
 
 __all__ = [
+    "SIZES",
     "AudioError",
     "AudioWarning",
     "BEATs",

@@ -377,8 +377,8 @@ class MultiheadAttention(nn.Module):
 
     def _masked_scores(self, q: Tensor, k: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor:
         """What ``before_softmax`` returns, ``(B, H, T, S)``."""
-        scores = (q * self.scaling) @ k.transpose(-2, -1)
-        scores = scores - scores.amax(-1, keepdim=True)
+        scores = kernels.wide_scores(q, k)
+        scores = (scores - scores.amax(-1, keepdim=True)).to(q.dtype)
         if attn_mask is not None:
             scores = scores + attn_mask
         if key_padding_mask is not None:

@@ -288,7 +288,7 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str]) -> Iterator[tuple
                 for frame in frames:
                     samples = frame.to_ndarray()
                     if not frame.format.is_planar:
-                        samples = samples.reshape(-1, frame.layout.nb_channels).T
+                        samples = samples.reshape(-1, len(frame.layout.channels)).T
                     seconds += samples.shape[1] / frame.sample_rate
                     yield frame.sample_rate, samples
         except av.error.FFmpegError as error:

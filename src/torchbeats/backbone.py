@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig
 from torchbeats.encoder import TransformerEncoder
 from torchbeats.fbank import Fbank
-from torchbeats.patches import N_MELS, PatchGrid, mask_behind
-from torchbeats.waveform import prepare
+from torchbeats.patches import FRAME_LENGTH, N_MELS, PatchGrid, mask_behind
+from torchbeats.waveform import floating, prepare
 
 Self = TypeVar("Self", bound="Backbone")
 
@@ -47,8 +47,8 @@ class Encoded(NamedTuple):
         return self.patch_counts // self.bands
 
     def step_times(self) -> Tensor:
-        """Start and end of each step in seconds: ``(T / bands, 2)`` float64."""
-        start = torch.arange(self.x.size(1) // self.bands, dtype=torch.float64, device=self.x.device)
+        """Start and end of each step in seconds: ``(T / bands, 2)`` float64, on the CPU."""
+        start = torch.arange(self.x.size(1) // self.bands, dtype=torch.float64, device="cpu")
         return torch.stack([start, start + 1], dim=1) * PatchGrid(N_MELS // self.bands).step_seconds
 
     def pooled(self) -> Tensor:
@@ -112,13 +112,16 @@ class Backbone(nn.Module):
         """Normalised log-mel features, in float32 whatever the model's dtype.
 
         Args:
-            source: ``(B, samples)`` at 16 kHz in [-1, 1], at least 400 samples.
+            source: ``(B, samples)`` at 16 kHz, in [-1, 1] or integer PCM, at least 400 samples.
             fbank_mean: subtracted.
             fbank_std: half of what is divided by. Both at their published defaults stand for the model's own.
 
         Returns:
             ``(B, frames, 128)``.
         """
+        source = floating(source)
+        if source.dim() != 2 or source.size(1) < FRAME_LENGTH:
+            raise ValueError(f"source is {tuple(source.shape)}; it must be (batch, {FRAME_LENGTH} samples or more).")
         if (fbank_mean, fbank_std) == (FBANK_MEAN, FBANK_STD):
             fbank_mean, fbank_std = self.cfg.fbank_mean, self.cfg.fbank_std
         features: Tensor = self.fbank(source)

@@ -106,6 +106,8 @@ class BEATsConfig:
                 raise ValueError(f"{field.name} must be of type {kind.__name__}, not {value!r}.")
             if kind is int and value < 1:
                 raise ValueError(f"{field.name} must be at least 1, not {value}.")
+        if self.fbank_std <= 0:
+            raise ValueError(f"fbank_std must be positive, not {self.fbank_std}.")
         if N_MELS % self.input_patch_size:
             raise ValueError(f"input_patch_size must divide the {N_MELS} mel bins; {self.input_patch_size} does not.")
         if self.encoder_embed_dim % self.encoder_attention_heads:

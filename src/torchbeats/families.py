@@ -32,6 +32,8 @@ FORMAT_VERSION = 1
 POSITION_TABLE = re.compile(r"encoder\.layers\.\d+\.self_attn\.relative_attention_bias\.weight")
 # Frozen helpers of ESPnet's front end, which hold nothing that was learned.
 _UNUSED = ("patch_embedding_pad.", "raw2fbank_pad.")
+# What no shape tells, where no config does: every publisher of such files has these.
+_PUBLISHERS = {"deep_norm": True, "gru_rel_pos": True, "max_distance": 800}
 # Where ESPnet's models and AVEX's keep a label head; ours and Microsoft's is called "predictor".
 _HEADS = ("decoder.linear_out.", "classifier.", "output_layer.", "head.")
 
@@ -121,7 +123,7 @@ def _bare(path: Path, content: Mapping[str, Any]) -> Checkpoint:
         # The head that the backbone had before is of no use; the trained one is the classifier.
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("backbone.predictor.")}
     tensors = _with_predictor(_under(tensors, "backbone."))
-    config = _config(path, _sizes(path, tensors), BEATsConfig)
+    config = _config(path, {**_PUBLISHERS, **_sizes(path, tensors)}, BEATsConfig)
     beside = _beside(path, "label_map.json") if config.finetuned_model else None
     labels = None if beside is None else _parsed(beside, json.loads)
     return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
@@ -136,7 +138,7 @@ def _espnet_finetuned(path: Path, tensors: dict[str, Tensor], said: Mapping[str,
     tensors = _with_predictor(_under(tensors, "encoder."))
     if not isinstance(said["cfg"], Mapping):
         raise CheckpointError(path, f"its config must be a dictionary of settings, not {type(said['cfg']).__name__}.")
-    config = _config(path, {**said["cfg"], **_sizes(path, tensors)}, BEATsConfig)
+    config = _config(path, {**_PUBLISHERS, **said["cfg"], **_sizes(path, tensors)}, BEATsConfig)
     labels = said.get("token_list")
     if isinstance(labels, list):  # behind the labels come one or two symbols that the head has no output for
         labels = labels[: config.predictor_class]
@@ -177,13 +179,13 @@ def _espnet_settings(path: Path) -> dict[str, Any]:
 
 
 def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The configuration that shapes imply, with everything on that published models have on."""
+    """The settings that shapes and names decide; they overrule what any config says."""
     attention = "encoder.layers.0.self_attn."
     try:
         patch, table = tensors["patch_embedding.weight"], _first(tensors, POSITION_TABLE)
         kernel = tensors["encoder.pos_conv.0.weight_v"]
         width = tensors[attention + "q_proj.weight"].size(0)
-        sizes = {
+        sizes: dict[str, Any] = {
             "input_patch_size": patch.size(-1),
             "embed_dim": patch.size(0),
             "conv_bias": "patch_embedding.bias" in tensors,
@@ -192,14 +194,12 @@ def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             "encoder_ffn_embed_dim": tensors["encoder.layers.0.fc2.weight"].size(1),
             "encoder_attention_heads": table.size(1),
             "num_buckets": table.size(0),
-            "max_distance": 800,
             "conv_pos": kernel.size(-1),
             "conv_pos_groups": width // kernel.size(1),
-            "deep_norm": True,
             "relative_position_embedding": True,
-            "gru_rel_pos": True,
-            "activation_fn": "glu" if "encoder.layers.0.fc1.linear.weight" in tensors else "gelu",
         }
+        if "encoder.layers.0.fc1.linear.weight" in tensors:
+            sizes["activation_fn"] = "glu"
         if "predictor.weight" in tensors:
             sizes |= {"finetuned_model": True, "predictor_class": tensors["predictor.weight"].size(0)}
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
@@ -252,7 +252,8 @@ def _label_dict(path: Path, labels: Any, config: BEATsConfig) -> dict[int, str] 
         return None
     try:
         if isinstance(labels, Mapping):
-            pairs = [(k, v) if str(k).lstrip("-").isdigit() else (v, k) for k, v in labels.items()]
+            indexed = any(not isinstance(value, int) for value in labels.values())  # else its values are the indices
+            pairs = [(k, v) if indexed else (v, k) for k, v in labels.items()]
         else:
             pairs = list(enumerate(labels))
         table = {int(index): str(label) for index, label in pairs}
@@ -278,7 +279,7 @@ def _parsed(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
 
     try:
         content = parse(path.read_text("utf-8"))
-    except (OSError, ValueError, YAMLError) as error:
+    except (OSError, ValueError, YAMLError, RecursionError) as error:
         raise CheckpointError(path, f"the file that describes the weights cannot be read ({error}).") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(path, f"the file that describes the weights holds a {type(content).__name__}.")

@@ -27,7 +27,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(temporary, os.O_RDWR)
         temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide what went wrong
+            temporary.unlink(missing_ok=True)
         raise
     with suppress(OSError):  # not every system syncs folders
         _sync(path.parent, os.O_RDONLY)

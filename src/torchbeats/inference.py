@@ -15,7 +15,9 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
@@ -40,7 +42,7 @@ Sound: TypeAlias = (
 POOLS = ("mean", "bands", "steps", "patches")
 SHORTEST_SECONDS = 0.5  # a last piece shorter than this joins the window before
 WINDOW_SECONDS = 10.0
-BATCH_SECONDS = 80.0
+BATCH_SECONDS = 40.0
 GROUP_BATCHES = 8  # how many batches' worth of audio is sorted by length together
 WINDOWS_AHEAD = 4  # of each file that is being decoded
 
@@ -141,6 +143,7 @@ class Group:
         embeddings: ``(rows, D)`` float32.
         failures: inputs that could not be read, and why.
         position: where the run stands behind this group.
+        inputs: number of inputs that end in this group.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -148,6 +151,7 @@ class Group:
     embeddings: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))
     failures: list[tuple[str, str]] = field(default_factory=list)
     position: Position = field(default_factory=Position)
+    inputs: int = 0
 
     def rows(self) -> Iterator[Embedding]:
         """The rows one by one."""
@@ -157,10 +161,13 @@ class Group:
 
 @dataclass
 class Listener:
-    """What a progress display is told; every part may stay as it is."""
+    """What a progress display is told.
 
-    on_batch: Callable[[float], None] = lambda seconds: None
-    on_input: Callable[[str], None] = lambda path: None
+    Attributes:
+        on_batch: called behind every batch with the seconds of audio in it, and its share of the inputs.
+    """
+
+    on_batch: Callable[[float, float], None] = lambda seconds, inputs: None
 
 
 def embed(
@@ -208,7 +215,9 @@ def embed(
     elif device is not None or dtype is not None:
         model = model.to(device=device, dtype=dtype)
     _check_layer(plan, model)
-    sounds = list(_named(inputs))
+    sounds = _named(inputs)
+    if not isinstance(inputs, Iterator):  # what is wrong with a list of names is said at once
+        sounds = iter(list(sounds))
 
     def rows() -> Iterator[Embedding]:
         for group in groups(sounds, model, plan, jobs=jobs):
@@ -220,7 +229,7 @@ def embed(
 
 
 def groups(
-    sounds: Sequence[tuple[str, Sound]],
+    sounds: Iterable[tuple[str, Sound]],
     model: BEATs,
     plan: Plan,
     *,
@@ -231,7 +240,7 @@ def groups(
     """Embed named sounds group by group, from a position that an earlier run has reached."""
     _check_layer(plan, model)
     listener = listener or Listener()
-    decoded = _decode_ahead(sounds[start.inputs :], plan, model.grid, jobs or min(4, os.cpu_count() or 1))
+    decoded = _decode_ahead(islice(sounds, start.inputs, None), plan, model.grid, jobs or min(4, os.cpu_count() or 1))
     group, clips, held = Group(), list[_Clip](), 0.0
     inputs, skip, seen = start.inputs, start.windows, 0
     for name, event in decoded:
@@ -246,7 +255,7 @@ def groups(
                 kept = f"; what comes before it was embedded, in {seen} windows" if seen else ""
                 group.failures.append((name, event + kept))
             inputs, skip, seen = inputs + 1, 0, 0
-            listener.on_input(name)
+            group.inputs += 1
         if held >= GROUP_BATCHES * plan.batch_seconds or len(group.failures) >= 1000:
             group.position = Position(inputs, seen)
             yield _compute(group, clips, model, plan, listener)
@@ -266,11 +275,16 @@ def _check_layer(plan: Plan, model: BEATs) -> None:
 
 @dataclass
 class _Clip:
-    """A window of an input: where it starts, in samples, and what is in it."""
+    """A window of an input: where it starts and ends, in samples, and what is in it."""
 
     name: str
     start: int
+    end: int
     samples: Floats
+
+    def release(self) -> None:
+        """Give the samples' memory back; a group of windows is large."""
+        self.samples = np.empty(0, np.float32)
 
 
 # What comes out of decoding an input: its windows, then None, or the reason why there are no more.
@@ -278,7 +292,7 @@ _Event: TypeAlias = "_Clip | str | None"
 
 
 def _decode_ahead(
-    sounds: Sequence[tuple[str, Sound]], plan: Plan, grid: PatchGrid, jobs: int
+    sounds: Iterator[tuple[str, Sound]], plan: Plan, grid: PatchGrid, jobs: int
 ) -> Iterator[tuple[str, _Event]]:
     """Events of all inputs in order, while threads work on the inputs that follow."""
     stopped = threading.Event()
@@ -296,7 +310,7 @@ def _decode_ahead(
         end: str | None = None
         try:
             for start, samples in plan.windows(_blocks(sound), grid):
-                if not put(_Clip(name, start, samples)):
+                if not put(_Clip(name, start, start + len(samples), samples)):
                     return
         except (AudioError, ValueError, OSError) as error:
             end = error.reason if isinstance(error, AudioError) else str(error).removesuffix(".")
@@ -304,15 +318,15 @@ def _decode_ahead(
             end = f"decoding failed with {error!r}"
         put(end)
 
-    waiting = deque(sounds)
     running: deque[tuple[str, queue.Queue[_Event]]] = deque()
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="decode")
     try:
-        while waiting or running:
-            while waiting and len(running) < 4 * jobs:
-                name, sound = waiting.popleft()
+        while True:
+            for name, sound in islice(sounds, 4 * jobs - len(running)):
                 running.append((name, queue.Queue(WINDOWS_AHEAD)))
                 pool.submit(decode, name, sound, running[-1][1])
+            if not running:
+                break
             name, events = running.popleft()
             while isinstance(event := events.get(), _Clip):
                 yield name, event
@@ -351,12 +365,15 @@ def _compute(group: Group, clips: list[_Clip], model: BEATs, plan: Plan, listene
         chosen = [clips[index] for index in batch]
         for index, result in zip(batch, _run([clip.samples for clip in chosen], model, plan), strict=True):
             results[index] = result
-        listener.on_batch(sum(len(clip.samples) for clip in chosen) / SAMPLE_RATE)
+        seconds = sum(len(clip.samples) for clip in chosen) / SAMPLE_RATE
+        listener.on_batch(seconds, group.inputs * len(batch) / len(clips))
+        for clip in chosen:
+            clip.release()
     times = []
     step = model.grid.step_seconds
     done = [result for result in results if result is not None]
     for clip, result in zip(clips, done, strict=True):
-        start, end = clip.start / SAMPLE_RATE, (clip.start + len(clip.samples)) / SAMPLE_RATE
+        start, end = clip.start / SAMPLE_RATE, clip.end / SAMPLE_RATE
         if plan.by_step:
             edges = start + step * np.arange(len(result) + 1)
             times.append(np.stack([edges[:-1], np.minimum(edges[1:], end)], axis=1))
@@ -381,6 +398,18 @@ def _batches(lengths: Sequence[int], budget: float) -> Iterator[list[int]]:
         yield batch
 
 
+@contextmanager
+def _evaluating(model: BEATs) -> Iterator[None]:
+    """Evaluation mode for a while; every module has its own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 @torch.inference_mode()
 def _run(samples: list[Floats], model: BEATs, plan: Plan) -> Iterator[Floats]:
     """Results of one batch, ``(rows, D)`` for each clip."""
@@ -390,12 +419,8 @@ def _run(samples: list[Floats], model: BEATs, plan: Plan) -> Iterator[Floats]:
         row[: len(clip)] = torch.from_numpy(clip)
     device = model.patch_embedding.weight.device
     ragged = torch.tensor(lengths, device=device) if min(lengths) < max(lengths) else None
-    training = model.training
-    model.eval()
-    try:
+    with _evaluating(model):
         encoded = model.encode(wav.to(device), ragged, layer=plan.layer)
-    finally:
-        model.train(training)
     pooled = plan.pooled(encoded).float().cpu().numpy()
     if not plan.by_step:
         return iter(pooled[:, np.newaxis])

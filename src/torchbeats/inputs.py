@@ -24,7 +24,8 @@ def find_audio(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
 
     Args:
         inputs: files; folders, searched with all below them for names that end like sound, hidden ones left out;
-            lists that end in .csv, .txt or .jsonl; "-" for paths on standard input, one a line. Paths in a list are
+            lists that end in .csv, .txt or .jsonl; "-" for paths on standard input, one a line or
+            as `find -print0` writes them. Paths in a list are
             relative to its folder or, where nothing is found there, to the working directory.
 
     Returns:
@@ -43,8 +44,10 @@ def find_audio(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
 
 def _expand(given: str) -> Iterator[str]:
     if given == "-":
-        lines = (os.fsdecode(line).rstrip("\r\n") for line in sys.stdin.buffer)  # names need not be UTF-8
-        yield from (line for line in lines if line.strip())
+        given_names = sys.stdin.buffer.read()  # as bytes: names need not be UTF-8
+        separator = b"\0" if b"\0" in given_names else b"\n"  # that of find -print0, or one a line
+        names = (os.fsdecode(name).rstrip("\r\n") for name in given_names.split(separator))
+        yield from (name for name in names if name.strip())
     elif os.path.isdir(given):
         yield from _in_folder(given)
     elif (suffix := Path(given).suffix.lower()) in _LISTS:

@@ -46,10 +46,6 @@ def attention(
         return _in_cache(q, k, v, bias, gate, key_padding_mask, attn_mask)
 
     added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, q.dtype)
-    if q.dtype == torch.float16 and differentiable:
-        # The fused kernels accumulate in float32. What autograd falls back to does not, and its scores overflow.
-        wide = None if added is None else added.float()
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), wide, dropout).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, added, dropout)
 
 
@@ -62,10 +58,26 @@ def attention_weights(
     attn_mask: Tensor | None = None,
 ) -> Tensor:
     """The weights themselves, ``(B, H, T, S)``, for callers who ask for them. Arguments as in `attention`."""
+    scores = wide_scores(q, k)
+    added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, scores.dtype)
+    if added is None:
+        return torch.softmax(scores, dim=-1).to(q.dtype)
+    weights = torch.softmax(scores + added, dim=-1)
+    if attn_mask is not None:
+        weights = weights.masked_fill(_blind(added), 0)
+    return weights.to(q.dtype)
+
+
+def wide_scores(q: Tensor, k: Tensor) -> Tensor:
+    """``q k' / sqrt(D)``, ``(B, H, T, S)``, in float32 at least: products of half precision overflow it."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    scores = q.to(wide) @ k.to(wide).transpose(-2, -1) / math.sqrt(q.size(-1))
-    added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, wide)
-    return torch.softmax(scores if added is None else scores + added, dim=-1).to(q.dtype)
+    with torch.autocast(q.device.type, enabled=False):
+        return q.to(wide) * q.size(-1) ** -0.5 @ k.to(wide).transpose(-2, -1)
+
+
+def _blind(added: Tensor) -> Tensor:
+    """Queries that no key is left for, ``(..., T, 1)``. They attend to nothing, as in the fused call."""
+    return torch.isneginf(added).all(-1, keepdim=True)
 
 
 def _added_to_scores(
@@ -107,7 +119,7 @@ def _in_cache(
     """
     B, H, T, D = q.shape
     S = k.size(2)
-    at_once = min(B, max(1, CACHED_SCORES // (H * T * S)))
+    at_once = max(1, min(B, CACHED_SCORES // max(1, H * T * S)))
     q = q * D**-0.5
     out = q.new_empty(B, H, T, D)
     buffer = q.new_empty(at_once * H * T * S)
@@ -137,5 +149,7 @@ def _in_cache(
         else:
             torch.baddbmm(added.expand(n, H, T, keys).reshape(n * H, T, keys), query, key, out=scores)
         torch.softmax(scores, dim=-1, out=scores)
+        if attn_mask is not None and added is not None:
+            scores.view(n, H, T, keys).masked_fill_(_blind(added), 0)
         torch.bmm(scores, value.reshape(n * H, keys, D), out=out[clips].view(n * H, T, D))
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     freeze: bool = True,
-) -> BEATs | Tokenizers:
+) -> Any:
     """Load a model by name or from a file.
 
     Args:

@@ -67,7 +67,7 @@ class BEATs(Backbone):
         *,
         lengths: Tensor | None = None,
         padding_mask: Tensor | None = None,
-    ) -> tuple[Tensor] | tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Features of a batch of clips and, from a model with a label head, class probabilities.
 
         A clip's features are the same alone and in any batch. Clips shorter than 2,800 samples are filled up to it with
@@ -107,7 +107,7 @@ class BEATs(Backbone):
         *,
         lengths: Tensor | None = None,
         padding_mask: Tensor | None = None,
-    ) -> tuple[Tensor] | tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """As `forward`, under the name that the research code uses."""
         return self.forward(wav, wav_lens, fbank_mean, fbank_std, lengths=lengths, padding_mask=padding_mask)
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import glob
 import json
 import os
-import shutil
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,15 @@ import pyarrow.parquet as pq
 from torchbeats.files import replacing
 from torchbeats.inference import Group, Position
 
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be replaced anyway
+    fcntl = None  # type: ignore[assignment]
+
 METADATA_KEY = b"torchbeats"  # of the JSON in the output's metadata
 SUFFIXES = (".parquet", ".npz")
 FLUSH_SECONDS = 2.0  # a part is written no more often than this
-FLUSH_BYTES = 64 * 2**20
+FLUSH_BYTES = 16 * 2**20
 
 
 class StoreError(Exception):
@@ -52,7 +57,7 @@ class Store:
         complete: an earlier run has finished; there is nothing to do.
 
     Raises:
-        StoreError: the name's ending is another, or something else is in the output's place.
+        StoreError: the name's ending is another, something else is in the output's place, or another run is at it.
     """
 
     def __init__(self, out: str | os.PathLike[str], about: dict[str, Any], width: int, overwrite: bool = False) -> None:
@@ -80,6 +85,18 @@ class Store:
         else:
             self._continue_or_begin(overwrite)
 
+    def _lock(self) -> None:
+        """Keep other processes away until this one is gone, or done: two would mix their parts."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._held = (self._folder / "lock").open("w")
+        if fcntl is not None:
+            try:
+                fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise StoreError(f"Another run is writing {self.out}; wait for it, or name another output.") from None
+            except OSError:  # a file system without locks: then it is up to the user
+                pass
+
     def _find_complete(self) -> None:
         there = _read_about(self.out)
         if there is None or {**there, "failed": 0} != {**self.about, "failed": 0}:
@@ -88,9 +105,12 @@ class Store:
                 "or use --overwrite."
             )
         self.complete, self.failed = True, int(there["failed"])
-        self._discard()  # all that is left if the last run was killed at the very end
+        if self._folder.exists():  # the last run was killed at the very end, or one that overwrites is at it
+            self._lock()
+            self._discard()
 
     def _continue_or_begin(self, overwrite: bool) -> None:
+        self._lock()
         run, wanted = self._folder / "run.json", {"about": self.about, "overwrite": overwrite}
         there = json.loads(run.read_text("utf-8")) if run.exists() else None
         # An overwriting run begins anew, but goes on behind another one's parts.
@@ -104,14 +124,22 @@ class Store:
                 f"{self._folder} holds an unfinished run with other settings: "
                 f"{_difference(there['about'], self.about)}. Finish that one, or use --overwrite to begin anew."
             )
-        self._discard()
+        self._clear()
         with replacing(run) as temporary:
             temporary.write_text(json.dumps(wanted, indent=1), "utf-8")
 
     def _discard(self) -> None:
-        """Clear the parts away; first what says that they are whole, lest a run that is killed here be continued."""
+        """Leave nothing but the output; and what is somebody else's, which is not ours to delete."""
+        self._clear()
+        (self._folder / "lock").unlink(missing_ok=True)
+        with suppress(OSError):
+            self._folder.rmdir()
+
+    def _clear(self) -> None:
+        """Delete the parts; first what says that they are whole, lest a run that is killed here be continued."""
         (self._folder / "run.json").unlink(missing_ok=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        for unfinished in (*self._parts(), *self._folder.glob(".*.tmp")):
+            unfinished.unlink(missing_ok=True)
         for unfinished in self.out.parent.glob(f".{glob.escape(self.out.name)}.*.tmp"):  # of a run killed as it ended
             unfinished.unlink(missing_ok=True)
 
@@ -183,7 +211,12 @@ def _difference(there: dict[str, Any] | None, here: dict[str, Any]) -> str:
     if there is None:
         return "nothing that torchbeats wrote"
     changed = [name for name in here if there.get(name) != here[name]]
-    return "; ".join(f"{name} is {there.get(name)} there and {here[name]} here" for name in changed)
+    return "; ".join(
+        "files were added, removed or changed"
+        if name == "inputs"
+        else f"{name} is {there.get(name)} there and {here[name]} here"
+        for name in changed
+    )
 
 
 def _tables(parts: list[Path], schema: pa.Schema) -> Iterator[pa.Table]:

@@ -51,7 +51,7 @@ def prepare(
         raise ValueError(f"Waveforms must have the shape (batch, samples); this is {tuple(wav.shape)}.{hint}")
     if eager and wav.numel() == 0:
         raise ValueError(f"There are no samples in this batch of shape {tuple(wav.shape)}.")
-    wav = _floating(wav)
+    wav = floating(wav)
     B, samples = wav.shape
     lengths = _lengths(B, samples, wav_lens, lengths, padding_mask)
     if lengths is not None:
@@ -67,7 +67,7 @@ def prepare(
     return wav, None if lengths is None else lengths.clamp_min(min_samples)
 
 
-def _floating(wav: Tensor) -> Tensor:
+def floating(wav: Tensor) -> Tensor:
     """Floating point as it is, integer PCM scaled to [-1, 1]."""
     if wav.is_floating_point():
         return wav
@@ -94,9 +94,14 @@ def _lengths(
             raise ValueError(f"{name} has the shape {tuple(value.shape)}; this batch needs {expected}.")
     if wav_lens is not None:
         # In float64: the product of a float32 share and a long clip must round to the sample that was meant.
-        relative = wav_lens.double()
+        relative = wav_lens.to("cpu" if wav_lens.device.type == "mps" else wav_lens.device, torch.float64)
         if not torch.compiler.is_compiling() and not bool(relative.isfinite().all()):
             raise ValueError(f"wav_lens must be finite; row {_first(~relative.isfinite())} is not.")
+        if not torch.compiler.is_compiling() and bool((relative > 1.5).any()):
+            raise ValueError(
+                f"wav_lens are shares of the longest clip, at most 1; Row {_first(relative > 1.5)} has "
+                f"{float(relative.max()):g}. For lengths in samples use lengths=."
+            )
         return torch.round(relative * samples).long()
     if lengths is not None:
         if lengths.is_floating_point() or lengths.dtype == torch.bool:
@@ -127,7 +132,7 @@ def _check_lengths(lengths: Tensor, samples: int) -> None:
 def _check_finite(wav: Tensor) -> None:
     # A sum is not finite if a term is not, and takes one pass without a temporary; only then look closer, since a sum
     # of large terms may overflow as well.
-    if bool(wav.sum(dtype=torch.float64).isfinite()):
+    if bool(wav.sum(dtype=torch.promote_types(wav.dtype, torch.float32)).isfinite()):
         return
     broken = ~wav.isfinite().all(1)
     if bool(broken.any()):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
+from torchbeats import __version__
 from torchbeats.audio import AudioWarning
 from torchbeats.cli import convert, embed, models
 from torchbeats.cli.console import complain
@@ -19,17 +21,29 @@ app = typer.Typer(
     name="torchbeats",
     help="The BEATs audio encoder: sounds in, embeddings out, with any published weights.",
     no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode="markdown",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"torchbeats {__version__}")
+        raise typer.Exit
+
+
 app.command("embed")(embed.embed)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
 
 # What a user can mend is told in a sentence; anything else is a fault of ours and keeps its traceback.
-_USER_ERRORS = (CheckpointError, FileNotFoundError, HubError, InputError, StoreError, PermissionError)
+_USER_ERRORS = (CheckpointError, HubError, InputError, StoreError, OSError)
 
 
 def main() -> None:

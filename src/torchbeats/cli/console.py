@@ -36,20 +36,19 @@ def audio_progress(total: int, done: int) -> Iterator[Listener]:
     bar = Progress(
         BarColumn(),
         TextColumn("{task.completed:,.0f} of {task.total:,.0f} files"),
-        TextColumn("{task.fields[hours]:.2f} h of audio"),
-        TextColumn("{task.fields[speed]:,.0f} × real time"),
+        TextColumn("{task.fields[audio]}"),
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
     )
     seconds = 0.0
     with bar:
-        task = bar.add_task("", total=total, completed=done, hours=0.0, speed=0.0)
+        task = bar.add_task("", total=total, completed=done, audio="")
 
-        def on_batch(more: float) -> None:
+        def on_batch(more: float, inputs: float) -> None:
             nonlocal seconds
             seconds += more
-            elapsed = bar.tasks[0].elapsed or 1.0
-            bar.update(task, hours=seconds / 3600, speed=seconds / elapsed)
+            speed = seconds / (bar.tasks[0].elapsed or 1.0)
+            bar.update(task, advance=inputs, audio=f"{seconds / 3600:.2f} h of audio, {speed:,.1f} × real time")
 
-        yield Listener(on_batch, lambda path: bar.advance(task))
+        yield Listener(on_batch)

@@ -20,9 +20,9 @@ from torchbeats.inputs import find_audio
 from torchbeats.model import BEATs
 from torchbeats.store import Store
 
-Pool = Enum("Pool", {name: name for name in POOLS})  # type: ignore[misc]
+Pool = Enum("Pool", {name: name for name in POOLS}, type=str)  # type: ignore[misc]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Dtype = Enum("Dtype", {name: name for name in DTYPES})  # type: ignore[misc]
+Dtype = Enum("Dtype", {name: name for name in DTYPES}, type=str)  # type: ignore[misc]
 
 
 def embed(
@@ -54,7 +54,12 @@ def embed(
     layer: Annotated[
         int | None, typer.Option(help="Whose output: 0 is the input to the first layer. Default: the last.")
     ] = None,
-    window: Annotated[float, typer.Option(help="Seconds of audio that the model sees at once.")] = WINDOW_SECONDS,
+    window: Annotated[
+        float,
+        typer.Option(
+            help="Seconds of audio that the model sees at once. A rest of less than 0.5 s joins the last window."
+        ),
+    ] = WINDOW_SECONDS,
     hop: Annotated[
         float | None, typer.Option(help="Seconds from a window's start to the next. Default: the window.")
     ] = None,
@@ -81,12 +86,14 @@ def embed(
     network = BEATs(checkpoint.read(weights, expect=BEATsConfig)).to(place, DTYPES[dtype.value])
     if layer is not None and not 0 <= layer <= network.cfg.encoder_layers:
         raise typer.BadParameter(f"The model has {network.cfg.encoder_layers} layers; there is no layer {layer}.")
-    width = network.cfg.encoder_embed_dim * (network.grid.bands if plan.pool in ("bands", "patches") else 1)
+    dim, by_band = network.cfg.encoder_embed_dim, plan.pool in ("bands", "patches")
+    width = dim * network.grid.bands if by_band else dim
     about = {
         "torchbeats": __version__,
         "model": model,
         "weights": f"sha256:{sha256(weights)}",
         "pool": plan.pool,
+        "shape": [network.grid.bands, dim] if by_band else [dim],
         "layer": plan.layer,
         "window": plan.window,
         "hop": plan.hop,
@@ -108,7 +115,8 @@ def embed(
             store.append(group)
     store.finish()
     if store.failed:
-        complain(f"{store.failed:,} of {len(paths):,} files could not be read; {store.errors} lists them.")
+        good = len(paths) - store.failed
+        complain(f"{output} has {good:,} of {len(paths):,} files; {store.errors} lists those that could not be read.")
         raise typer.Exit(1)
     remark(f"{output}: embeddings of {len(paths):,} files.")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 from torchbeats import hub
 
-COLUMNS = ("name", "size", "licence", "source", "cached", "about")
+COLUMNS = ("name", "size", "licence", "cached", "source", "about")
 
 
 def models() -> None:
@@ -19,19 +20,22 @@ def models() -> None:
         for row in (COLUMNS, *rows):
             print(*row, sep="\t")
         return
-    table = Table(*COLUMNS, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    console.print(table)
+    console = Console(highlight=False)
+    for name, size, licence, cached, source, about in rows:
+        state = "cached" if cached == "yes" else "not cached"
+        console.print(Text.assemble((name, "bold"), f"  {size}, {licence}, {state}"))
+        console.print(Padding(Text(about), (0, 4)))
+        console.print(Padding(Text(source, "dim"), (0, 4)))
     console.print(
         "\nAny owner/repo[/file][@revision] on the Hugging Face Hub works as a name too, and so does any file.",
-        highlight=False,
         markup=False,
     )
 
 
 def _row(source: hub.Source) -> tuple[str, ...]:
-    size = "?" if source.size is None else f"{source.size / 1e6:,.0f} MB"
+    size = "size unknown" if source.size is None else f"{source.size / 1e6:,.0f} MB"
     cached = "yes" if hub.is_cached(source) else "no"
-    return source.name, size, source.licence, source.repo, cached, source.about
+    kind = "datasets/" if source.repo_type == "dataset" else ""
+    page = f"https://huggingface.co/{kind}{source.repo}"
+    where = f"{page}/resolve/{source.revision}/{source.file}" if source.file else page
+    return source.name, size, source.licence, cached, where, source.about

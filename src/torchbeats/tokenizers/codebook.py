@@ -45,6 +45,9 @@ class EmbeddingEMA(nn.Module):
     def init_from(self, z: Tensor) -> None:
         """Start from the k-means of unit vectors ``z`` ``(M, D)``, under cosine similarity."""
         codes, sizes = spherical_kmeans(z, self.weight.size(0))
+        if dist.is_available() and dist.is_initialized():  # each process saw other vectors; all must have one codebook
+            dist.broadcast(codes, 0)
+            dist.broadcast(sizes, 0)
         self.weight.copy_(codes)
         self.cluster_size.copy_(sizes)
         self.embed_avg.copy_(codes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from torchbeats import checkpoint
@@ -106,5 +107,7 @@ class Tokenizers(Backbone):
         return Tokens(labels.unflatten(1, (-1, encoded.bands)), encoded.step_counts(), encoded.step_times())
 
     def _quantise(self, x: Tensor) -> Tensor:
+        if not (self.training or torch.compiler.is_compiling() or bool(self.quantize.embedding.initted)):
+            raise ValueError("This tokenizer has no codes yet: load a checkpoint, or train it.")
         indices: Tensor = self.quantize(self.quantize_layer(x))[2]
         return indices
