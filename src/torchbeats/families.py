@@ -171,7 +171,7 @@ def _espnet_settings(path: Path) -> dict[str, Any]:
     for option in ("max_layer", "use_weighted_representation", "adapter_config"):
         if encoder.get(option):
             raise CheckpointError(path, f"it was trained with ESPnet's {option}, which torchbeats does not have.")
-    settings = dict(base)
+    settings = {name: value for name, value in base.items() if value is not None}
     settings |= {name: encoder[name] for name in ("fbank_mean", "fbank_std") if encoder.get(name) is not None}
     kind = task.get("classification_type", "multi-class")
     settings["problem_type"] = "multi_label" if kind == "multi-label" else "single_label"
