@@ -19,7 +19,8 @@ check: $(READY)
 
 # Some distributions ship Python without its venv module; virtualenv from the package index stands in.
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m pip install -q virtualenv && $(PYTHON) -m virtualenv -q $(VENV); }
+	@echo "Setting up $(VENV): a minute or two, most of it PyTorch."
+	@$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) 2>/dev/null || { rm -rf $(VENV); $(PYTHON) -m pip install -q virtualenv && $(PYTHON) -m virtualenv -q $(VENV); }
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
