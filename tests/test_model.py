@@ -37,7 +37,7 @@ def test_equals_the_reference(variant):
     model, numbers = reference(variant)
     torch.testing.assert_close(model.preprocess(numbers["wav"]), numbers["fbank"], atol=1e-4, rtol=0)
     torch.testing.assert_close(output(model, numbers["wav"]), numbers["output"], atol=FROM_WAVEFORM, rtol=0)
-    embedded = model._embed_patches(numbers["fbank"])
+    embedded = model.embed_patches(numbers["fbank"])
     x = model.encoder(embedded)[0]
     expected = numbers["output"] if model.predictor is None else numbers["encoder.hiddens"][-1]
     torch.testing.assert_close(x, expected, atol=ENCODED, rtol=0)

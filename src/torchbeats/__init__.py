@@ -9,7 +9,7 @@ from torchbeats.attention import MultiheadAttention
 from torchbeats.audio import AudioError, AudioWarning
 from torchbeats.backbone import Encoded
 from torchbeats.checkpoint import save
-from torchbeats.config import SIZES, BEATsConfig, TokenizersConfig
+from torchbeats.config import SIZES, BEATsConfig, RandomProjectionConfig, TokenizersConfig
 from torchbeats.encoder import TransformerEncoder, TransformerSentenceEncoderLayer, init_bert_params
 from torchbeats.families import CheckpointError
 from torchbeats.hub import HubError
@@ -26,7 +26,7 @@ from torchbeats.layers import (
 )
 from torchbeats.loading import load
 from torchbeats.model import BEATs
-from torchbeats.tokenizers import NormEMAVectorQuantizer, Tokenizers, Tokens
+from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer, Tokenizers, Tokens
 
 __version__ = "0.1.0"
 
@@ -44,6 +44,8 @@ __all__ = [
     "HubError",
     "MultiheadAttention",
     "NormEMAVectorQuantizer",
+    "RandomProjectionConfig",
+    "RandomProjectionTokenizer",
     "SamePad",
     "Swish",
     "Tokenizers",

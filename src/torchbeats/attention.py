@@ -204,11 +204,29 @@ class MultiheadAttention(nn.Module):
         """
         device = self.relative_attention_bias.weight.device
         # The bias depends on the distance alone: T + S - 1 values a head, then spread over the square.
-        distances = torch.arange(1 - query_length - offset, key_length - offset, device=device)
-        values = self.relative_attention_bias(self._relative_positions_bucket(distances)).t().contiguous()  # (H, ·)
+        values = self._bias_by_distance(1 - query_length - offset, key_length - offset).t().contiguous()  # (H, ·)
         column = torch.arange(key_length, device=device)
         row = torch.arange(query_length - 1, -1, -1, device=device)
         return values[:, row[:, None] + column]
+
+    def bias_between(self, places: Tensor, length: int) -> Tensor:
+        """Position bias of every head between some places of a sequence.
+
+        Args:
+            places: ``(B, T)`` int64, of ``length`` that there are.
+            length: of the sequence.
+
+        Returns:
+            ``(B, H, T, T)``.
+        """
+        values = self._bias_by_distance(1 - length, length)  # (2 * length - 1, H)
+        distance = places[:, None, :] - places[:, :, None]  # key minus query
+        return F.embedding(distance + (length - 1), values).permute(0, 3, 1, 2)
+
+    def _bias_by_distance(self, first: int, end: int) -> Tensor:
+        """Bias for the distances (key minus query) from ``first`` up to ``end``, exclusive: ``(end - first, H)``."""
+        distances = torch.arange(first, end, device=self.relative_attention_bias.weight.device)
+        return self.relative_attention_bias(self._relative_positions_bucket(distances))
 
     def _relative_positions_bucket(self, relative_positions: Tensor, bidirectional: bool = True) -> Tensor:
         """Bucket of each relative position (key minus query): exact up to a quarter of them, then logarithmic."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
@@ -48,6 +49,8 @@ PLAIN_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b".snd", b"caff")
 SHORTENED = re.compile(r"\b(?:data|riff|Riff size|SSND|Data Size) *: (\d+) \(should be (\d+)\)")
 # Writers into a pipe cannot know the size: they leave 0 or the largest they dare (FFmpeg 2^32 - 1, SoX 2^31 - 4096, …).
 UNKNOWN_SIZES = range(2**31 - 2**16, 2**32)  # bytes; such a header declares nothing
+
+SEEK_SECONDS = 0.5  # lossy decoders need this much run-up, and more, to forget where they were entered
 
 SLACK_SECONDS = 0.25  # decoders trim a codec's priming and padding, headers count them: AAC up to 0.1 s, Opus 80 ms
 
@@ -122,6 +125,69 @@ def stream(path: str | os.PathLike[str], block_seconds: float = 30.0) -> Iterato
         warnings.warn(message, AudioWarning, stacklevel=2)
 
 
+def excerpt(sound: str | os.PathLike[str] | BinaryIO, start: float, seconds: float) -> Floats:
+    """Reads a piece of a file without decoding what comes before it.
+
+    Args:
+        sound: a sound file, or one that is open for reading, such as `io.BytesIO`.
+        start: in seconds; where exactly a lossy format is entered may be off by a few milliseconds.
+        seconds: the most that is wanted.
+
+    Returns:
+        ``(samples,)`` float32, 16 kHz mono; shorter where the file ends before.
+
+    Raises:
+        AudioError: as `stream`; also where nothing lies behind ``start``.
+    """
+    path = sound if isinstance(sound, (str, os.PathLike)) else getattr(sound, "name", "an open file")
+    file = None if isinstance(sound, (str, os.PathLike)) else sound
+    wanted, held = max(1, round(seconds * SAMPLE_RATE)), 0
+    faults: list[str] = []
+    blocks: list[Floats] = []
+    for block in _decode(os.fspath(path), faults, start, file):
+        blocks.append(block)
+        held += len(block)
+        if held >= wanted:
+            break
+    if not held:
+        raise AudioError(path, faults[0] if faults else f"it holds no samples behind {start:.2f} s")
+    return np.concatenate(blocks)[:wanted]
+
+
+def duration(path: str | os.PathLike[str]) -> float | None:
+    """Seconds of sound in a file by what its header says; None where it does not say. Nothing is decoded.
+
+    Raises:
+        AudioError: it cannot be opened, is empty, or is no sound file.
+    """
+    import av
+    import soundfile
+
+    with _opened(path) as file:
+        head = file.read(64)
+        if not head:
+            raise AudioError(path, "the file is empty (0 bytes)")
+        if head.startswith(PLAIN_MAGIC):
+            try:
+                about = soundfile.info(os.fsencode(path) if os.name == "posix" else path)
+            except (soundfile.LibsndfileError, TypeError):
+                pass
+            else:
+                return about.duration if about.frames else None
+        file.seek(0)
+        try:
+            container = av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
+        except av.error.FFmpegError as error:
+            raise AudioError(path, _unreadable(error)) from error
+        with container:
+            if not container.streams.audio:
+                raise AudioError(path, "it has no audio stream")
+            sound = container.streams.audio[0]
+            if sound.duration is not None and sound.time_base is not None:
+                return float(sound.duration * sound.time_base)
+            return None if container.duration is None else container.duration / 1_000_000
+
+
 def from_array(samples: np.ndarray[Any, Any] | Tensor, rate: float = SAMPLE_RATE) -> Floats:
     """Turns samples that are already in memory into what :func:`load` gives.
 
@@ -193,47 +259,62 @@ def windows(blocks: Iterable[Floats], length: int, hop: int, shortest: int) -> I
         yield start, np.concatenate(pending)
 
 
-def _decode(path: str, faults: list[str]) -> Iterator[Floats]:
+def _decode(path: str, faults: list[str], start: float = 0.0, file: BinaryIO | None = None) -> Iterator[Floats]:
     """Gives the 16 kHz mono samples of a file; why they stop early, if they do, is appended to ``faults``."""
-    seconds = 0.0
-    for rate, run in groupby(_read(path, faults), key=itemgetter(0)):  # a broadcast may change its rate on the way
+    seconds = start
+    for rate, run in groupby(
+        _read(path, faults, start, file), key=itemgetter(0)
+    ):  # a broadcast may change its rate on the way
         convert, read = _resampler(rate), 0
         # codecs give 20 ms or so at a time: gathered first, the work that is left is done in fewer calls
-        for start, block in windows((_mono(channels) for _, channels in run), READ_FRAMES, READ_FRAMES, 1):
+        for first, block in windows((_mono(channels) for _, channels in run), READ_FRAMES, READ_FRAMES, 1):
             if (bad := _first_not_finite(block)) is not None:
-                second = seconds + (start + bad) / rate
+                second = seconds + (first + bad) / rate
                 raise AudioError(path, f"the sample at {second:.3f} s is not a finite number")
-            read = start + len(block)
+            read = first + len(block)
             yield convert(block, False)
         yield convert(np.zeros(0, np.float32), True)
         seconds += read / rate
 
 
-def _read(path: str, faults: list[str]) -> Iterator[tuple[int, Channels]]:
-    """Gives pairs of a rate in Hz and ``(channels, samples)`` as the file has them."""
+def _read(
+    path: str, faults: list[str], start: float = 0.0, file: BinaryIO | None = None
+) -> Iterator[tuple[int, Channels]]:
+    """Gives pairs of a rate in Hz and ``(channels, samples)`` as the file has them, from ``start`` seconds on."""
+    with _opened(path) if file is None else nullcontext(file) as source:
+        head = source.read(64)
+        if not head:
+            raise AudioError(path, "the file is empty (0 bytes)")
+        plain = head.startswith(PLAIN_MAGIC) or (head.startswith(b"OggS") and b"vorbis" in head)
+        if not plain or not (yield from _read_libsndfile(path, source, head[14:18], faults, start, file is not None)):
+            yield from _read_ffmpeg(path, source, faults, start)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below, where an OSError would mean something else
     except OSError as error:
         reason = "it is a folder, not a file" if os.path.isdir(path) else f"it cannot be opened: {error.strerror}"
         raise AudioError(path, reason) from error
     with file:
-        head = file.read(64)
-        if not head:
-            raise AudioError(path, "the file is empty (0 bytes)")
-        plain = head.startswith(PLAIN_MAGIC) or (head.startswith(b"OggS") and b"vorbis" in head)
-        if not plain or not (yield from _read_libsndfile(path, file, head[14:18], faults)):
-            yield from _read_ffmpeg(path, file, faults)
+        yield file
+
+
+def _unreadable(error: Exception) -> str:
+    return f"it is no sound file that can be read, or its header is broken ({getattr(error, 'strerror', error)})"
 
 
 def _read_libsndfile(
-    path: str, file: BinaryIO, serial: bytes, faults: list[str]
+    path: str, file: BinaryIO, serial: bytes, faults: list[str], start: float, in_memory: bool
 ) -> Generator[tuple[int, Channels], None, bool]:
     """Reads with libsndfile; returns whether it could, False before anything is given."""
     import soundfile
 
     try:
+        file.seek(0)
         # As bytes, since soundfile cannot encode names that are not UTF-8.
-        sound = soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path)
+        sound = soundfile.SoundFile(file if in_memory else os.fsencode(path) if os.name == "posix" else path)
     except (soundfile.LibsndfileError, TypeError):  # TypeError: soundfile wants to be told more of what is called *.raw
         return False
     with sound:
@@ -242,8 +323,10 @@ def _read_libsndfile(
             end, third = sound.frames.to_bytes(8, "little"), (2).to_bytes(4, "little")
             if _last_ogg_page(file)[6:22] != end + serial + third:
                 return False
-        read = 0
+        read = min(round(start * sound.samplerate), sound.frames)
         try:
+            if read:
+                sound.seek(read)
             while len(block := sound.read(READ_FRAMES, dtype="float32", always_2d=True)):
                 read += len(block)
                 yield sound.samplerate, block.T
@@ -258,7 +341,7 @@ def _read_libsndfile(
         return bool(read or faults)
 
 
-def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str]) -> Iterator[tuple[int, Channels]]:
+def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.0) -> Iterator[tuple[int, Channels]]:
     """Reads the first audio stream with FFmpeg."""
     import av
 
@@ -269,8 +352,7 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str]) -> Iterator[tuple
         # files or into the network: the whitelist sees to that by naming a protocol that does not exist.
         container = av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
     except av.error.FFmpegError as error:
-        reason = f"it is no sound file that can be read, or its header is broken ({error.strerror})"
-        raise AudioError(path, reason) from error
+        raise AudioError(path, _unreadable(error)) from error
     with container:
         if not container.streams.audio:
             raise AudioError(path, "it has no audio stream")
@@ -278,6 +360,9 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str]) -> Iterator[tuple
         if sound.codec_context is None:
             raise AudioError(path, "FFmpeg has no decoder for its sound")
         declared = _declared_seconds(container, sound)
+        if start > SEEK_SECONDS:
+            with suppress(av.error.FFmpegError):  # a format that cannot be entered midway is read from its beginning
+                container.seek(int((start - SEEK_SECONDS) * 1_000_000))
         try:
             for packet in container.demux(sound):
                 try:
@@ -289,8 +374,10 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str]) -> Iterator[tuple
                     samples = frame.to_ndarray()
                     if not frame.format.is_planar:
                         samples = samples.reshape(-1, len(frame.layout.channels)).T
-                    seconds += samples.shape[1] / frame.sample_rate
-                    yield frame.sample_rate, samples
+                    begin = seconds if not start or frame.time is None else frame.time
+                    seconds = begin + samples.shape[1] / frame.sample_rate
+                    if seconds > start:
+                        yield frame.sample_rate, samples[:, max(0, round((start - begin) * frame.sample_rate)) :]
         except av.error.FFmpegError as error:
             faults.append(f"decoding broke off ({error.strerror})")
         name = container.format.name

@@ -122,10 +122,13 @@ class Backbone(nn.Module):
         source = floating(source)
         if source.dim() != 2 or source.size(1) < FRAME_LENGTH:
             raise ValueError(f"source is {tuple(source.shape)}; it must be (batch, {FRAME_LENGTH} samples or more).")
+        return self.normalise(self.fbank(source), fbank_mean, fbank_std)
+
+    def normalise(self, fbank: Tensor, fbank_mean: float = FBANK_MEAN, fbank_std: float = FBANK_STD) -> Tensor:
+        """Raw log-mel features to those that the patch embedding takes. Arguments as in `preprocess`."""
         if (fbank_mean, fbank_std) == (FBANK_MEAN, FBANK_STD):
             fbank_mean, fbank_std = self.cfg.fbank_mean, self.cfg.fbank_std
-        features: Tensor = self.fbank(source)
-        return (features - fbank_mean) / (2 * fbank_std)
+        return (fbank - fbank_mean) / (2 * fbank_std)
 
     def forward_padding_mask(self, features: Tensor, padding_mask: Tensor) -> Tensor:
         """Reduce a mask over a finer axis to that of ``features``: a group is padding when all of it is.
@@ -159,7 +162,28 @@ class Backbone(nn.Module):
         wav, samples = prepare(
             wav, self.grid.min_samples, wav_lens=wav_lens, lengths=lengths, padding_mask=padding_mask
         )
-        x = self._embed_patches(self.preprocess(wav, fbank_mean, fbank_std))
+        features = self.preprocess(wav, fbank_mean, fbank_std)
+        return self.encode_features(features, samples, output_all_hiddens, layer)
+
+    def encode_features(
+        self,
+        features: Tensor,
+        samples: Tensor | None = None,
+        output_all_hiddens: bool = False,
+        layer: int | None = None,
+    ) -> tuple[Encoded, list[Tensor]]:
+        """Normalised log-mel features to the encoder's output.
+
+        Args:
+            features: ``(B, frames, 128)``, as `preprocess` gives them.
+            samples: ``(B,)`` integers, length of each clip in samples; None where no row has padding.
+            output_all_hiddens: return every layer's output too.
+            layer: stop behind this layer.
+
+        Returns:
+            The output, and every layer's, ``(B, T, C)`` each, or an empty list.
+        """
+        x = self.embed_patches(features)
         B, T, _ = x.shape
         counts = torch.full((B,), T, device=x.device) if samples is None else self.grid.patches(samples)
         mask = mask_behind(counts, T)
@@ -168,7 +192,7 @@ class Backbone(nn.Module):
         x, hiddens = self.encoder(x, mask if told else None, output_all_hiddens, layers=layer)
         return Encoded(x, mask, counts, self.grid.bands), hiddens
 
-    def _embed_patches(self, fbank: Tensor) -> Tensor:
+    def embed_patches(self, fbank: Tensor) -> Tensor:
         """``(B, frames, 128)`` to the encoder's input, ``(B, T, C)``; frames behind the last whole step are dropped."""
         patches = self.grid.bands * (fbank.size(1) // self.grid.patch_size)
         # One step more than there is, dropped again: with it no axis is ever of length 1, which torch.export would take

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from torchbeats.config import BEATsConfig, TokenizersConfig
+from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
 from torchbeats.families import (
     FORMAT_VERSION,
+    KINDS,
     METADATA_KEY,
     POSITION_TABLE,
     Checkpoint,
@@ -32,13 +33,20 @@ from torchbeats.files import replacing
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
+# What a configuration is of, in words, and the class that it builds.
+_OWNERS: dict[Any, tuple[str, str]] = {
+    BEATsConfig: ("model", "BEATs"),
+    TokenizersConfig: ("tokenizer", "Tokenizers"),
+    RandomProjectionConfig: ("random-projection tokenizer", "RandomProjectionTokenizer"),
+}
 
-def read(path: str | os.PathLike[str], expect: type[BEATsConfig] | None = None) -> Checkpoint:
+
+def read(path: str | os.PathLike[str], expect: Any = None) -> Checkpoint:
     """Read a checkpoint of any family.
 
     Args:
         path: of the file.
-        expect: `BEATsConfig` or `TokenizersConfig`: what kind of model the caller wants.
+        expect: `BEATsConfig`, `TokenizersConfig` or `RandomProjectionConfig`: what the caller wants.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -53,9 +61,9 @@ def read(path: str | os.PathLike[str], expect: type[BEATsConfig] | None = None) 
     safetensors = start[8:9] == b"{"  # behind eight bytes of length comes JSON
     content, metadata = _read_safetensors(path) if safetensors else (_read_pickle(path), {})
     found = recognise(path, content, metadata)
-    if expect is not None and isinstance(found.config, TokenizersConfig) != (expect is TokenizersConfig):
-        kind, use = ("tokenizer", "Tokenizers") if isinstance(found.config, TokenizersConfig) else ("model", "BEATs")
-        raise CheckpointError(path, f"this is a {kind} checkpoint; load it with torchbeats.load or torchbeats.{use}.")
+    if expect is not None and type(found.config) is not expect:
+        kind, owner = _OWNERS[type(found.config)]
+        raise CheckpointError(path, f"this is a {kind} checkpoint; load it with torchbeats.load or torchbeats.{owner}.")
     return found
 
 
@@ -113,7 +121,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_complex())
 
 
-Config = TypeVar("Config", bound=BEATsConfig)
+Config = TypeVar("Config", BEATsConfig, TokenizersConfig, RandomProjectionConfig)
 
 
 def source(
@@ -122,7 +130,7 @@ def source(
     """What a model is to be built from: its config, and the checkpoint to fill it from unless its weights are fresh."""
     if given is None:
         return kind(), None
-    if isinstance(given, BEATsConfig):
+    if isinstance(given, (BEATsConfig, RandomProjectionConfig)):
         return kind(given.to_dict()), None
     stored = given if isinstance(given, Checkpoint) else read(given, expect=kind)
     return stored.config, stored
@@ -157,16 +165,17 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
     """Write a model to one file, which is complete or absent.
 
     Args:
-        model: a `BEATs` or `Tokenizers`.
+        model: a `BEATs` or a tokenizer.
         path: ``.safetensors`` for a file that is a whole model; ``.pt`` for one that the research code and its many
             copies read.
+        dtype: of the numbers in the file, float16 say; those of the model where not given. Loading makes them float32.
     """
     path = Path(path)
-    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     config: BEATsConfig = model.cfg  # type: ignore[assignment]
     label_dict: dict[int, str] | None = model.label_dict  # type: ignore[assignment]
     if path.suffix == ".safetensors":
@@ -177,21 +186,22 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
             del state[name]
         about = {
             "version": FORMAT_VERSION,
-            "kind": "tokenizer" if isinstance(config, TokenizersConfig) else "beats",
+            "kind": next(kind for kind, settings in KINDS.items() if type(config) is settings),
             "config": _plain(config.to_dict()),
             "labels": label_dict,
         }
         with replacing(path) as temporary:
             tensors = {name: tensor.contiguous() for name, tensor in state.items()}
             save_file(tensors, temporary, {METADATA_KEY: json.dumps(about)})
-    elif path.suffix in SUFFIXES:
+    elif path.suffix in SUFFIXES and isinstance(config, BEATsConfig):
         content: dict[str, Any] = {"cfg": _plain(config.to_dict()), "model": state}
         if label_dict is not None:
             content["label_dict"] = label_dict
         with replacing(path) as temporary:
             torch.save(content, temporary)
     else:
-        raise ValueError(f"The name of a checkpoint must end in {', '.join(SUFFIXES)}; {path} does not.")
+        suffixes = ", ".join(SUFFIXES if isinstance(config, BEATsConfig) else SUFFIXES[:1])
+        raise ValueError(f"The name of such a checkpoint must end in {suffixes}; {path} does not.")
 
 
 # --- files to tensors -------------------------------------------------------------------------------------------------

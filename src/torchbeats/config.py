@@ -16,8 +16,44 @@ FBANK_STD = 6.55582
 PROBLEM_TYPES = ("multi_label", "single_label")
 
 
+class _Settings:
+    """What all configurations have in common: a dictionary in, a dictionary out, and values that are looked at."""
+
+    input_patch_size: int
+    fbank_mean: float
+    fbank_std: float
+
+    def __init__(self, cfg: Mapping[str, Any] | None = None, **fields: Any) -> None:
+        known = {field.name: field.default for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        if unknown := sorted(fields.keys() - known.keys()):
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(unknown)}. It has: {', '.join(known)}.")
+        self.update({**known, **(cfg or {}), **fields})
+
+    def update(self, cfg: Mapping[str, Any]) -> None:
+        """Overwrite the settings that ``cfg`` names; keys the config does not know are kept as attributes."""
+        self.__dict__.update(cfg)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every setting, unknown keys that a checkpoint carried included: what a checkpoint stores as ``"cfg"``."""
+        return dict(self.__dict__)
+
+    def check(self) -> None:
+        """Raise a ``ValueError`` that names the first setting no model can be built from."""
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            kind: Any = type(field.default)
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise ValueError(f"{field.name} must be of type {kind.__name__}, not {value!r}.")
+            if kind is int and value < 1:
+                raise ValueError(f"{field.name} must be at least 1, not {value}.")
+        if self.fbank_std <= 0:
+            raise ValueError(f"fbank_std must be positive, not {self.fbank_std}.")
+        if N_MELS % self.input_patch_size:
+            raise ValueError(f"input_patch_size must divide the {N_MELS} mel bins; {self.input_patch_size} does not.")
+
+
 @dataclass(init=False)
-class BEATsConfig:
+class BEATsConfig(_Settings):
     """Architecture and training settings of a BEATs model, under the names that published checkpoints use.
 
     The defaults are those of the research code. Published checkpoints differ from them in ``deep_norm``,
@@ -83,33 +119,9 @@ class BEATsConfig:
     fbank_mean: float = FBANK_MEAN
     fbank_std: float = FBANK_STD
 
-    def __init__(self, cfg: Mapping[str, Any] | None = None, **fields: Any) -> None:
-        known = {field.name: field.default for field in dataclasses.fields(self)}
-        if unknown := sorted(fields.keys() - known.keys()):
-            raise TypeError(f"{type(self).__name__} has no field {', '.join(unknown)}. It has: {', '.join(known)}.")
-        self.update({**known, **(cfg or {}), **fields})
-
-    def update(self, cfg: Mapping[str, Any]) -> None:
-        """Overwrite the settings that ``cfg`` names; keys the config does not know are kept as attributes."""
-        self.__dict__.update(cfg)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every setting, unknown keys that a checkpoint carried included: what a checkpoint stores as ``"cfg"``."""
-        return dict(self.__dict__)
-
     def check(self) -> None:
         """Raise a ``ValueError`` that names the first setting no model can be built from."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            kind: Any = type(field.default)
-            if not isinstance(value, (int, float) if kind is float else kind):
-                raise ValueError(f"{field.name} must be of type {kind.__name__}, not {value!r}.")
-            if kind is int and value < 1:
-                raise ValueError(f"{field.name} must be at least 1, not {value}.")
-        if self.fbank_std <= 0:
-            raise ValueError(f"fbank_std must be positive, not {self.fbank_std}.")
-        if N_MELS % self.input_patch_size:
-            raise ValueError(f"input_patch_size must divide the {N_MELS} mel bins; {self.input_patch_size} does not.")
+        super().check()
         if self.encoder_embed_dim % self.encoder_attention_heads:
             raise ValueError(
                 f"encoder_embed_dim ({self.encoder_embed_dim}) must be a multiple of "
@@ -140,10 +152,60 @@ class TokenizersConfig(BEATsConfig):
     quant_dim: int = 256
 
 
+PATCH_NORMALISATIONS = ("clip", "patch", "corpus")
+
+
+@dataclass(init=False)
+class RandomProjectionConfig(_Settings):
+    """Settings of the frozen tokenizer that labels the first iteration.
+
+    | field | meaning |
+    |---|---|
+    | input_patch_size | side of a square patch, in frames and mel bins |
+    | quant_n | number of codes |
+    | quant_dim | dimensions that a patch is projected to |
+    | normalisation | "clip": each mel bin less its mean over the clip; "patch": each patch less its mean, divided by its
+    standard deviation; "corpus": neither |
+    | fbank_mean, fbank_std | normalisation of the log-mel features, before all that |
+    """
+
+    input_patch_size: int = PATCH_SIZE
+    quant_n: int = 1024
+    quant_dim: int = 256
+    normalisation: str = "clip"
+    fbank_mean: float = FBANK_MEAN
+    fbank_std: float = FBANK_STD
+
+    def check(self) -> None:
+        """Raise a ``ValueError`` that names the first setting no tokenizer can be built from."""
+        super().check()
+        if self.normalisation not in PATCH_NORMALISATIONS:
+            raise ValueError(
+                f"normalisation must be one of {', '.join(PATCH_NORMALISATIONS)}, not {self.normalisation!r}."
+            )
+
+
 # What the published checkpoints switch on over the research code's defaults.
 _PUBLISHED = {"deep_norm": True, "relative_position_embedding": True, "gru_rel_pos": True, "max_distance": 800}
 
 SIZES: dict[str, dict[str, Any]] = {
+    "nano": {  # 5 M parameters: the model that comes with the package
+        **_PUBLISHED,
+        "embed_dim": 256,
+        "encoder_layers": 6,
+        "encoder_embed_dim": 256,
+        "encoder_ffn_embed_dim": 1024,
+        "encoder_attention_heads": 4,
+        "conv_pos": 64,
+    },
+    "tiny": {  # 22 M parameters
+        **_PUBLISHED,
+        "embed_dim": 384,
+        "encoder_layers": 12,
+        "encoder_embed_dim": 384,
+        "encoder_ffn_embed_dim": 1536,
+        "encoder_attention_heads": 6,
+    },
     "base": {**_PUBLISHED},  # 90 M parameters: BEATs, OpenBEATs Base
     "large": {  # 300 M parameters: OpenBEATs Large
         **_PUBLISHED,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from argparse import Namespace
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -179,6 +179,28 @@ def _accept_parametrized_names(module: nn.Module, state_dict: dict[str, Tensor],
             state_dict[prefix + ours] = state_dict.pop(prefix + theirs)
 
 
+class Places(NamedTuple):
+    """Which patches of a longer sequence are there; in masked modelling the encoder sees no others.
+
+    Attributes:
+        indices: ``(B, T)`` int64, the place of each; of those that are padding, any.
+        length: of the longer sequence, L.
+    """
+
+    indices: Tensor
+    length: int
+
+    def spread(self, x: Tensor) -> Tensor:
+        """``(B, T, C)``, zero where it is padding, to ``(B, L, C)``, zero where nothing is there."""
+        B, _, C = x.shape
+        # Added: padding may name a place that is taken.
+        return x.new_zeros(B, self.length, C).scatter_add(1, self.indices.unsqueeze(-1).expand_as(x), x)
+
+    def pick(self, x: Tensor) -> Tensor:
+        """``(B, L, C)`` to the ``(B, T, C)`` that are there."""
+        return x.gather(1, self.indices.unsqueeze(-1).expand(-1, -1, x.size(2)))
+
+
 class TransformerEncoder(nn.Module):
     """Embedded patches in, contextual features out.
 
@@ -250,6 +272,7 @@ class TransformerEncoder(nn.Module):
         output_all_hiddens: bool | None = None,
         *,
         layers: int | None = None,
+        places: Places | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Encode.
 
@@ -258,12 +281,14 @@ class TransformerEncoder(nn.Module):
             padding_mask: ``(B, T)`` bool, True = padding.
             output_all_hiddens: return every layer's output too.
             layers: run only this many layers, and no final norm behind fewer than all.
+            places: where these T patches lie in a longer sequence, the rest of which is left out: the convolution sees
+                zeros there, and distances are those of the longer sequence.
 
         Returns:
             ``(B, T, C)``; and the input to the first layer followed by every layer's output, ``(B, T, C)`` each, or an
             empty list. With ``layer_norm_first`` the last of them is still without the final norm.
         """
-        x, hiddens = self.extract_features(x, padding_mask, output_all_hiddens, layers=layers)
+        x, hiddens = self.extract_features(x, padding_mask, output_all_hiddens, layers=layers, places=places)
         if self.layer_norm_first and layers in (None, len(self.layers)):
             x = self.layer_norm(x)
         return x, hiddens
@@ -275,13 +300,17 @@ class TransformerEncoder(nn.Module):
         output_all_hiddens: bool | None = None,
         *,
         layers: int | None = None,
+        places: Places | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """As `forward`, without the final norm of models with ``layer_norm_first``."""
         if layers is not None and not 0 <= layers <= len(self.layers):
             raise ValueError(f"This model has {len(self.layers)} layers; there is no layer {layers}.")
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
-        position = self.pos_conv(x.transpose(1, 2)).transpose(1, 2)
+        around = x if places is None else places.spread(x)
+        position = self.pos_conv(around.transpose(1, 2)).transpose(1, 2)
+        if places is not None:
+            position = places.pick(position)
         x = x + position.contiguous()  # a sum of two memory layouts is slow, and more than torch.export can prove
         if not self.layer_norm_first:
             x = self.layer_norm(x)
@@ -289,6 +318,8 @@ class TransformerEncoder(nn.Module):
 
         hiddens = [x] if output_all_hiddens else []
         pos_bias = None
+        if places is not None and (first := self._attentions()[0]).has_relative_attention_bias:
+            pos_bias = first.bias_between(places.indices, places.length).flatten(0, 1)
         for layer in self.layers[:layers]:
             if self.training and self.layer_wise_gradient_decay_ratio != 1.0:
                 x = GradMultiply.apply(x, self.layer_wise_gradient_decay_ratio)

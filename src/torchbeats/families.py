@@ -23,11 +23,16 @@ from typing import Any
 
 from torch import Tensor
 
-from torchbeats.config import BEATsConfig, TokenizersConfig
+from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
 from torchbeats.encoder import PARAMETRIZED_NAMES
 
 METADATA_KEY = "torchbeats"  # of the JSON in our safetensors files' metadata
 FORMAT_VERSION = 1
+KINDS: dict[str, Any] = {  # what our files may hold, and the configuration that tells it from the others
+    "beats": BEATsConfig,
+    "tokenizer": TokenizersConfig,
+    "random_projection": RandomProjectionConfig,
+}
 
 POSITION_TABLE = re.compile(r"encoder\.layers\.\d+\.self_attn\.relative_attention_bias\.weight")
 # Frozen helpers of ESPnet's front end, which hold nothing that was learned.
@@ -53,7 +58,7 @@ class Checkpoint:
 
     Attributes:
         path: of the file.
-        config: a `TokenizersConfig` if the model is a tokenizer.
+        config: a `TokenizersConfig` or `RandomProjectionConfig` if it is a tokenizer.
         tensors: by state-dict name; emptied as they go into a model.
         label_dict: class index to label, of a fine-tuned model.
     """
@@ -81,6 +86,8 @@ def recognise(path: Path, content: Mapping[str, Any], metadata: Mapping[str, str
         found = _microsoft(path, content)
     else:
         found = _bare(path, content)
+    if isinstance(found.config, RandomProjectionConfig):  # which has no layers
+        return found
     layers = _layers(found.tensors)
     if not layers:
         raise CheckpointError(path, f"this is a checkpoint of another model: it has {few(found.tensors)}.")
@@ -97,7 +104,9 @@ def _ours(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -
         raise CheckpointError(path, f"the metadata that describes the model is damaged ({error!r}).") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(path, f"it was written by a newer torchbeats (format {version}); upgrade to read it.")
-    config = _config(path, cfg, TokenizersConfig if kind == "tokenizer" else BEATsConfig)
+    if kind not in KINDS:
+        raise CheckpointError(path, f"it holds a {kind!r}, which this version of torchbeats does not know.")
+    config = _config(path, cfg, KINDS[kind])
     return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
 
 
@@ -209,7 +218,7 @@ def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return sizes
 
 
-def _config(path: Path, cfg: Any, kind: type[BEATsConfig]) -> BEATsConfig:
+def _config(path: Path, cfg: Any, kind: Any) -> Any:
     if not isinstance(cfg, Mapping) or not all(isinstance(name, str) for name in cfg):
         raise CheckpointError(path, f"its config must be a dictionary of settings, not {type(cfg).__name__}.")
     if clashes := [name for name in cfg if callable(getattr(kind, name, None))]:

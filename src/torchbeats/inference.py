@@ -361,7 +361,7 @@ def _compute(group: Group, clips: list[_Clip], model: BEATs, plan: Plan, listene
     """Fill a group with the results of its clips."""
     results: list[Floats | None] = [None] * len(clips)
     lengths = [max(len(clip.samples), model.grid.min_samples) for clip in clips]
-    for batch in _batches(lengths, plan.batch_seconds * SAMPLE_RATE):
+    for batch in batches_of_like_length(lengths, plan.batch_seconds * SAMPLE_RATE):
         chosen = [clips[index] for index in batch]
         for index, result in zip(batch, _run([clip.samples for clip in chosen], model, plan), strict=True):
             results[index] = result
@@ -386,7 +386,7 @@ def _compute(group: Group, clips: list[_Clip], model: BEATs, plan: Plan, listene
     return group
 
 
-def _batches(lengths: Sequence[int], budget: float) -> Iterator[list[int]]:
+def batches_of_like_length(lengths: Sequence[int], budget: float) -> Iterator[list[int]]:
     """Indices of like lengths, longest first; a batch's padded size stays within ``budget`` samples if it can."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):

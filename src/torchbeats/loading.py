@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from torchbeats import checkpoint, hub
-from torchbeats.config import TokenizersConfig
+from torchbeats.config import RandomProjectionConfig, TokenizersConfig
 from torchbeats.model import BEATs
-from torchbeats.tokenizers import Tokenizers
+from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
 
 
 def load(
@@ -42,5 +42,11 @@ def load(
             'Name a model, as in load("beats-iter3-plus-as2m"), or a checkpoint file; `torchbeats models` lists names.'
         )
     stored = checkpoint.read(hub.resolve(name_or_path))
-    kind = Tokenizers if isinstance(stored.config, TokenizersConfig) else BEATs
-    return kind(stored, freeze=freeze).to(device=device, dtype=dtype)
+    model: torch.nn.Module
+    if isinstance(stored.config, RandomProjectionConfig):
+        model = RandomProjectionTokenizer(stored)
+    elif isinstance(stored.config, TokenizersConfig):
+        model = Tokenizers(stored, freeze=freeze)
+    else:
+        model = BEATs(stored, freeze=freeze)
+    return model.to(device=device, dtype=dtype)

@@ -10,7 +10,7 @@ import typer
 
 from torchbeats import __version__
 from torchbeats.audio import AudioWarning
-from torchbeats.cli import convert, embed, models
+from torchbeats.cli import convert, embed, models, pretrain
 from torchbeats.cli.console import complain
 from torchbeats.families import CheckpointError
 from torchbeats.hub import HubError
@@ -39,6 +39,7 @@ def _options(
 
 
 app.command("embed")(embed.embed)
+app.command("pretrain")(pretrain.pretrain)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
 

@@ -95,6 +95,11 @@ class NormEMAVectorQuantizer(nn.Module):
         statistic_code_usage: keep a moving average of how often each code is used, in ``cluster_size``.
         kmeans_init: codes start as the k-means of the first training batch.
         codebook_init_path: a file with a tensor ``(N, D)`` to start from instead.
+        reseed_below: in training, a code whose moving average of uses falls below this share of the codes' mean gets
+            the place of a vector of the batch; 0, as published, leaves unused codes where they are.
+
+    Raises:
+        ValueError: the file holds something else; or ``reseed_below`` without ``statistic_code_usage``.
     """
 
     cluster_size: Tensor
@@ -109,8 +114,13 @@ class NormEMAVectorQuantizer(nn.Module):
         statistic_code_usage: bool = True,
         kmeans_init: bool = False,
         codebook_init_path: str | os.PathLike[str] = "",
+        *,
+        reseed_below: float = 0.0,
     ) -> None:
         super().__init__()
+        if reseed_below and not statistic_code_usage:
+            raise ValueError("reseed_below needs the statistics of use that statistic_code_usage keeps.")
+        self.reseed_below = reseed_below
         self.num_tokens = n_embed
         self.codebook_dim = embedding_dim
         self.beta = beta
@@ -164,8 +174,24 @@ class NormEMAVectorQuantizer(nn.Module):
             dist.all_reduce(sums)
             dist.all_reduce(counts)
         if self.statistic_code_usage:
+            if self.reseed_below and not bool(self.cluster_size.any()):
+                self.cluster_size.fill_(counts.mean())  # the average has not begun: no code is unused yet
             self.cluster_size.lerp_(counts.to(self.cluster_size.dtype), 1 - self.decay)
         codes = self.embedding.weight
         used = counts[:, None] > 0
         towards = torch.where(used, F.normalize(sums / counts.clamp_min(1)[:, None], dim=-1), codes)
         codes.copy_(F.normalize(codes.lerp(towards.to(codes.dtype), 1 - self.decay), dim=-1))
+        if self.reseed_below:
+            self._reseed(unit)
+
+    def _reseed(self, unit: Tensor) -> None:
+        """Give unused codes the places of vectors ``unit`` ``(M, D)`` of this batch, the same in all processes."""
+        usual = self.cluster_size.mean()
+        unused = (self.cluster_size < self.reseed_below * usual).nonzero().squeeze(1)
+        if not len(unused):
+            return
+        fresh = unit[torch.randint(len(unit), (len(unused),), device=unit.device)].to(self.embedding.weight.dtype)
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(fresh, 0)
+        self.embedding.weight[unused] = fresh
+        self.cluster_size[unused] = usual

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +12,8 @@ from torchbeats.backbone import Backbone
 from torchbeats.config import FBANK_MEAN, FBANK_STD, TokenizersConfig
 from torchbeats.families import Checkpoint
 from torchbeats.tokenizers.codebook import NormEMAVectorQuantizer
-
-
-class Tokens(NamedTuple):
-    """Labels of a batch of clips.
-
-    Attributes:
-        labels: ``(B, steps, bands)`` int64, low frequencies first; -1 behind a clip's own steps.
-        step_counts: ``(B,)`` int64, steps of each clip.
-        step_times: ``(steps, 2)`` float64, start and end of each step in seconds.
-    """
-
-    labels: Tensor
-    step_counts: Tensor
-    step_times: Tensor
+from torchbeats.tokenizers.tokens import PADDING, Tokens
+from torchbeats.waveform import prepare
 
 
 class Tokenizers(Backbone):
@@ -102,9 +89,21 @@ class Tokenizers(Backbone):
             wav: ``(B, samples)`` at 16 kHz, in [-1, 1] or integer PCM.
             lengths: ``(B,)`` integers, each clip's length in samples.
         """
-        encoded, _ = self._encode(wav, lengths=lengths)
-        labels = self._quantise(encoded.x).view(encoded.padding_mask.shape).masked_fill(encoded.padding_mask, -1)
-        return Tokens(labels.unflatten(1, (-1, encoded.bands)), encoded.step_counts(), encoded.step_times())
+        wav, samples = prepare(wav, self.grid.min_samples, lengths=lengths)
+        return Tokens.of(self.label_fbank(self.fbank(wav), samples), self.grid)
+
+    def label_fbank(self, fbank: Tensor, samples: Tensor | None = None) -> Tensor:
+        """Labels from raw log-mel features, for callers who have those at hand.
+
+        Args:
+            fbank: ``(B, frames, 128)``.
+            samples: ``(B,)`` integers, length of each clip in samples; None where no row has padding.
+
+        Returns:
+            ``(B, T)`` int64, -1 behind a clip's own patches.
+        """
+        encoded, _ = self.encode_features(self.normalise(fbank), samples)
+        return self._quantise(encoded.x).view(encoded.padding_mask.shape).masked_fill(encoded.padding_mask, PADDING)
 
     def _quantise(self, x: Tensor) -> Tensor:
         if not (self.training or torch.compiler.is_compiling() or bool(self.quantize.embedding.initted)):

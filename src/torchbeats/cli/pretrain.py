@@ -1,0 +1,95 @@
+"""``torchbeats pretrain``: sounds → a model, by the method's iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from torchbeats.cli.console import complain, console, remark
+from torchbeats.config import SIZES
+
+Size = Enum("Size", {name: name for name in SIZES}, type=str)  # type: ignore[misc]
+
+
+def pretrain(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA...",
+            help="Sound files; folders, searched with all below them; lists (.csv, .txt, .jsonl, .parquet); WebDataset "
+            "shards (.tar), by path or URL, with * and {000..127} for many.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
+    size: Annotated[Size, typer.Option(help="Of the model, with the training settings that suit it.")] = Size.base,  # type: ignore[attr-defined]
+    iterations: Annotated[
+        int | None, typer.Option(min=1, help="Rounds of labels and model. Default: that of the size.")
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="A model, by name or file, to distil the first labels from. Default: random projection."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of all randomness.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings in YAML, over those of the size.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A single setting, over both; --set model.lr=1e-3, say."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print all settings as YAML, and do nothing.")] = False,
+) -> None:
+    """Pre-train a model on any sounds: labels, model, tokenizer, model, and so on.
+
+    The folder gets run.yaml, metrics.csv, TensorBoard logs, every iteration's tokenizer and model, and at last
+    model.safetensors, which `torchbeats embed --model` takes. A run that was stopped or killed goes on where it was when the same command
+    is given again.
+    """
+    try:
+        from torchbeats.training.run import Listener, Run
+        from torchbeats.training.settings import settings
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(
+            f"Training needs a few packages more ({error.name} is missing): pip install 'torchbeats[train]'."
+        ) from error
+    import yaml
+
+    chosen = settings(size.value, config, set_ or (), iterations=iterations, seed=seed)
+    if show:
+        print(yaml.safe_dump(chosen.to_dict(), sort_keys=False), end="")
+        return
+
+    class Display(Listener):
+        def say(self, message: str) -> None:
+            remark(message)
+
+        def warn(self, message: str) -> None:
+            complain(message, "Warning")
+
+        @contextmanager
+        def work(self, name: str, total: float | None, unit: str) -> Iterator[Callable[[float, str], None]]:
+            bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                TextColumn(f"{{task.completed:,.0f}}{'' if total is None else ' of {task.total:,.0f}'} {unit}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[remark]}"),
+                console=console,
+                disable=not console.is_terminal,
+            )
+            with bar:
+                task = bar.add_task(name, total=total, remark="")
+
+                def advance(more: float, said: str) -> None:
+                    bar.update(task, advance=more)
+                    if said:
+                        bar.update(task, remark=said)
+
+                yield advance
+
+    model = Run(out, data, chosen, teacher, Display()).train()
+    remark(f"{model}: done. Try it: torchbeats embed FOLDER -m {model} -o embeddings.parquet")

@@ -1,0 +1,102 @@
+"""The frozen tokenizer that labels the first iteration (BEATs, section 3.1; BEST-RQ, arXiv 2202.01855)."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchbeats import checkpoint
+from torchbeats.config import RandomProjectionConfig
+from torchbeats.families import Checkpoint
+from torchbeats.fbank import Fbank
+from torchbeats.patches import PatchGrid, mask_behind
+from torchbeats.tokenizers.tokens import PADDING, Tokens
+from torchbeats.waveform import prepare
+
+
+class RandomProjectionTokenizer(nn.Module):
+    """Labels each patch with the nearest of N random vectors, in a space that a random matrix projects patches to.
+
+    Nothing in it learns. What it looks at is the raw patch, normalised; never the embedding that a model learns.
+
+    Args:
+        cfg: a `RandomProjectionConfig`, a file that this class was saved to, or None for the default settings.
+        seed: of the random matrix and vectors.
+    """
+
+    projection: Tensor
+    codes: Tensor
+    label_dict = None
+    labels = None  # tokens have no names
+
+    def __init__(
+        self,
+        cfg: RandomProjectionConfig | Checkpoint | str | os.PathLike[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        cfg, stored = checkpoint.source(cfg, RandomProjectionConfig)
+        cfg.check()
+        self.cfg = cfg
+        self.grid = PatchGrid(cfg.input_patch_size)
+        self.fbank = Fbank()
+        random = torch.Generator().manual_seed(seed)
+        values = cfg.input_patch_size**2
+        projection = nn.init.xavier_normal_(torch.empty(cfg.quant_dim, values), generator=random)
+        self.register_buffer("projection", projection)
+        # Codes of one length: of vectors of many lengths the shortest would be the nearest to every faint patch.
+        codes = F.normalize(torch.randn(cfg.quant_n, cfg.quant_dim, generator=random), dim=-1)
+        self.register_buffer("codes", codes)
+        if stored is not None:
+            checkpoint.fill(self, stored)
+
+    def forward(self, wav: Tensor, lengths: Tensor | None = None) -> Tokens:
+        """As `encode`."""
+        return self.encode(wav, lengths)
+
+    @torch.no_grad()
+    def encode(self, wav: Tensor, lengths: Tensor | None = None) -> Tokens:
+        """Labels of each clip on the grid of its steps and bands.
+
+        Args:
+            wav: ``(B, samples)`` at 16 kHz, in [-1, 1] or integer PCM.
+            lengths: ``(B,)`` integers, each clip's length in samples.
+        """
+        wav, samples = prepare(wav, self.grid.min_samples, lengths=lengths)
+        return Tokens.of(self.label_fbank(self.fbank(wav), samples), self.grid)
+
+    @torch.no_grad()
+    def label_fbank(self, fbank: Tensor, samples: Tensor | None = None) -> Tensor:
+        """Labels from raw log-mel features, for callers who have those at hand.
+
+        Args:
+            fbank: ``(B, frames, 128)``.
+            samples: ``(B,)`` integers, length of each clip in samples; None where no row has padding.
+
+        Returns:
+            ``(B, T)`` int64, -1 behind a clip's own patches.
+        """
+        size, bands = self.grid.patch_size, self.grid.bands
+        steps = fbank.size(1) // size
+        x = (fbank[:, : steps * size].float() - self.cfg.fbank_mean) / (2 * self.cfg.fbank_std)
+        counts = None if samples is None else self.grid.patches(samples)
+        if self.cfg.normalisation == "clip":
+            x = x - _mean_over_time(x, None if counts is None else counts // bands * size)
+        patches = x.view(len(x), steps, size, bands, size).transpose(2, 3).flatten(3).flatten(1, 2)  # (B, T, size²)
+        if self.cfg.normalisation == "patch":
+            patches = F.layer_norm(patches, patches.shape[-1:])
+        # The codes have one length, so the nearest is the one with the largest product.
+        with torch.autocast(x.device.type, enabled=False):
+            labels = (patches @ self.projection.float().t() @ self.codes.float().t()).argmax(-1)
+        return labels if counts is None else labels.masked_fill(mask_behind(counts, labels.size(1)), PADDING)
+
+
+def _mean_over_time(x: Tensor, counts: Tensor | None) -> Tensor:
+    """Mean over each row's own frames: ``(B, F, N)`` and ``(B,)`` to ``(B, 1, N)``."""
+    if counts is None:
+        return x.mean(1, keepdim=True)
+    behind = mask_behind(counts, x.size(1)).unsqueeze(-1)
+    return x.masked_fill(behind, 0).sum(1, keepdim=True) / counts.view(-1, 1, 1)

@@ -1,0 +1,51 @@
+"""Changes to sounds that leave what they are: loudness, bandwidth, pitch."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchbeats.patches import SAMPLE_RATE
+
+Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
+
+TELEPHONE_HZ = 4_000  # what is left of sound that was sampled at 8 kHz
+_ROLL_OFF_HZ = 300  # over which it goes
+
+
+def augment_waveform(samples: Floats, random: np.random.Generator, gain_db: float, band_limited: float) -> Floats:
+    """Change a clip's loudness and bandwidth.
+
+    Args:
+        samples: ``(samples,)`` at 16 kHz.
+        random: decides.
+        gain_db: louder or softer by up to this much.
+        band_limited: probability that what is above 4 kHz goes.
+    """
+    gain, narrow = random.uniform(-gain_db, gain_db), random.random() < band_limited
+    if gain_db:
+        samples = samples * np.float32(10 ** (gain / 20))
+    return low_pass(samples, TELEPHONE_HZ) if narrow else samples
+
+
+def low_pass(samples: Floats, hz: float) -> Floats:
+    """Remove what is above ``hz``."""
+    spectrum = np.fft.rfft(samples)
+    frequencies = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
+    spectrum *= np.clip((hz - frequencies) / _ROLL_OFF_HZ, 0, 1)
+    return np.fft.irfft(spectrum, len(samples)).astype(np.float32)
+
+
+def shift_mel(fbank: Tensor, bins: Tensor) -> Tensor:
+    """Move each clip up or down the mel scale; what comes in at the edge repeats the outermost bin.
+
+    Args:
+        fbank: ``(B, frames, mel bins)``.
+        bins: ``(B,)`` integers, upwards where positive.
+    """
+    B, frames, mels = fbank.shape
+    source = (torch.arange(mels, device=fbank.device) - bins.unsqueeze(1)).clamp(0, mels - 1)
+    return fbank.gather(2, source.unsqueeze(1).expand(B, frames, mels))

@@ -1,0 +1,445 @@
+"""A corpus of any size → batches of random crops, each a function of the seed and its number alone.
+
+    inputs --(index)--> Corpus --(Batches)--> which crops --(Crops, in worker processes)--> samples --(collate)--> Batch
+
+Nothing here has a state that would have to be saved: a run that goes on at batch n asks for batch n. What one process
+would train on, several share clip by clip.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from torchbeats import audio
+from torchbeats.audio import AUDIO_SUFFIXES, AudioError
+from torchbeats.fbank import Fbank
+from torchbeats.files import replacing
+from torchbeats.inference import batches_of_like_length
+from torchbeats.inputs import find_audio
+from torchbeats.patches import SAMPLE_RATE, PatchGrid, frames, mask_behind
+from torchbeats.training.augment import augment_waveform
+from torchbeats.training.settings import Data
+
+Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
+Integers: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
+
+LOOKAHEAD_BATCHES = 32  # crops are sorted by length among this many batches' worth
+# Paths as the bytes that they are on disk, which need not be text.
+_SCHEMA = pa.schema([("path", pa.binary()), ("seconds", pa.float32()), ("offset", pa.int64()), ("size", pa.int64())])
+
+
+class CorpusError(ValueError):
+    """Inputs that nothing can be learned from; the message names them and says why."""
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------
+
+
+class Corpus:
+    """The sounds that there are, and how long each is.
+
+    Args:
+        table: columns ``path``; ``seconds``, NaN where no header tells; ``offset`` and ``size``, of a sound inside a
+            WebDataset shard, -1 elsewhere. The path of such a one is that of its shard, ``#`` and its name.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self.seconds = table["seconds"].to_numpy()
+        self._paths = table["path"].combine_chunks()
+        self._offsets = table["offset"].to_numpy()
+        self._sizes = table["size"].to_numpy()
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @property
+    def hours(self) -> float:
+        """Hours of sound whose length is known."""
+        return float(np.nansum(self.seconds)) / 3600
+
+    def path(self, row: int) -> str:
+        """Name of a sound, for people."""
+        return os.fsdecode(self._paths[row].as_py())
+
+    def read(self, row: int, start: float, seconds: float) -> Floats:
+        """A piece of a sound; see `audio.excerpt`."""
+        path, size = self.path(row), int(self._sizes[row])
+        if size < 0:
+            return audio.excerpt(path, start, seconds)
+        import fsspec
+
+        files, shard = fsspec.core.url_to_fs(path.rpartition("#")[0])
+        try:
+            offset = int(self._offsets[row])
+            content = io.BytesIO(files.cat_file(shard, start=offset, end=offset + size))
+        except (OSError, ValueError) as error:
+            raise AudioError(path, f"its shard cannot be read ({error})") from error
+        content.name = path
+        return audio.excerpt(content, start, seconds)
+
+    def save(self, path: Path) -> None:
+        """Write the index; the next run need not look at every file again."""
+        with replacing(path) as temporary:
+            pq.write_table(self.table, temporary)
+
+    @classmethod
+    def load(cls, path: Path) -> Corpus:
+        """Read what `save` wrote."""
+        return cls(pq.read_table(path))
+
+
+def index(
+    inputs: Sequence[str],
+    jobs: int = 8,
+    on_found: Callable[[Failure | None], None] = lambda failure: None,
+) -> Corpus:
+    """Find all sounds that the inputs name and look at their headers.
+
+    Args:
+        inputs: what `find_audio` takes; and WebDataset shards, ``.tar`` files, by path or by any URL that fsspec reads,
+            where ``*`` and ``{000..127}`` stand for many.
+        jobs: threads that look.
+        on_found: called for every file and shard; with what is wrong where it is of no use.
+
+    Raises:
+        InputError: an input names no files.
+        CorpusError: none of them can be read.
+    """
+    shards = [given for given in inputs if _is_shard(given)]
+    files = [given for given in inputs if not _is_shard(given)]
+    tasks: list[tuple[Callable[[str], list[_Row]], str]] = []
+    if files:
+        tasks += [(_look, path) for path in find_audio(files)]
+    tasks += [(_members, url) for given in shards for url in _expand(given)]
+
+    def attempt(task: tuple[Callable[[str], list[_Row]], str]) -> list[_Row] | Failure:
+        look, path = task
+        try:
+            return look(path)
+        except AudioError as error:
+            return Failure(path, error.reason)
+        except (OSError, tarfile.TarError, ValueError) as error:
+            return Failure(path, f"it cannot be read ({error})")
+
+    rows: list[_Row] = []
+    failures: list[Failure] = []
+    with ThreadPoolExecutor(jobs, thread_name_prefix="index") as pool:
+        for result in pool.map(attempt, tasks):
+            if isinstance(result, Failure):
+                failures.append(result)
+                on_found(result)
+            else:
+                rows += result
+                on_found(None)
+    if not rows:
+        raise CorpusError(
+            f"There is nothing to learn from: none of the {len(tasks):,} files could be read. The first, {failures[0]}."
+        )
+    return Corpus(pa.table(dict(zip(_SCHEMA.names, map(list, zip(*rows, strict=True)), strict=True)), schema=_SCHEMA))
+
+
+_Row: TypeAlias = "tuple[bytes, float, int, int]"
+
+
+def _look(path: str) -> list[_Row]:
+    seconds = audio.duration(path)
+    return [(os.fsencode(path), float("nan") if seconds is None else seconds, -1, -1)]
+
+
+def _is_shard(given: str) -> bool:
+    return given.endswith(".tar") or "://" in given
+
+
+def _expand(given: str) -> list[str]:
+    """The shards that a pattern stands for."""
+    import fsspec
+    from braceexpand import braceexpand
+
+    urls: list[str] = []
+    for pattern in braceexpand(given):
+        if any(sign in pattern for sign in "*?["):
+            files, path = fsspec.core.url_to_fs(pattern)
+            found = sorted(name for name in files.glob(path) if fnmatch.fnmatch(name, path))
+            if not found:
+                raise CorpusError(f"There are no shards {pattern}.")
+            urls += [files.unstrip_protocol(name) if "://" in pattern else name for name in found]
+        else:
+            urls.append(pattern)
+    return urls
+
+
+def _members(url: str) -> list[_Row]:
+    """The sounds in a shard. Only their headers in the archive are read, so that their lengths stay unknown."""
+    import fsspec
+
+    with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r:") as shard:
+        rows = [
+            (os.fsencode(f"{url}#{member.name}"), float("nan"), member.offset_data, member.size)
+            for member in shard
+            if member.isfile() and os.path.splitext(member.name)[1].lower() in AUDIO_SUFFIXES
+        ]
+    if not rows:
+        raise ValueError("it holds no sounds")
+    return rows
+
+
+# --- which crops make a batch -----------------------------------------------------------------------------------------
+
+
+class Draw(NamedTuple):
+    """One crop of a batch: of which sound, how long at most, and what seeds all else about it."""
+
+    row: int
+    seconds: float
+    seed: tuple[int, int, int]  # of the run, the epoch, the crop in the epoch
+    counts: bool = True  # False: it only fills up a process that would have nothing to do
+
+
+class Batches:
+    """Goes through the corpus in epochs without end: each sound once for every crop length that it has room for.
+
+    Args:
+        corpus: the sounds.
+        data: settings.
+        seed: of the run and the phase.
+        grid: of the model's patches.
+        first: number of the first batch wanted.
+        rank: which share of each batch.
+        world: how many there are.
+    """
+
+    def __init__(
+        self, corpus: Corpus, data: Data, seed: int, grid: PatchGrid, first: int = 0, rank: int = 0, world: int = 1
+    ) -> None:
+        self.crop_seconds = np.array(data.crop_seconds)
+        self.batch_samples = data.batch_seconds * SAMPLE_RATE
+        self.seed, self.grid = seed, grid
+        self.first, self.rank, self.world = first, rank, world
+        longest = np.nan_to_num(corpus.seconds, nan=float(self.crop_seconds.max()))
+        self.known = np.where(np.isnan(corpus.seconds), np.inf, corpus.seconds)
+        self.rows: Integers = np.repeat(
+            np.arange(len(corpus)), np.maximum(1, np.rint(longest / self.crop_seconds.mean())).astype(int)
+        )
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        number = 0
+        for epoch in range(2**62):
+            for batch in self._epoch(epoch):
+                if number >= self.first:
+                    # A process without a share trains on a clip that does not count, so that all keep step.
+                    share = batch[self.rank :: self.world] or [batch[0]._replace(counts=False)]
+                    yield share
+                number += 1
+
+    def _epoch(self, epoch: int) -> Iterator[list[Draw]]:
+        random = np.random.default_rng([self.seed, epoch])
+        order = random.permutation(len(self.rows))
+        seconds = random.choice(self.crop_seconds, len(order))
+        lengths = np.minimum(self.known[self.rows[order]], seconds) * SAMPLE_RATE
+        samples = np.maximum(np.ceil(lengths).astype(int), self.grid.min_samples)
+        ahead = (np.cumsum(samples) // (LOOKAHEAD_BATCHES * self.batch_samples)).astype(int)
+        for chosen in np.split(np.arange(len(order)), np.flatnonzero(np.diff(ahead)) + 1):
+            batches = list(batches_of_like_length(samples[chosen].tolist(), self.batch_samples))
+            for number in random.permutation(len(batches)):
+                picks = chosen[batches[number]]
+                yield [Draw(int(self.rows[order[i]]), float(seconds[i]), (self.seed, epoch, int(i))) for i in picks]
+
+
+# --- the crops themselves ---------------------------------------------------------------------------------------------
+
+
+class Failure(NamedTuple):
+    """A sound that could not be read."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class Crop(NamedTuple):
+    """A piece of a sound, and which of its patches are hidden from the model."""
+
+    samples: Floats
+    hidden: np.ndarray[Any, np.dtype[np.bool_]]  # (T,)
+    shift: int = 0  # mel bins that the model hears it higher
+    counts: bool = True
+
+
+class Crops(Dataset["Crop | Failure"]):
+    """Reads crops.
+
+    Args:
+        corpus: the sounds.
+        data: settings; whether and how sounds are changed among them.
+        grid: of the model's patches.
+        mask: share of the patches that are hidden.
+        mel_shift: the model is to hear each clip up to this many mel bins higher or lower.
+    """
+
+    def __init__(self, corpus: Corpus, data: Data, grid: PatchGrid, mask: float = 0.0, mel_shift: int = 0) -> None:
+        self.corpus, self.data, self.grid, self.mask, self.mel_shift = corpus, data, grid, mask, mel_shift
+
+    def __getitem__(self, draw: Draw) -> Crop | Failure:
+        random = np.random.default_rng(draw.seed)
+        seconds = float(self.corpus.seconds[draw.row])
+        room = 0.0 if np.isnan(seconds) else max(0.0, seconds - draw.seconds)
+        try:
+            samples = self.corpus.read(draw.row, random.uniform(0, room), draw.seconds)
+        except AudioError as error:
+            return Failure(self.corpus.path(draw.row), error.reason)
+        except Exception as error:  # a decoder's surprise must not end the run
+            return Failure(self.corpus.path(draw.row), f"decoding failed with {error!r}")
+        samples = augment_waveform(samples, random, self.data.gain_db, self.data.band_limited)
+        patches = int(self.grid.patches(max(len(samples), self.grid.min_samples)))
+        shift = int(random.integers(-self.mel_shift, self.mel_shift + 1))
+        return Crop(samples, random_mask(patches, self.mask, random), shift, draw.counts)
+
+
+def random_mask(patches: int, share: float, random: np.random.Generator) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Hide a share of the patches, but never all of them: ``(patches,)``, True = hidden (BEATs, section 3.3)."""
+    hidden = np.zeros(patches, bool)
+    hidden[random.permutation(patches)[: min(round(share * patches), patches - 1)]] = True
+    return hidden
+
+
+class Batch(NamedTuple):
+    """Crops of like length, padded to the longest.
+
+    Attributes:
+        wav: ``(B, samples)``, zero behind each crop.
+        samples: ``(B,)`` int64, length of each.
+        kept: ``(B, K)`` int64, the patches that the model sees, in order; 0 behind each row's own.
+        kept_counts: ``(B,)`` int64, how many those are.
+        hidden: ``(B, T)`` bool, the patches that it does not see.
+        asked: ``(M,)`` int64, the patches whose labels it is to say, as indices into ``B * T``.
+        shifts: ``(B,)`` int64, mel bins that the model is to hear each crop higher.
+        failures: sounds that could not be read, and are not in the batch.
+    """
+
+    wav: Tensor
+    samples: Tensor
+    kept: Tensor
+    kept_counts: Tensor
+    hidden: Tensor
+    asked: Tensor
+    shifts: Tensor
+    failures: list[Failure]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        tensors: Any = [part.to(device) if isinstance(part, Tensor) else part for part in self]
+        return Batch(*tensors)
+
+
+def collate(items: Iterable[Crop | Failure], grid: PatchGrid) -> Batch:
+    """Put crops together. Where none could be read, one of silence stands in, of which nothing is asked."""
+    items = list(items)
+    crops = [item for item in items if isinstance(item, Crop)]
+    if not crops:
+        crops = [Crop(np.zeros(grid.min_samples, np.float32), np.zeros(grid.bands, bool), counts=False)]
+    lengths = [max(len(crop.samples), grid.min_samples) for crop in crops]
+    wav = torch.zeros(len(crops), max(lengths))
+    hidden = torch.zeros(len(crops), int(grid.patches(max(lengths))), dtype=torch.bool)
+    asked = torch.zeros_like(hidden)
+    kept = torch.zeros(len(crops), max(int((~crop.hidden).sum()) for crop in crops), dtype=torch.long)
+    kept_counts = torch.zeros(len(crops), dtype=torch.long)
+    for row, crop in enumerate(crops):
+        wav[row, : len(crop.samples)] = torch.from_numpy(crop.samples)
+        hidden[row, : len(crop.hidden)] = torch.from_numpy(crop.hidden)
+        if crop.counts:  # where nothing is hidden, every patch is asked for
+            asked[row, : len(crop.hidden)] = torch.from_numpy(crop.hidden | ~crop.hidden.any())
+        visible = np.flatnonzero(~crop.hidden)
+        kept[row, : len(visible)] = torch.from_numpy(visible)
+        kept_counts[row] = len(visible)
+    return Batch(
+        wav,
+        samples=torch.tensor(lengths),
+        kept=kept,
+        kept_counts=kept_counts,
+        hidden=hidden,
+        asked=asked.flatten().nonzero().squeeze(1),
+        shifts=torch.tensor([crop.shift for crop in crops]),
+        failures=[item for item in items if isinstance(item, Failure)],
+    )
+
+
+def loader(crops: Crops, batches: Batches, workers: int) -> DataLoader[Any]:
+    """Batches without end, made in ``workers`` other processes or, with 0, in this one."""
+    return DataLoader(
+        crops,
+        batch_sampler=batches,
+        collate_fn=_Collate(crops.grid),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+@dataclass
+class _Collate:
+    """`collate` for one grid; a class, so that it can be sent to another process."""
+
+    grid: PatchGrid
+
+    def __call__(self, items: list[Crop | Failure]) -> Batch:
+        return collate(items, self.grid)
+
+
+# --- the corpus's loudness --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def fbank_statistics(corpus: Corpus, data: Data, seed: int, on_batch: Callable[[Batch], None]) -> tuple[float, float]:
+    """Mean and standard deviation of the log-mel features of a sample of the corpus, frames of padding apart.
+
+    Args:
+        corpus: the sounds.
+        data: settings: ``statistics_seconds`` of audio are looked at, unless an epoch has less.
+        seed: of the run.
+        on_batch: called behind every batch.
+
+    Raises:
+        CorpusError: none of the sounds looked at can be decoded, or all are digital silence.
+    """
+    grid, fbank = PatchGrid(), Fbank()
+    plain = Data(crop_seconds=data.crop_seconds, batch_seconds=max(60.0, *data.crop_seconds))
+    one_epoch = (batch for batch in Batches(corpus, plain, seed, grid)._epoch(0))
+    count, total, squares, seconds = 0, 0.0, 0.0, 0.0
+    crops, failures = Crops(corpus, plain, grid), []
+    for draws in one_epoch:
+        batch = collate((crops[draw] for draw in draws), grid)
+        on_batch(batch)
+        failures += batch.failures
+        if len(batch.failures) == len(draws):
+            continue
+        features = fbank(batch.wav).double()
+        real = features[~mask_behind(frames(batch.samples), features.size(1))]
+        count, total, squares = count + real.numel(), total + float(real.sum()), squares + float(real.square().sum())
+        seconds += float(batch.samples.sum()) / SAMPLE_RATE
+        if seconds >= data.statistics_seconds:
+            break
+    if not count:
+        raise CorpusError(f"There is nothing to learn from: no sound could be decoded. The first, {failures[0]}.")
+    mean = total / count
+    deviation = max(squares / count - mean**2, 0.0) ** 0.5
+    if deviation < 1e-3:
+        raise CorpusError("There is nothing to learn from: all of the sounds looked at are silence.")
+    return mean, deviation

@@ -1,0 +1,106 @@
+"""Self-distillation: a tokenizer whose labels keep what a trained model knows (BEATs, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchbeats.backbone import Encoded
+from torchbeats.config import BEATsConfig, TokenizersConfig
+from torchbeats.encoder import TransformerEncoder
+from torchbeats.model import BEATs
+from torchbeats.tokenizers import NormEMAVectorQuantizer, Tokenizers
+from torchbeats.training.data import Batch
+from torchbeats.training.settings import Distillation as Settings
+from torchbeats.training.task import LabelStatistics, Task
+
+
+class Estimator(nn.Module):
+    """From quantised vectors to the teacher's output.
+
+    Args:
+        cfg: of the tokenizer.
+        teacher_width: channels of the teacher's output.
+        layers: Transformer layers.
+    """
+
+    def __init__(self, cfg: TokenizersConfig, teacher_width: int, layers: int = 3) -> None:
+        super().__init__()
+        own = BEATsConfig(cfg.to_dict(), encoder_layers=layers, encoder_layerdrop=0.0)
+        self.enter = nn.Linear(cfg.quant_dim, cfg.encoder_embed_dim)
+        self.encoder = TransformerEncoder(own)
+        self.leave = nn.Linear(cfg.encoder_embed_dim, teacher_width)
+
+    def forward(self, codes: Tensor, padding: Tensor) -> Tensor:
+        """``(B, T, quant_dim)`` and ``(B, T)`` bool, True = padding, to ``(B, T, teacher_width)``."""
+        return self.leave(self.encoder(self.enter(codes), padding)[0])
+
+
+class Distillation(Task):
+    """Trains a tokenizer to keep what the teacher's output says.
+
+    Args:
+        tokenizer: to be trained.
+        teacher: a pre-trained or fine-tuned model; it stays as it is.
+        settings: of the training.
+        seed: of its randomness.
+    """
+
+    def __init__(self, tokenizer: Tokenizers, teacher: BEATs, settings: Settings, seed: int) -> None:
+        super().__init__(settings, seed, LabelStatistics(tokenizer.grid.bands, tokenizer.cfg.quant_n))
+        self.settings = settings
+        cfg = tokenizer.cfg
+        self.tokenizer = tokenizer.unfreeze()
+        self.tokenizer.quantize = NormEMAVectorQuantizer(
+            cfg.quant_n,
+            cfg.quant_dim,
+            beta=settings.beta,
+            decay=settings.decay,
+            kmeans_init=True,
+            reseed_below=settings.reseed_below,
+        )
+        self.teacher = teacher.freeze()
+        self.estimator = Estimator(cfg, teacher.cfg.encoder_embed_dim, settings.estimator_layers)
+
+    @torch.no_grad()
+    def begin(self, batches: Iterable[Batch]) -> None:
+        """Start the codes as the k-means of what the tokenizer makes of some batches.
+
+        One batch may be of few sounds, and with it many codes would start where nothing else ever falls.
+        """
+        self.tokenizer.eval()
+        vectors = []
+        for batch in batches:
+            encoded, z = self._project(batch)
+            vectors.append(F.normalize(z[~encoded.padding_mask].float(), dim=-1))
+        torch.manual_seed(self.seed)
+        self.tokenizer.quantize.embedding.init_from(torch.cat(vectors))
+        self.tokenizer.train()
+
+    def _project(self, batch: Batch, fbank: Tensor | None = None) -> tuple[Encoded, Tensor]:
+        """The tokenizer's encoder output, and that as vectors to be quantised, ``(B, T, quant_dim)``."""
+        fbank = self.tokenizer.fbank(batch.wav) if fbank is None else fbank
+        encoded, _ = self.tokenizer.encode_features(self.tokenizer.normalise(fbank), batch.samples)
+        return encoded, self.tokenizer.quantize_layer(encoded.x)
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One minus the cosine between estimate and teacher, and the commitment to codes, a mean over all patches."""
+        with torch.no_grad():
+            fbank = self.teacher.fbank(batch.wav)
+            target = self.teacher.encode_features(self.teacher.normalise(fbank), batch.samples)[0].x
+        encoded, z = self._project(batch, fbank)
+        B, T, _ = z.shape
+        real = torch.zeros(B * T, dtype=torch.bool, device=z.device).index_fill(0, batch.asked, True).view(B, T)
+        # Padding takes no part in the codebook: only real vectors are quantised.
+        codes, commitment, labels = self.tokenizer.quantize(z[real])
+        estimate = self.estimator(z.new_zeros(z.shape).masked_scatter(real.unsqueeze(-1), codes), encoded.padding_mask)
+        distance = 1 - F.cosine_similarity(estimate[real].float(), target[real].float(), dim=-1)
+        patches = len(labels)
+        self.statistics.update(labels, batch.asked % encoded.bands)
+        away = self.share_of_mean(distance.sum(), patches)
+        # A process that only fills up has no vectors, and their mean is not a number.
+        commitment = self.share_of_mean(commitment * patches if patches else z.sum() * 0, patches)
+        return {"loss": away + commitment, "distance": away, "commitment": commitment}

@@ -1,0 +1,128 @@
+"""Masked audio modelling: say the labels of patches that the model did not see (BEATs, section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torchbeats.config import BEATsConfig
+from torchbeats.encoder import Places, TransformerEncoder
+from torchbeats.model import BEATs
+from torchbeats.patches import mask_behind
+from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
+from torchbeats.training.augment import shift_mel
+from torchbeats.training.data import Batch
+from torchbeats.training.settings import Model
+from torchbeats.training.task import LabelStatistics, Task
+
+
+class LabelPredictor(nn.Module):
+    """From the encoder's output for the visible patches to the labels of the hidden ones.
+
+    Hidden patches enter as one learned vector; all are put in order again and go through a few Transformer layers.
+
+    Args:
+        cfg: of the model.
+        labels: N, size of the codebook.
+        layers: Transformer layers.
+        width: their channels, P; 0 for those of the encoder.
+    """
+
+    def __init__(self, cfg: BEATsConfig, labels: int, layers: int = 3, width: int = 0) -> None:
+        super().__init__()
+        width = width or cfg.encoder_embed_dim
+        head_width = cfg.encoder_embed_dim // cfg.encoder_attention_heads
+        heads = max(1, width // head_width)
+        sizes = {"encoder_layers": layers, "encoder_embed_dim": width, "encoder_ffn_embed_dim": 4 * width}
+        own = BEATsConfig(cfg.to_dict(), **sizes, encoder_attention_heads=heads, encoder_layerdrop=0.0)
+        self.enter = nn.Linear(cfg.encoder_embed_dim, width)
+        self.hidden = nn.Parameter(torch.randn(width) * 0.02)
+        self.encoder = TransformerEncoder(own)
+        self.leave = nn.Linear(width, labels)
+
+    def forward(
+        self, x: Tensor, kept: Places, kept_padding: Tensor, hidden: Tensor, padding: Tensor, asked: Tensor
+    ) -> Tensor:
+        """Predict.
+
+        Args:
+            x: ``(B, K, C)``, the encoder's output for the visible patches.
+            kept: which of the T patches those are.
+            kept_padding: ``(B, K)`` bool, True = padding.
+            hidden: ``(B, T)`` bool, True = not seen.
+            padding: ``(B, T)`` bool, True = behind the clip's own patches.
+            asked: ``(M,)`` int64, indices into ``B * T``.
+
+        Returns:
+            ``(M, N)`` logits.
+        """
+        x = kept.spread(self.enter(x).masked_fill(kept_padding.unsqueeze(-1), 0))
+        x = torch.where(hidden.unsqueeze(-1), self.hidden.to(x.dtype), x)
+        x, _ = self.encoder(x, padding)
+        return self.leave(x.flatten(0, 1)[asked])
+
+
+class MaskedModel(nn.Module):
+    """A BEATs model and its label predictor.
+
+    Args:
+        model: the model that is trained.
+        labels: size of the codebook.
+        settings: of the predictor.
+    """
+
+    def __init__(self, model: BEATs, labels: int, settings: Model) -> None:
+        super().__init__()
+        self.model = model
+        self.predictor = LabelPredictor(model.cfg, labels, settings.predictor_layers, settings.predictor_width)
+
+    def forward(self, features: Tensor, batch: Batch) -> Tensor:
+        """Logits for the patches that are asked for, ``(M, N)``, from normalised log-mel ``(B, frames, 128)``."""
+        model = self.model
+        x = model.embed_patches(features)
+        T = x.size(1)
+        kept = Places(batch.kept, T)
+        kept_padding = mask_behind(batch.kept_counts, batch.kept.size(1))
+        x, _ = model.encoder(kept.pick(x), kept_padding, places=kept)
+        padding = mask_behind(model.grid.patches(batch.samples), T)
+        return self.predictor(x, kept, kept_padding, batch.hidden, padding, batch.asked)
+
+
+class Pretraining(Task):
+    """Trains a model on a tokenizer's labels.
+
+    Args:
+        model: to be trained.
+        tokenizer: gives the labels, on the fly.
+        settings: of the training.
+        seed: of its randomness.
+    """
+
+    def __init__(
+        self, model: BEATs, tokenizer: RandomProjectionTokenizer | Tokenizers, settings: Model, seed: int
+    ) -> None:
+        super().__init__(settings, seed, LabelStatistics(model.grid.bands, tokenizer.cfg.quant_n))
+        self.settings = settings
+        self.tokenizer = tokenizer.requires_grad_(False).eval()
+        self.network = MaskedModel(model.unfreeze(), tokenizer.cfg.quant_n, settings)
+
+    def train(self, mode: bool = True) -> Pretraining:
+        """Set training mode, of all but the tokenizer."""
+        super().train(mode)
+        self.tokenizer.eval()
+        return self
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy over the patches asked for, in all processes together."""
+        model = self.network.model
+        with torch.no_grad():
+            fbank = model.fbank(batch.wav)
+            labels = self.tokenizer.label_fbank(fbank, batch.samples).flatten()[batch.asked]
+            if self.settings.mel_shift:
+                fbank = shift_mel(fbank, batch.shifts)
+        logits = self.network(model.normalise(fbank), batch)
+        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing)
+        hits = (logits.detach().argmax(-1) == labels).sum()
+        self.statistics.update(labels, batch.asked % model.grid.bands, hits)
+        return {"loss": self.share_of_mean(loss, len(labels))}

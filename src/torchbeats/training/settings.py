@@ -1,0 +1,279 @@
+"""What a pre-training run can be told: named sizes, a YAML file over them, and single settings over both."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from torchbeats.config import PATCH_NORMALISATIONS, SIZES, BEATsConfig, TokenizersConfig
+
+
+class SettingsError(ValueError):
+    """A setting that does not exist or makes no sense; the message names it and says what would."""
+
+
+@dataclass
+class Data:
+    """How clips are drawn from the corpus."""
+
+    crop_seconds: list[float] = field(default_factory=lambda: [10.0])  # each clip's longest length is one of these
+    batch_seconds: float = 320.0  # audio in a batch, over all processes
+    workers: int = 1  # processes that decode, for each process that trains
+    gain_db: float = 0.0  # each clip becomes louder or softer by up to this much
+    band_limited: float = 0.0  # this share of clips loses what is above 4 kHz, like telephone sound
+    statistics_seconds: float = 3600.0  # audio from which the corpus's mean and deviation are estimated
+
+
+@dataclass
+class Tokens:
+    """The labels' vocabulary, and what the first iteration's frozen tokenizer looks at."""
+
+    quant_n: int = 1024
+    quant_dim: int = 256
+    normalisation: str = "clip"
+
+
+@dataclass
+class Optimiser:
+    """AdamW, a linear warm-up, then a cosine down to a tenth."""
+
+    steps: int = 400_000
+    lr: float = 5e-4
+    warmup: int = 5_000
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+
+
+@dataclass
+class Model(Optimiser):
+    """Masked audio modelling."""
+
+    mask: float = 0.75  # share of patches that are hidden
+    label_smoothing: float = 0.1
+    predictor_layers: int = 3
+    predictor_width: int = 0  # 0: that of the encoder
+    mel_shift: int = 0  # the model hears each clip up to this many mel bins higher or lower than its labels
+
+
+@dataclass
+class Distillation(Optimiser):
+    """The self-distilled tokenizer."""
+
+    beta: float = 1.0  # weight of the commitment loss
+    decay: float = 0.99  # share of a code that a step keeps
+    kmeans_batches: int = 8  # the codes start as the k-means of these batches
+    reseed_below: float = 0.0  # see NormEMAVectorQuantizer
+    estimator_layers: int = 3
+    start: str = "fresh"  # the tokenizer's encoder starts "fresh", or as a copy of the "teacher"
+
+
+@dataclass
+class Trainer:
+    """The machine and the loop; may differ when a run is continued."""
+
+    accelerator: str = "auto"
+    devices: int | str = "auto"
+    nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate: int = 1
+    clip: float = 1.0  # largest norm of the gradient; 0: any
+    log_every: int = 50
+    save_every: int = 500
+    compile: bool = False
+
+
+@dataclass
+class Settings:
+    """Everything that decides what a run computes."""
+
+    size: str = "base"
+    iterations: int = 3
+    seed: int = 0
+    config: dict[str, Any] = field(default_factory=dict)  # fields of BEATsConfig over those of the size
+    data: Data = field(default_factory=Data)
+    tokens: Tokens = field(default_factory=Tokens)
+    model: Model = field(default_factory=Model)
+    distillation: Distillation = field(default_factory=Distillation)
+    trainer: Trainer = field(default_factory=Trainer)
+
+    def beats_config(self, **fields: Any) -> BEATsConfig:
+        """The architecture of the models."""
+        return BEATsConfig({**SIZES[self.size], **self.config}, **fields)
+
+    def tokenizers_config(self, **fields: Any) -> TokenizersConfig:
+        """The architecture of the self-distilled tokenizers."""
+        vocabulary = {"quant_n": self.tokens.quant_n, "quant_dim": self.tokens.quant_dim}
+        return TokenizersConfig({**SIZES[self.size], **self.config, **vocabulary}, **fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested dictionaries of plain values."""
+        return dataclasses.asdict(self)
+
+
+# Beside the architectures of config.SIZES. Base and large follow ESPnet's reproduction (arXiv 2507.14129).
+_SMALL_MODEL = {"steps": 20_000, "lr": 1e-3, "warmup": 500, "predictor_layers": 2}
+_SMALL_TOKENIZER = {"steps": 10_000, "lr": 1e-3, "warmup": 500, "estimator_layers": 2}
+PRESETS: dict[str, dict[str, Any]] = {
+    "nano": {
+        "iterations": 2,
+        "config": {"dropout": 0.0, "attention_dropout": 0.0},
+        "data": {"crop_seconds": [1.0, 2.5, 10.0], "batch_seconds": 128.0},
+        "model": {**_SMALL_MODEL, "predictor_width": 128},
+        "distillation": _SMALL_TOKENIZER,
+    },
+    "tiny": {
+        "iterations": 2,
+        "data": {"crop_seconds": [2.5, 10.0], "batch_seconds": 128.0},
+        "model": {**_SMALL_MODEL, "predictor_width": 192},
+        "distillation": _SMALL_TOKENIZER,
+    },
+    "base": {"trainer": {"precision": "bf16-mixed"}},
+    "large": {"model": {"lr": 3e-4}, "trainer": {"precision": "bf16-mixed"}},
+}
+
+
+def settings(
+    size: str = "base",
+    file: Path | None = None,
+    assignments: Iterable[str] = (),
+    **named: Any,
+) -> Settings:
+    """Settle what a run is to do.
+
+    Args:
+        size: of `PRESETS`.
+        file: YAML, nested as `Settings` is.
+        assignments: ``key=value`` with dots in the key, ``model.lr=1e-3``; the value is read as YAML.
+        **named: fields of `Settings`, over all others; None stands for not given.
+
+    Raises:
+        SettingsError: no such setting, or a value that it cannot have.
+    """
+    given = _from_file(file) if file is not None else {}
+    size = given.get("size", size) if isinstance(given, Mapping) else size
+    if size not in PRESETS:
+        raise SettingsError(f"There is no size called {size!r}; choose one of {', '.join(PRESETS)}.")
+    chosen = Settings(size=size)
+    _merge(chosen, PRESETS[size], "")
+    _merge(chosen, given, "")
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            raise SettingsError(f"{assignment!r} sets nothing; write it as key=value, as in model.lr=1e-3.")
+        nested: Any = _yaml(value, f"the value of {key}")
+        for name in reversed(key.strip().split(".")):
+            nested = {name: nested}
+        _merge(chosen, nested, "")
+    _merge(chosen, {name: value for name, value in named.items() if value is not None}, "")
+    _check(chosen)
+    return chosen
+
+
+def _from_file(file: Path) -> Any:
+    try:
+        text = file.read_text("utf-8")
+    except OSError as error:
+        raise SettingsError(f"The settings {file} cannot be read: {error.strerror}.") from error
+    return _yaml(text, str(file)) or {}
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{where} is not YAML: {error}") from error
+    return _number(value)
+
+
+def _number(value: Any) -> Any:
+    """YAML takes 1e-3 for a word, since it has no point; people do not."""
+    if isinstance(value, dict):
+        return {name: _number(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_number(inner) for inner in value]
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _merge(target: Any, values: Any, where: str) -> None:
+    """Set fields of a settings object from a dictionary, both nested."""
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{where.rstrip('.') or 'The file'} must hold names and values, not {values!r}.")
+    kinds = typing.get_type_hints(type(target))
+    for name, value in values.items():
+        if name not in kinds:
+            raise SettingsError(f"There is no setting {where}{name}; there are {', '.join(where + n for n in kinds)}.")
+        current = getattr(target, name)
+        if dataclasses.is_dataclass(current):
+            _merge(current, value, f"{where}{name}.")
+        elif isinstance(current, dict):
+            if not isinstance(value, Mapping):
+                raise SettingsError(f"{where}{name} must hold names and values, not {value!r}.")
+            current.update(value)
+        else:
+            setattr(target, name, _as(kinds[name], value, where + name))
+
+
+def _as(kind: Any, value: Any, name: str) -> Any:
+    """``value`` as a setting of type ``kind``."""
+    origin = typing.get_origin(kind)
+    if origin is list:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return [_as(typing.get_args(kind)[0], item, name) for item in items]
+    choices = typing.get_args(kind) if origin in (typing.Union, types.UnionType) else (kind,)
+    if float in choices and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if int in choices and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, choices) and (bool in choices or not isinstance(value, bool)):
+        return value
+    if str in choices and isinstance(value, (int, float)):
+        return str(value)
+    raise SettingsError(f"{name} must be of type {' or '.join(c.__name__ for c in choices)}, not {value!r}.")
+
+
+def _check(chosen: Settings) -> None:
+    """Refuse values that would only fail later, or quietly do nothing."""
+    rules = {
+        "iterations must be at least 1": chosen.iterations >= 1,
+        "data.crop_seconds must name at least one length of 0.175 s or more": bool(chosen.data.crop_seconds)
+        and min(chosen.data.crop_seconds) >= 0.175,
+        "data.batch_seconds must be at least the longest of data.crop_seconds": chosen.data.batch_seconds
+        >= max(chosen.data.crop_seconds, default=0),
+        "data.band_limited must lie between 0 and 1": 0 <= chosen.data.band_limited <= 1,
+        "model.mask must be at least 0 and less than 1": 0 <= chosen.model.mask < 1,
+        "tokens.quant_n must be at least 2": chosen.tokens.quant_n >= 2,
+        f"tokens.normalisation must be one of {', '.join(PATCH_NORMALISATIONS)}": chosen.tokens.normalisation
+        in PATCH_NORMALISATIONS,
+        "distillation.start must be fresh or teacher": chosen.distillation.start in ("fresh", "teacher"),
+        "the two betas must lie between 0 and 1": all(
+            len(part.betas) == 2 and all(0 <= beta < 1 for beta in part.betas)
+            for part in (chosen.model, chosen.distillation)
+        ),
+        "steps must be at least 1": min(chosen.model.steps, chosen.distillation.steps) >= 1,
+        "trainer.log_every, save_every and accumulate must be at least 1": min(
+            chosen.trainer.log_every, chosen.trainer.save_every, chosen.trainer.accumulate
+        )
+        >= 1,
+    }
+    for rule, kept in rules.items():
+        if not kept:
+            raise SettingsError(f"{rule[0].upper()}{rule[1:]}.")
+    try:
+        chosen.beats_config().check()
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"config: {error}") from error
+    if unknown := sorted(chosen.config.keys() - {field.name for field in dataclasses.fields(BEATsConfig)}):
+        raise SettingsError(f"There is no setting config.{unknown[0]}; BEATsConfig lists what there is.")

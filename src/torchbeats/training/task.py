@@ -1,0 +1,149 @@
+"""What both kinds of training have in common: optimiser, schedule, randomness, and what is told on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from torchbeats.training.data import Batch, Failure
+from torchbeats.training.settings import Optimiser
+
+COLLAPSED = 0.02  # a codebook whose perplexity is below this share of its size says next to nothing
+
+
+class LabelStatistics(nn.Module):
+    """Counts labels and hits since the last report, in all processes.
+
+    Args:
+        bands: patches a step.
+        labels: size of the codebook.
+    """
+
+    counts: Tensor
+    hits: Tensor
+
+    def __init__(self, bands: int, labels: int) -> None:
+        super().__init__()
+        self.register_buffer("counts", torch.zeros(bands, labels), persistent=False)
+        self.register_buffer("hits", torch.zeros(()), persistent=False)
+
+    @torch.no_grad()
+    def update(self, labels: Tensor, bands: Tensor, hits: Tensor | None = None) -> None:
+        """Count ``labels`` ``(M,)`` in their ``bands`` ``(M,)``, and the number of ``hits``."""
+        B, N = self.counts.shape
+        self.counts += torch.bincount(bands * N + labels, minlength=B * N).view(B, N)
+        if hits is not None:
+            self.hits += hits
+
+    def report(self) -> dict[str, float]:
+        """What was counted, which then starts from zero.
+
+        accuracy: share of labels that were predicted; majority: the share that the commonest label of each band has;
+        codes_used: share of codes seen at all; perplexity: of the labels, all bands together.
+        """
+        counts, hits = all_sum(self.counts), all_sum(self.hits)
+        total = counts.sum().clamp_min(1)
+        shares = counts.sum(0) / total
+        entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
+        self.counts.zero_()
+        self.hits.zero_()
+        return {
+            "accuracy": float(hits / total),
+            "majority": float(counts.max(1).values.sum() / total),
+            "codes_used": float((shares > 0).float().mean()),
+            "perplexity": float(entropy.exp()),
+        }
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """Sum over the processes, if there are several; ``x`` stays as it is."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x)
+    return x
+
+
+class Task(L.LightningModule):
+    """A network in training.
+
+    Args:
+        optimiser: settings.
+        seed: of all randomness.
+        statistics: counts the labels.
+        compile: let PyTorch's compiler make the step faster.
+    """
+
+    def __init__(self, optimiser: Optimiser, seed: int, statistics: LabelStatistics) -> None:
+        super().__init__()
+        self.optimiser, self.seed, self.statistics = optimiser, seed, statistics
+        self.failures: list[Failure] = []
+        self.clips = 0
+        self._sums: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss under "loss", and other scalars to report."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One batch. Dropout and the like depend on its number alone, so that a run can go on from any."""
+        torch.manual_seed(hash((self.seed, self.global_step, batch_idx, self.global_rank)) % 2**63)
+        self.failures += batch.failures
+        self.clips += len(batch.wav)
+        scalars = self.step(batch)
+        for name, value in scalars.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach()
+        self._steps += 1
+        return scalars["loss"]
+
+    def report(self) -> dict[str, float]:
+        """What happened since the last report, over all processes."""
+        world = self.trainer.world_size
+        means = {name: float(all_sum(value)) / (self._steps * world) for name, value in self._sums.items()}
+        self._sums, self._steps = {}, 0
+        return {**means, **self.statistics.report()}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW; no decay of biases, norms and other vectors."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        o = self.optimiser
+        groups = [
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": o.weight_decay},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.betas[0], o.betas[1]))
+
+        def share(step: int) -> float:
+            warm = min(1.0, (step + 1) / max(1, o.warmup))
+            over = min(1.0, max(0, step - o.warmup) / max(1, o.steps - o.warmup))
+            return warm * (0.55 + 0.45 * math.cos(math.pi * over))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def share_of_mean(self, total: Tensor, count: int) -> Tensor:
+        """A sum over ``count`` things, as this process's share of the mean over those of all processes.
+
+        The processes' gradients are averaged, so each counts as many times as there are processes.
+        """
+        everywhere = all_sum(torch.tensor(float(count), device=total.device))
+        return total * (self.trainer.world_size / everywhere.clamp_min(1))
+
+
+def collapse(report: Mapping[str, Any], labels: int) -> str | None:
+    """A sentence, if a report shows that the labels have collapsed."""
+    if report["perplexity"] >= COLLAPSED * labels:
+        return None
+    return (
+        f"the labels have collapsed: {report['codes_used']:.0%} of {labels} codes are in use, with a perplexity of "
+        f"{report['perplexity']:.1f}. Try distillation.reseed_below=0.1, another tokens.normalisation, or a lower "
+        "learning rate."
+    )
