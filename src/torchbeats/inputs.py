@@ -24,7 +24,7 @@ def find_audio(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
 
     Args:
         inputs: files; folders, searched with all below them for names that end like sound, hidden ones left out;
-            lists that end in .csv, .txt or .jsonl; "-" for paths on standard input, one a line or
+            lists that end in .csv, .txt, .jsonl or .parquet; "-" for paths on standard input, one a line or
             as `find -print0` writes them. Paths in a list are
             relative to its folder or, where nothing is found there, to the working directory.
 
@@ -68,9 +68,9 @@ def _in_folder(folder: str) -> Iterator[str]:
         raise InputError(f"There is no sound file in the folder {folder}, nor in any below it.")
 
 
-def _in_list(path: Path, read: Callable[[str], Iterable[str]]) -> Iterator[str]:
+def _in_list(path: Path, read: Callable[[str], Iterable[str]] | None) -> Iterator[str]:
     try:
-        entries = list(read(path.read_text("utf-8-sig")))
+        entries = list(_read_parquet(path) if read is None else read(path.read_text("utf-8-sig")))
     except FileNotFoundError:
         raise InputError(f"There is no list {path}.") from None
     except (OSError, ValueError, csv.Error) as error:
@@ -78,6 +78,15 @@ def _in_list(path: Path, read: Callable[[str], Iterable[str]]) -> Iterator[str]:
     for entry in entries:
         beside = path.parent / entry  # an absolute entry stays what it is
         yield entry if not beside.exists() and os.path.exists(entry) else str(beside)
+
+
+def _read_parquet(path: Path) -> Iterator[str]:
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(path)
+    column = _path_column(table.schema_arrow.names)
+    for batch in table.iter_batches(columns=[column]):
+        yield from (str(entry) for entry in batch.column(0).to_pylist() if entry)
 
 
 def _read_txt(text: str) -> Iterator[str]:
@@ -112,4 +121,5 @@ def _path_column(columns: Iterable[str]) -> str:
     raise ValueError(f"it needs a column called {' or '.join(PATH_COLUMNS)}; it has {', '.join(columns) or 'none'}.")
 
 
-_LISTS = {".csv": _read_csv, ".txt": _read_txt, ".jsonl": _read_jsonl}
+# What reads the text of a list; None for one that is not text.
+_LISTS = {".csv": _read_csv, ".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": None}

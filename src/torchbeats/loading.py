@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -24,13 +25,15 @@ def load(
 
     Args:
         name_or_path: a name that ``torchbeats models`` lists, ``owner/repo[/file][@revision]`` on the Hugging Face Hub,
-            or a checkpoint file of any published family.
+            or a checkpoint file of any published family; None for the small model that comes with the package, with a
+            warning that says so.
         device: where the model goes; the CPU where not given.
         dtype: of its parameters; float32 where not given. The front end stays in float32.
         freeze: stay in evaluation mode and ask for no parameter gradients, until ``model.unfreeze()``.
 
     Returns:
-        A `BEATs`, with its label names under ``labels`` if it has any; or a `Tokenizers` from a tokenizer checkpoint.
+        A `BEATs`, with its label names under ``labels`` if it has any; from a tokenizer's checkpoint, a `Tokenizers` or
+        a `RandomProjectionTokenizer`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -38,9 +41,8 @@ def load(
         CheckpointError: the file is not a BEATs checkpoint, or is damaged.
     """
     if name_or_path is None:
-        raise ValueError(
-            'Name a model, as in load("beats-iter3-plus-as2m"), or a checkpoint file; `torchbeats models` lists names.'
-        )
+        warnings.warn(hub.BUILT_IN_NOTE, stacklevel=2)
+        name_or_path = hub.BUILT_IN
     stored = checkpoint.read(hub.resolve(name_or_path))
     model: torch.nn.Module
     if isinstance(stored.config, RandomProjectionConfig):

@@ -10,12 +10,13 @@ import typer
 
 from torchbeats import __version__
 from torchbeats.audio import AudioWarning
-from torchbeats.cli import convert, embed, models, pretrain
+from torchbeats.cli import convert, embed, models, pretrain, tokens
 from torchbeats.cli.console import complain
 from torchbeats.families import CheckpointError
 from torchbeats.hub import HubError
 from torchbeats.inputs import InputError
 from torchbeats.store import StoreError
+from torchbeats.training.settings import SettingsError
 
 app = typer.Typer(
     name="torchbeats",
@@ -39,12 +40,13 @@ def _options(
 
 
 app.command("embed")(embed.embed)
+app.command("tokens")(tokens.tokens)
 app.command("pretrain")(pretrain.pretrain)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
 
 # What a user can mend is told in a sentence; anything else is a fault of ours and keeps its traceback.
-_USER_ERRORS = (CheckpointError, HubError, InputError, StoreError, OSError)
+_USER_ERRORS = (CheckpointError, HubError, InputError, SettingsError, StoreError, OSError)
 
 
 def main() -> None:

@@ -15,14 +15,14 @@ COLUMNS = ("name", "size", "licence", "cached", "source", "about")
 
 def models() -> None:
     """List the names of published models, with size, licence, where they come from, and whether they are cached."""
-    rows = [_row(source) for source in hub.MODELS.values()]
+    rows = [_built_in(), *(_row(source) for source in hub.MODELS.values())]
     if not sys.stdout.isatty():  # for other programs: tab-separated
         for row in (COLUMNS, *rows):
             print(*row, sep="\t")
         return
     console = Console(highlight=False)
     for name, size, licence, cached, source, about in rows:
-        state = "cached" if cached == "yes" else "not cached"
+        state = {"yes": "cached", "no": "not cached"}.get(cached, cached)
         console.print(Text.assemble((name, "bold"), f"  {size}, {licence}, {state}"))
         console.print(Padding(Text(about), (0, 4)))
         console.print(Padding(Text(source, "dim"), (0, 4)))
@@ -30,6 +30,12 @@ def models() -> None:
         "\nAny owner/repo[/file][@revision] on the Hugging Face Hub works as a name too, and so does any file.",
         markup=False,
     )
+
+
+def _built_in() -> tuple[str, ...]:
+    size = f"{hub.BUILT_IN_FILE.stat().st_size / 1e6:,.0f} MB"
+    about = "the default: a small model pre-trained on free audio, for first steps and tests"
+    return hub.BUILT_IN, size, "see MODEL_CARD.md", "built in", str(hub.BUILT_IN_FILE), about
 
 
 def _row(source: hub.Source) -> tuple[str, ...]:

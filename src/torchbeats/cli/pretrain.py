@@ -46,8 +46,8 @@ def pretrain(
     """Pre-train a model on any sounds: labels, model, tokenizer, model, and so on.
 
     The folder gets run.yaml, metrics.csv, TensorBoard logs, every iteration's tokenizer and model, and at last
-    model.safetensors, which `torchbeats embed --model` takes. A run that was stopped or killed goes on where it was when the same command
-    is given again.
+    model.safetensors, which `torchbeats embed --model` takes. A run that was stopped or killed goes on where it was
+    when the same command is given again.
     """
     try:
         from torchbeats.training.run import Listener, Run

@@ -163,7 +163,8 @@ class NormEMAVectorQuantizer(nn.Module):
     def nearest(self, unit: Tensor) -> Tensor:
         """Index of the code closest to each row of ``unit`` ``(M, D)``: ``(M,)`` int64."""
         codes = self.embedding.weight.to(unit.dtype)
-        squared = unit.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * unit @ codes.t()
+        with torch.autocast(unit.device.type, enabled=False):  # which would take the product in half precision
+            squared = unit.square().sum(1, keepdim=True) + codes.square().sum(1) - 2 * unit @ codes.t()
         return squared.argmin(1)
 
     @torch.no_grad()
@@ -190,7 +191,9 @@ class NormEMAVectorQuantizer(nn.Module):
         unused = (self.cluster_size < self.reseed_below * usual).nonzero().squeeze(1)
         if not len(unused):
             return
-        fresh = unit[torch.randint(len(unit), (len(unused),), device=unit.device)].to(self.embedding.weight.dtype)
+        fresh = self.embedding.weight[unused]
+        if len(unit):  # otherwise they stay where they are
+            fresh = unit[torch.randint(len(unit), (len(unused),), device=unit.device)].to(fresh.dtype)
         if dist.is_available() and dist.is_initialized():
             dist.broadcast(fresh, 0)
         self.embedding.weight[unused] = fresh

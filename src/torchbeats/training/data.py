@@ -30,7 +30,7 @@ from torchbeats.audio import AUDIO_SUFFIXES, AudioError
 from torchbeats.fbank import Fbank
 from torchbeats.files import replacing
 from torchbeats.inference import batches_of_like_length
-from torchbeats.inputs import find_audio
+from torchbeats.inputs import InputError, find_audio
 from torchbeats.patches import SAMPLE_RATE, PatchGrid, frames, mask_behind
 from torchbeats.training.augment import augment_waveform
 from torchbeats.training.settings import Data
@@ -39,11 +39,14 @@ Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 Integers: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"
 
 LOOKAHEAD_BATCHES = 32  # crops are sorted by length among this many batches' worth
+UNKNOWN_SECONDS = 120.0  # what is decoded of a sound whose length no header tells
 # Paths as the bytes that they are on disk, which need not be text.
-_SCHEMA = pa.schema([("path", pa.binary()), ("seconds", pa.float32()), ("offset", pa.int64()), ("size", pa.int64())])
+_SCHEMA = pa.schema(
+    {"path": pa.binary(), "seconds": pa.float32(), "shard": pa.binary(), "offset": pa.int64(), "size": pa.int64()}
+)
 
 
-class CorpusError(ValueError):
+class CorpusError(InputError):
     """Inputs that nothing can be learned from; the message names them and says why."""
 
 
@@ -54,16 +57,14 @@ class Corpus:
     """The sounds that there are, and how long each is.
 
     Args:
-        table: columns ``path``; ``seconds``, NaN where no header tells; ``offset`` and ``size``, of a sound inside a
-            WebDataset shard, -1 elsewhere. The path of such a one is that of its shard, ``#`` and its name.
+        table: columns ``path``; ``seconds``, NaN where no header tells; and of a sound inside a WebDataset shard
+            ``shard``, ``offset`` and ``size``, null elsewhere.
     """
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
         self.seconds = table["seconds"].to_numpy()
-        self._paths = table["path"].combine_chunks()
-        self._offsets = table["offset"].to_numpy()
-        self._sizes = table["size"].to_numpy()
+        self._columns = {name: table[name].combine_chunks() for name in ("path", "shard", "offset", "size")}
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -75,19 +76,23 @@ class Corpus:
 
     def path(self, row: int) -> str:
         """Name of a sound, for people."""
-        return os.fsdecode(self._paths[row].as_py())
+        shard = self._get("shard", row)
+        return os.fsdecode((shard + b"#" if shard else b"") + self._get("path", row))
+
+    def _get(self, column: str, row: int) -> Any:
+        return self._columns[column][row].as_py()
 
     def read(self, row: int, start: float, seconds: float) -> Floats:
         """A piece of a sound; see `audio.excerpt`."""
-        path, size = self.path(row), int(self._sizes[row])
-        if size < 0:
+        path, shard = self.path(row), self._get("shard", row)
+        if shard is None:
             return audio.excerpt(path, start, seconds)
         import fsspec
 
-        files, shard = fsspec.core.url_to_fs(path.rpartition("#")[0])
         try:
-            offset = int(self._offsets[row])
-            content = io.BytesIO(files.cat_file(shard, start=offset, end=offset + size))
+            files, inside = fsspec.core.url_to_fs(os.fsdecode(shard))
+            offset = self._get("offset", row)
+            content = io.BytesIO(files.cat_file(inside, start=offset, end=offset + self._get("size", row)))
         except (OSError, ValueError) as error:
             raise AudioError(path, f"its shard cannot be read ({error})") from error
         content.name = path
@@ -134,7 +139,7 @@ def index(
             return look(path)
         except AudioError as error:
             return Failure(path, error.reason)
-        except (OSError, tarfile.TarError, ValueError) as error:
+        except (OSError, tarfile.TarError, ValueError, ImportError) as error:
             return Failure(path, f"it cannot be read ({error})")
 
     rows: list[_Row] = []
@@ -154,12 +159,12 @@ def index(
     return Corpus(pa.table(dict(zip(_SCHEMA.names, map(list, zip(*rows, strict=True)), strict=True)), schema=_SCHEMA))
 
 
-_Row: TypeAlias = "tuple[bytes, float, int, int]"
+_Row: TypeAlias = "tuple[bytes, float, bytes | None, int | None, int | None]"
 
 
 def _look(path: str) -> list[_Row]:
     seconds = audio.duration(path)
-    return [(os.fsencode(path), float("nan") if seconds is None else seconds, -1, -1)]
+    return [(os.fsencode(path), float("nan") if seconds is None else seconds, None, None, None)]
 
 
 def _is_shard(given: str) -> bool:
@@ -168,19 +173,26 @@ def _is_shard(given: str) -> bool:
 
 def _expand(given: str) -> list[str]:
     """The shards that a pattern stands for."""
+    if os.path.exists(given):
+        return [given]
     import fsspec
     from braceexpand import braceexpand
 
     urls: list[str] = []
-    for pattern in braceexpand(given):
-        if any(sign in pattern for sign in "*?["):
+    try:
+        for pattern in braceexpand(given):
+            if not any(sign in pattern for sign in "*?["):
+                urls.append(pattern)
+                continue
             files, path = fsspec.core.url_to_fs(pattern)
             found = sorted(name for name in files.glob(path) if fnmatch.fnmatch(name, path))
             if not found:
                 raise CorpusError(f"There are no shards {pattern}.")
             urls += [files.unstrip_protocol(name) if "://" in pattern else name for name in found]
-        else:
-            urls.append(pattern)
+    except CorpusError:
+        raise
+    except (ValueError, ImportError, OSError) as error:  # braces that do not match, no client for the protocol, …
+        raise CorpusError(f"The shards {given} cannot be found: {error}") from error
     return urls
 
 
@@ -189,8 +201,8 @@ def _members(url: str) -> list[_Row]:
     import fsspec
 
     with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r:") as shard:
-        rows = [
-            (os.fsencode(f"{url}#{member.name}"), float("nan"), member.offset_data, member.size)
+        rows: list[_Row] = [
+            (os.fsencode(member.name), float("nan"), os.fsencode(url), member.offset_data, member.size)
             for member in shard
             if member.isfile() and os.path.splitext(member.name)[1].lower() in AUDIO_SUFFIXES
         ]
@@ -214,6 +226,8 @@ class Draw(NamedTuple):
 class Batches:
     """Goes through the corpus in epochs without end: each sound once for every crop length that it has room for.
 
+    A corpus of only a few batches is gone through several times in an epoch, so that batches are full.
+
     Args:
         corpus: the sounds.
         data: settings.
@@ -233,9 +247,10 @@ class Batches:
         self.first, self.rank, self.world = first, rank, world
         longest = np.nan_to_num(corpus.seconds, nan=float(self.crop_seconds.max()))
         self.known = np.where(np.isnan(corpus.seconds), np.inf, corpus.seconds)
-        self.rows: Integers = np.repeat(
-            np.arange(len(corpus)), np.maximum(1, np.rint(longest / self.crop_seconds.mean())).astype(int)
-        )
+        crop = self.crop_seconds.mean()
+        rows: Integers = np.repeat(np.arange(len(corpus)), np.maximum(1, np.rint(longest / crop)).astype(int))
+        samples = np.maximum(np.minimum(longest[rows], crop) * SAMPLE_RATE, grid.min_samples).sum()
+        self.rows = np.tile(rows, max(1, round(LOOKAHEAD_BATCHES * self.batch_samples / samples)))
 
     def __iter__(self) -> Iterator[list[Draw]]:
         number = 0
@@ -299,10 +314,8 @@ class Crops(Dataset["Crop | Failure"]):
 
     def __getitem__(self, draw: Draw) -> Crop | Failure:
         random = np.random.default_rng(draw.seed)
-        seconds = float(self.corpus.seconds[draw.row])
-        room = 0.0 if np.isnan(seconds) else max(0.0, seconds - draw.seconds)
         try:
-            samples = self.corpus.read(draw.row, random.uniform(0, room), draw.seconds)
+            samples = self._read(draw, random.random())
         except AudioError as error:
             return Failure(self.corpus.path(draw.row), error.reason)
         except Exception as error:  # a decoder's surprise must not end the run
@@ -311,6 +324,22 @@ class Crops(Dataset["Crop | Failure"]):
         patches = int(self.grid.patches(max(len(samples), self.grid.min_samples)))
         shift = int(random.integers(-self.mel_shift, self.mel_shift + 1))
         return Crop(samples, random_mask(patches, self.mask, random), shift, draw.counts)
+
+    def _read(self, draw: Draw, where: float) -> Floats:
+        """The crop that begins at the share ``where`` of what the sound has room for."""
+        seconds = float(self.corpus.seconds[draw.row])
+        if np.isnan(seconds):  # then it has to be decoded to be known
+            samples = self.corpus.read(draw.row, 0.0, UNKNOWN_SECONDS)
+            wanted = round(draw.seconds * SAMPLE_RATE)
+            first = int(where * max(0, len(samples) - wanted))
+            return samples[first : first + wanted]
+        start = where * max(0.0, seconds - draw.seconds)
+        try:
+            return self.corpus.read(draw.row, start, draw.seconds)
+        except AudioError:
+            if not start:
+                raise
+            return self.corpus.read(draw.row, 0.0, draw.seconds)  # the file is shorter than its header says
 
 
 def random_mask(patches: int, share: float, random: np.random.Generator) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -32,8 +32,8 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
 
 from torchbeats import checkpoint
 from torchbeats.config import RandomProjectionConfig
@@ -45,7 +45,7 @@ from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
 from torchbeats.training.data import Batch, Batches, Corpus, Crops, Failure, collate, fbank_statistics, index, loader
 from torchbeats.training.distill import Distillation
 from torchbeats.training.pretrain import Pretraining
-from torchbeats.training.settings import Settings, SettingsError
+from torchbeats.training.settings import Settings, SettingsError, Trainer
 from torchbeats.training.task import Task, collapse
 
 # Of run.yaml, what may change when a run goes on: the machine, and how far it is to go.
@@ -94,7 +94,7 @@ class Run:
         listener: Listener | None = None,
     ) -> None:
         self.folder, self.inputs, self.settings, self.teacher = Path(folder), list(inputs), settings, teacher
-        self.listener = listener or Listener()
+        self.listener = listener if listener and _leads() else Listener()
         self._claim()
 
     def train(self) -> Path:
@@ -211,7 +211,7 @@ class Run:
     def _seed(self, iteration: int, what: int) -> int:
         return self.settings.seed * 1_000 + iteration * 10 + what
 
-    def _fit(self, task: Task, product: nn.Module, iteration: int, phase: str, **crops: Any) -> None:
+    def _fit(self, task: Task, product: BEATs | Tokenizers, iteration: int, phase: str, **crops: Any) -> None:
         """Train, from the beginning or from where an earlier run was stopped, and save what comes of it."""
         file = self._file(iteration, phase)
         state = file.with_suffix(".ckpt")
@@ -221,15 +221,12 @@ class Run:
         save_every = max(1, round(t.save_every / log_every)) * log_every
         report = _Report(self, iteration, phase, log_every)
         feed = _Feed(self, task, crops, self._seed(iteration, 4))
-        strategy: Any = t.strategy
-        if strategy == "ddp":  # codebooks are kept alike by their own arithmetic
-            strategy = DDPStrategy(broadcast_buffers=False)
         with _quiet():
             trainer = L.Trainer(
                 accelerator=t.accelerator,
                 devices=t.devices,
                 num_nodes=t.nodes,
-                strategy=strategy,
+                strategy=_strategy(t),
                 precision=t.precision,  # type: ignore[arg-type]
                 accumulate_grad_batches=t.accumulate,
                 gradient_clip_val=t.clip or None,
@@ -239,6 +236,7 @@ class Run:
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
+                plugins=[_States()],
                 logger=TensorBoardLogger(self.folder, name="tensorboard", version=f"iteration-{iteration}-{phase}"),
                 log_every_n_steps=log_every,
                 callbacks=[
@@ -257,16 +255,25 @@ class Run:
             trainer.fit(task, feed, ckpt_path=state if state.exists() else None, weights_only=True)
         if trainer.global_step < task.optimiser.steps:
             raise KeyboardInterrupt
+        trained = trainer.strategy.lightning_module_state_dict()  # in one piece, however it was spread
         if trainer.is_global_zero:
-            checkpoint.save(product, file)
+            prefix = next(name for name, module in task.named_modules() if module is product) + "."
+            weights = {name.removeprefix(prefix): value for name, value in trained.items() if name.startswith(prefix)}
+            whole: BEATs | Tokenizers
+            whole = Tokenizers(product.cfg) if isinstance(product, Tokenizers) else BEATs(product.cfg)
+            whole.load_state_dict(weights)
+            checkpoint.save(whole, file)
             state.unlink(missing_ok=True)
         trainer.strategy.barrier()
 
     def _skip(self, failure: Failure) -> None:
-        """Tell of a sound that is left out, and add it to the list."""
-        self.listener.warn(f"Skipped {failure}.")
-        with (self.folder / "skipped.jsonl").open("a", encoding="utf-8", errors="replace") as file:
-            print(json.dumps({"path": failure.path, "error": failure.reason}, ensure_ascii=False), file=file)
+        """Tell of a sound that is left out, and add it to the list, once."""
+        line = json.dumps({"path": failure.path, "error": failure.reason}) + "\n"
+        with (self.folder / "skipped.jsonl").open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            if line not in file:
+                self.listener.warn(f"Skipped {failure}.")
+                file.write(line)
 
 
 class _Feed(L.LightningDataModule):
@@ -293,8 +300,16 @@ class _Feed(L.LightningDataModule):
         return loader(
             self.crops,
             self._batches(first, trainer.global_rank, trainer.world_size),
-            self.run.settings.data.workers,
+            _workers(self.run.settings.data.workers, trainer.num_devices),
         )
+
+
+class _States(TorchCheckpointIO):
+    """Writes states beside their place; Lightning writes them to /tmp, and from there moving may be copying."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with replacing(path) as temporary:
+            torch.save(checkpoint, temporary)
 
 
 class _Report(Callback):
@@ -305,6 +320,14 @@ class _Report(Callback):
         self.file = run.folder / "metrics.csv"
         self.seen: set[str] = set()
         self.warned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on has to know."""
+        return {"seen": sorted(self.seen)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+        self.seen = set(state_dict["seen"])
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -390,6 +413,21 @@ def _copy_backbone(teacher: BEATs, tokenizer: Tokenizers) -> None:
     if any(name not in ours or ours[name].shape != tensor.shape for name, tensor in backbone.items()):
         raise SettingsError("distillation.start=teacher needs a teacher of the tokenizer's own size.")
     tokenizer.load_state_dict({**ours, **backbone})
+
+
+def _strategy(t: Trainer) -> Any:
+    """How processes work together; ours differs from Lightning's in leaving codebooks to their own arithmetic."""
+    several = t.nodes > 1 or (isinstance(t.devices, int) and t.devices > 1)
+    if t.devices in ("auto", "-1", -1) and t.accelerator in ("auto", "gpu", "cuda"):
+        several = several or torch.cuda.device_count() > 1
+    if t.strategy == "ddp" or (t.strategy == "auto" and several):
+        return DDPStrategy(broadcast_buffers=False)
+    return t.strategy
+
+
+def _workers(wanted: int, processes: int) -> int:
+    spare = (os.cpu_count() or 1) // processes - 1
+    return wanted if wanted >= 0 else max(1, min(8, spare))
 
 
 def _leads() -> bool:

@@ -25,7 +25,7 @@ class Data:
 
     crop_seconds: list[float] = field(default_factory=lambda: [10.0])  # each clip's longest length is one of these
     batch_seconds: float = 320.0  # audio in a batch, over all processes
-    workers: int = 1  # processes that decode, for each process that trains
+    workers: int = -1  # processes that decode, for each that trains; -1: as many as there are cores to spare, up to 8
     gain_db: float = 0.0  # each clip becomes louder or softer by up to this much
     band_limited: float = 0.0  # this share of clips loses what is above 4 kHz, like telephone sound
     statistics_seconds: float = 3600.0  # audio from which the corpus's mean and deviation are estimated
@@ -87,7 +87,6 @@ class Trainer:
     clip: float = 1.0  # largest norm of the gradient; 0: any
     log_every: int = 50
     save_every: int = 500
-    compile: bool = False
 
 
 @dataclass
@@ -158,8 +157,12 @@ def settings(
         SettingsError: no such setting, or a value that it cannot have.
     """
     given = _from_file(file) if file is not None else {}
+    assignments = list(assignments)
     size = given.get("size", size) if isinstance(given, Mapping) else size
-    if size not in PRESETS:
+    for assignment in assignments:
+        if assignment.startswith("size="):
+            size = assignment[len("size=") :]
+    if size not in list(PRESETS):  # of a list, so that what cannot be a key is none
         raise SettingsError(f"There is no size called {size!r}; choose one of {', '.join(PRESETS)}.")
     chosen = Settings(size=size)
     _merge(chosen, PRESETS[size], "")
@@ -248,6 +251,8 @@ def _check(chosen: Settings) -> None:
     """Refuse values that would only fail later, or quietly do nothing."""
     rules = {
         "iterations must be at least 1": chosen.iterations >= 1,
+        "seed must be at least 0": chosen.seed >= 0,
+        "data.workers must be at least 0, or -1": chosen.data.workers >= -1,
         "data.crop_seconds must name at least one length of 0.175 s or more": bool(chosen.data.crop_seconds)
         and min(chosen.data.crop_seconds) >= 0.175,
         "data.batch_seconds must be at least the longest of data.crop_seconds": chosen.data.batch_seconds
@@ -255,6 +260,11 @@ def _check(chosen: Settings) -> None:
         "data.band_limited must lie between 0 and 1": 0 <= chosen.data.band_limited <= 1,
         "model.mask must be at least 0 and less than 1": 0 <= chosen.model.mask < 1,
         "tokens.quant_n must be at least 2": chosen.tokens.quant_n >= 2,
+        "tokens.quant_dim must be at least 1": chosen.tokens.quant_dim >= 1,
+        "model.predictor_layers must be at least 1": chosen.model.predictor_layers >= 1,
+        "distillation.estimator_layers must be at least 1": chosen.distillation.estimator_layers >= 1,
+        "distillation.kmeans_batches must be at least 1": chosen.distillation.kmeans_batches >= 1,
+        "distillation.decay must be at least 0 and less than 1": 0 <= chosen.distillation.decay < 1,
         f"tokens.normalisation must be one of {', '.join(PATCH_NORMALISATIONS)}": chosen.tokens.normalisation
         in PATCH_NORMALISATIONS,
         "distillation.start must be fresh or teacher": chosen.distillation.start in ("fresh", "teacher"),
@@ -276,4 +286,5 @@ def _check(chosen: Settings) -> None:
     except (TypeError, ValueError) as error:
         raise SettingsError(f"config: {error}") from error
     if unknown := sorted(chosen.config.keys() - {field.name for field in dataclasses.fields(BEATsConfig)}):
-        raise SettingsError(f"There is no setting config.{unknown[0]}; BEATsConfig lists what there is.")
+        there = ", ".join(f"config.{field.name}" for field in dataclasses.fields(BEATsConfig))
+        raise SettingsError(f"There is no setting config.{unknown[0]}; there are {there}.")

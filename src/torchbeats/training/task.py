@@ -64,10 +64,9 @@ class LabelStatistics(nn.Module):
 
 def all_sum(x: Tensor) -> Tensor:
     """Sum over the processes, if there are several; ``x`` stays as it is."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return x
     x = x.detach().clone()
-    dist.all_reduce(x)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(x)
     return x
 
 
@@ -78,7 +77,6 @@ class Task(L.LightningModule):
         optimiser: settings.
         seed: of all randomness.
         statistics: counts the labels.
-        compile: let PyTorch's compiler make the step faster.
     """
 
     def __init__(self, optimiser: Optimiser, seed: int, statistics: LabelStatistics) -> None:
