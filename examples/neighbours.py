@@ -2,8 +2,7 @@
 
     python examples/neighbours.py [FOLDER] [--model NAME_OR_PATH]
 
-No trained model ships with the package yet. Without --model, the full-size BEATs architecture runs from a checkpoint
-that this script writes with seeded random weights: the whole path from files to a table, but not what training gives.
+Without --model, the small model that comes with the package is used: no network, nothing to download.
 """
 
 import argparse
@@ -14,21 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
-
-import torchbeats
-from torchbeats.config import SIZES
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
 WORK = Path("build", "demo")
-
-
-def seeded_checkpoint() -> Path:
-    path = WORK / "beats-base-seeded.safetensors"
-    if not path.exists():
-        torch.manual_seed(0)
-        torchbeats.save(torchbeats.BEATs(torchbeats.BEATsConfig(SIZES["base"])), path)
-    return path
 
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -36,14 +23,10 @@ parser.add_argument("folder", nargs="?", default=HERE / "audio", type=Path)
 parser.add_argument("--model", help="a name from `torchbeats models`, or a checkpoint file")
 arguments = parser.parse_args()
 
-model = arguments.model
-if model is None:
-    print("No trained model ships with the package yet: this is the full-size BEATs architecture with seeded random")
-    print("weights (90 M parameters). Use --model for a published one.\n")
-    model = seeded_checkpoint()
-
 table_path = WORK / "embeddings.parquet"
-command = ["torchbeats", "embed", str(arguments.folder), "-o", str(table_path), "-m", str(model), "--pool", "bands"]
+command = ["torchbeats", "embed", str(arguments.folder), "-o", str(table_path), "--pool", "bands"]
+if arguments.model is not None:
+    command += ["-m", arguments.model]
 print("$", " ".join(command), flush=True)
 subprocess.run([sys.executable, "-m", *command, "--overwrite"], check=True)
 

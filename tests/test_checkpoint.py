@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 import torchbeats
 from helpers import SMALL, noise, small_model, small_tokenizer
-from torchbeats import BEATs, BEATsConfig, CheckpointError, Tokenizers, checkpoint, files
+from torchbeats import BEATs, BEATsConfig, CheckpointError, Tokenizers, checkpoint, files, hub
 
 LABELS = {2: "/m/09x0r", 0: "/m/04rlf", 1: "dog, barking"}  # in an order of its own
 NAMES = ["Music", "dog, barking", "Speech"]
@@ -148,9 +148,13 @@ def test_load_takes_dtype(tmp_path):
     assert model.training
 
 
-def test_load_without_a_name():
-    with pytest.raises(ValueError, match="Name a model"):
-        torchbeats.load()
+def test_load_without_a_name_is_the_built_in_model_and_says_so():
+    with pytest.warns(UserWarning, match=r"built-in model beats-nano .* larger one, such as beats-iter3-plus-as2m"):
+        model = torchbeats.load()
+    assert sum(p.numel() for p in model.parameters()) <= 6_000_000
+    assert hub.BUILT_IN_FILE.stat().st_size <= 12_000_000
+    named = torchbeats.load("beats-nano")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), named.parameters(), strict=True))
 
 
 def test_save_refuses_other_names(tmp_path):

@@ -241,7 +241,6 @@ USAGE = {
     "dtype": ("{s} -o {t}/t.npz -m {m} --dtype int8", "'int8' is not one of"),
     "no inputs": ("-o {t}/t.npz -m {m}", "Missing argument 'INPUT...'"),
     "no output": ("{s} -m {m}", "Missing option '--output'"),
-    "no model": ("{s} -o {t}/t.npz", "Missing option '--model'"),
     "empty folder": ("{f}/empty -o {t}/t.npz -m {m}", "no sound file in the folder .*empty"),
     "bad list": ("{f}/bad.csv -o {t}/t.npz -m {m}", "bad.csv cannot be read: it needs a column called path"),
     "missing list": ("{f}/none.csv -o {t}/t.npz -m {m}", "no list .*none.csv"),
@@ -308,7 +307,7 @@ def test_models_piped(run):
     assert (status, err) == (0, "")
     rows = [line.split("\t") for line in out.splitlines()]
     assert rows[0] == ["name", "size", "licence", "cached", "source", "about"]
-    assert [row[0] for row in rows[1:]] == list(hub.MODELS)
+    assert [row[0] for row in rows[1:]] == [hub.BUILT_IN, *hub.MODELS]
     assert {len(row) for row in rows} == {6}
 
 

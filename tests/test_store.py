@@ -76,7 +76,7 @@ def assert_holds(out, groups=GROUPS):
     assert list(found["path"]) == [path for part in groups for path in part.paths]
     for index, name in enumerate(("start", "end")):
         np.testing.assert_array_equal(found[name], np.concatenate([part.times[:, index] for part in groups]))
-    np.testing.assert_array_equal(found["embedding"], np.concatenate([p.embeddings for p in groups if p.paths]))
+    np.testing.assert_array_equal(found["embedding"], np.concatenate([p.values for p in groups if p.paths]))
 
 
 def files(folder):

@@ -13,7 +13,7 @@ from torchbeats.config import SIZES, BEATsConfig, RandomProjectionConfig, Tokeni
 from torchbeats.encoder import TransformerEncoder, TransformerSentenceEncoderLayer, init_bert_params
 from torchbeats.families import CheckpointError
 from torchbeats.hub import HubError
-from torchbeats.inference import Embedding, embed
+from torchbeats.inference import Embedding, TokenGrid, embed, tokenize
 from torchbeats.layers import (
     GLU_Linear,
     GradMultiply,
@@ -48,6 +48,7 @@ __all__ = [
     "RandomProjectionTokenizer",
     "SamePad",
     "Swish",
+    "TokenGrid",
     "Tokenizers",
     "TokenizersConfig",
     "Tokens",
@@ -61,4 +62,5 @@ __all__ = [
     "load",
     "quant_noise",
     "save",
+    "tokenize",
 ]

@@ -164,7 +164,7 @@ class RandomProjectionConfig(_Settings):
     | input_patch_size | side of a square patch, in frames and mel bins |
     | quant_n | number of codes |
     | quant_dim | dimensions that a patch is projected to |
-    | normalisation | "clip": each mel bin less its mean over the clip; "patch": each patch less its mean, divided by its
+    | normalisation | "clip": each mel bin less its mean over the clip; "patch": each patch less its mean, by its own
     standard deviation; "corpus": neither |
     | fbank_mean, fbank_std | normalisation of the log-mel features, before all that |
     """

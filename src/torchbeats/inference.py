@@ -12,18 +12,19 @@ import os
 import queue
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice, pairwise
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchbeats import audio
 from torchbeats.audio import AudioError, AudioWarning
@@ -32,9 +33,11 @@ from torchbeats.inputs import find_audio
 from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
-from torchbeats.tokenizers import Tokenizers
+from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
 
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
+Times: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
+Values: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"  # float32 embeddings, or integer labels
 Sound: TypeAlias = (
     "str | os.PathLike[str] | np.ndarray[Any, Any] | Tensor | tuple[np.ndarray[Any, Any] | Tensor, float]"
 )
@@ -63,17 +66,74 @@ class Embedding(NamedTuple):
     embedding: Floats
 
 
+class TokenGrid(NamedTuple):
+    """The labels of one file.
+
+    Attributes:
+        path: of the file; ``[i]`` for the i-th input where that was an array.
+        start: ``(steps,)`` float64, in seconds.
+        end: ``(steps,)`` float64, in seconds.
+        labels: ``(steps, bands)``, low frequencies first; int16, or int32 from a codebook too large for that.
+    """
+
+    path: str
+    start: Times
+    end: Times
+    labels: Values
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasePlan(ABC):
+    """How sounds are cut up, and what rows are made of each piece. As it stands, a row for every step.
+
+    Args:
+        window: seconds that the model sees at once, rounded to whole steps.
+        batch_seconds: audio in a batch, padding included.
+
+    Raises:
+        ValueError: a setting that makes no sense, named.
+    """
+
+    window: float = WINDOW_SECONDS
+    batch_seconds: float = BATCH_SECONDS
+
+    def __post_init__(self) -> None:
+        if not SHORTEST_SECONDS <= self.window < math.inf:
+            raise ValueError(f"A window must have at least {SHORTEST_SECONDS} s, not {self.window}.")
+        if not self.batch_seconds > 0:
+            raise ValueError(f"A batch must hold some seconds of audio, not {self.batch_seconds}.")
+
+    @property
+    def by_step(self) -> bool:
+        """A row for every step rather than for every window."""
+        return True
+
+    @abstractmethod
+    def check(self, model: nn.Module) -> None:
+        """Raise a ``ValueError`` where this cannot be done with the model."""
+
+    @abstractmethod
+    def rows(self, model: Any, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
+        """What becomes of a batch ``(B, samples)``: ``(rows, D)`` for each clip."""
+
+    def windows(self, blocks: Iterable[Floats], grid: PatchGrid) -> Iterator[tuple[int, Floats]]:
+        """Cut a stream of samples into ``(start, samples)`` windows."""
+        steps = max(1, round(self.window * SAMPLE_RATE / grid.step_samples))
+        # Each window starts at the step that follows the last one's steps.
+        return _windows(blocks, grid.samples(steps), steps * grid.step_samples)
+
+
 @dataclass(frozen=True)
-class Plan:
-    """How sounds are cut up and what is made of each piece.
+class Plan(BasePlan):
+    """How embeddings are made.
 
     Args:
         pool: "mean": one row a window, the mean over its patches, C values. "bands": the mean over time with the bands
             kept, 8 × C. "steps": a row a step of 160 ms, the mean over its bands, C. "patches": a row a step with
             all its bands, 8 × C.
         layer: whose output: 0 is the encoder's input to the first, None the model's output.
-        window: seconds that the model sees at once. For "steps" and "patches" rounded to whole steps.
         hop: seconds from a window's start to the next; the window's length where not given.
+        window: seconds that the model sees at once. For "steps" and "patches" rounded to whole steps.
         batch_seconds: audio in a batch, padding included.
 
     Raises:
@@ -82,36 +142,44 @@ class Plan:
 
     pool: str = "mean"
     layer: int | None = None
-    window: float = WINDOW_SECONDS
     hop: float | None = None
-    batch_seconds: float = BATCH_SECONDS
 
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
             raise ValueError(f"There is no pooling called {self.pool!r}; choose one of {', '.join(POOLS)}.")
-        if not SHORTEST_SECONDS <= self.window < math.inf:
-            raise ValueError(f"A window must have at least {SHORTEST_SECONDS} s, not {self.window}.")
+        super().__post_init__()
         if self.hop is not None and not SHORTEST_SECONDS / 10 <= self.hop <= self.window:
             raise ValueError(f"The hop must lie between {SHORTEST_SECONDS / 10} s and the window's {self.window} s.")
         if self.hop is not None and self.by_step:
             raise ValueError(f"The pooling {self.pool!r} lays windows so that steps join; leave the hop out.")
-        if not self.batch_seconds > 0:
-            raise ValueError(f"A batch must hold some seconds of audio, not {self.batch_seconds}.")
 
     @property
     def by_step(self) -> bool:
         """A row for every step rather than for every window."""
         return self.pool in ("steps", "patches")
 
+    def check(self, model: nn.Module) -> None:
+        """Raise a ``ValueError`` where the model is none that embeds, or has no such layer."""
+        if not isinstance(model, BEATs):
+            raise ValueError("This is a tokenizer; embeddings need a BEATs model.")
+        depth = len(model.encoder.layers)
+        if self.layer is not None and not 0 <= self.layer <= depth:
+            raise ValueError(
+                f"The model has {depth} layers, and its input as number 0; there is no layer {self.layer}."
+            )
+
     def windows(self, blocks: Iterable[Floats], grid: PatchGrid) -> Iterator[tuple[int, Floats]]:
         """Cut a stream of samples into ``(start, samples)`` windows."""
-        if self.by_step:  # each window starts at the step that follows the last one's steps
-            steps = max(1, round(self.window * SAMPLE_RATE / grid.step_samples))
-            length, hop = grid.samples(steps), steps * grid.step_samples
-        else:
-            length = round(self.window * SAMPLE_RATE)
-            hop = length if self.hop is None else round(self.hop * SAMPLE_RATE)
-        return audio.windows(blocks, length, hop, round(SHORTEST_SECONDS * SAMPLE_RATE))
+        if self.by_step:
+            return super().windows(blocks, grid)
+        length = round(self.window * SAMPLE_RATE)
+        return _windows(blocks, length, length if self.hop is None else round(self.hop * SAMPLE_RATE))
+
+    def rows(self, model: Any, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
+        """What becomes of a batch ``(B, samples)``: ``(rows, D)`` float32 for each clip."""
+        encoded = model.encode(wav, lengths, layer=self.layer)
+        pooled = self.pooled(encoded).float().cpu().numpy()
+        return _own(pooled, encoded.step_counts()) if self.by_step else iter(pooled[:, np.newaxis])
 
     def pooled(self, encoded: Encoded) -> Tensor:
         """``(B, D)``, or ``(B, steps, D)`` by step."""
@@ -124,6 +192,37 @@ class Plan:
                 return encoded.steps()
             case _:
                 return encoded.by_step().flatten(2)
+
+
+@dataclass(frozen=True)
+class TokenPlan(BasePlan):
+    """How acoustic labels are made: a row a step with a label for each of its bands."""
+
+    def check(self, model: nn.Module) -> None:
+        """Raise a ``ValueError`` where the model is no tokenizer, or one that is still to be trained."""
+        if not isinstance(model, (Tokenizers, RandomProjectionTokenizer)):
+            raise ValueError("This is a BEATs model; tokens need a tokenizer.")
+        if isinstance(model, Tokenizers) and not bool(model.quantize.embedding.initted):
+            raise ValueError("This tokenizer has no codes yet; take one that was trained.")
+
+    def rows(self, model: Any, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
+        """What becomes of a batch ``(B, samples)``: labels ``(steps, bands)`` of each clip."""
+        tokens = model.encode(wav, lengths)
+        return _own(tokens.labels.cpu().numpy().astype(label_type(model)), tokens.step_counts)
+
+
+def label_type(tokenizer: Tokenizers | RandomProjectionTokenizer) -> np.dtype[Any]:
+    """The smallest type for a tokenizer's labels: int16, or int32 where it has more than 32,767 codes."""
+    return np.dtype(np.int16 if tokenizer.cfg.quant_n <= np.iinfo(np.int16).max else np.int32)
+
+
+def _windows(blocks: Iterable[Floats], length: int, hop: int) -> Iterator[tuple[int, Floats]]:
+    return audio.windows(blocks, length, hop, round(SHORTEST_SECONDS * SAMPLE_RATE))
+
+
+def _own(values: Values, counts: Tensor) -> Iterator[Values]:
+    """Each clip's own steps, of ``(B, steps, D)`` with padding."""
+    return (clip[:count] for clip, count in zip(values, counts.tolist(), strict=True))
 
 
 class Position(NamedTuple):
@@ -140,22 +239,22 @@ class Group:
     Attributes:
         paths: for each row, the name of its input.
         times: ``(rows, 2)`` float64, start and end in seconds.
-        embeddings: ``(rows, D)`` float32.
+        values: ``(rows, D)``, float32 embeddings or integer labels.
         failures: inputs that could not be read, and why.
         position: where the run stands behind this group.
         inputs: number of inputs that end in this group.
     """
 
     paths: list[str] = field(default_factory=list)
-    times: np.ndarray[Any, np.dtype[np.float64]] = field(default_factory=lambda: np.empty((0, 2)))
-    embeddings: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    times: Times = field(default_factory=lambda: np.empty((0, 2)))
+    values: Values = field(default_factory=lambda: np.empty((0, 0), np.float32))
     failures: list[tuple[str, str]] = field(default_factory=list)
     position: Position = field(default_factory=Position)
     inputs: int = 0
 
     def rows(self) -> Iterator[Embedding]:
-        """The rows one by one."""
-        for path, (start, end), embedding in zip(self.paths, self.times.tolist(), self.embeddings, strict=True):
+        """The rows one by one, where they are embeddings."""
+        for path, (start, end), embedding in zip(self.paths, self.times.tolist(), self.values, strict=True):
             yield Embedding(path, start, end, embedding)
 
 
@@ -190,7 +289,7 @@ def embed(
     Args:
         inputs: a file, a folder or a list of files (.csv, .txt, .jsonl); an array or tensor at 16 kHz, mono or
             channels by samples; a pair (array, its sample rate); or an iterable of any of these.
-        model: a `BEATs`, or what `load` takes.
+        model: a `BEATs`, or what `load` takes; None for the small built-in one.
         pool: "mean" or "bands", a row a window; "steps" or "patches", a row a step of 160 ms. See `Plan`.
         layer: whose output; the model's where not given.
         window: seconds that the model sees at once; a last piece shorter than half a second joins the window before.
@@ -206,39 +305,109 @@ def embed(
     Raises:
         ValueError: a setting that makes no sense, or inputs that name no files.
     """
-    plan = Plan(pool, layer, window, hop, batch_seconds)
-    if not isinstance(model, BEATs):
-        loaded = model if isinstance(model, Tokenizers) else load(model, device=device, dtype=dtype)
-        if not isinstance(loaded, BEATs):
-            raise ValueError("This is a tokenizer; embeddings need a BEATs model.")
-        model = loaded
-    elif device is not None or dtype is not None:
-        model = model.to(device=device, dtype=dtype)
-    _check_layer(plan, model)
+    plan = Plan(pool, layer, hop, window=window, batch_seconds=batch_seconds)
+    found = _groups_of(inputs, model, plan, device, dtype, jobs)
+    return (row for group in found for row in group.rows())
+
+
+def tokenize(
+    inputs: Sound | Iterable[Sound],
+    tokenizer: Tokenizers | RandomProjectionTokenizer | str | os.PathLike[str],
+    *,
+    window: float = WINDOW_SECONDS,
+    batch_seconds: float = BATCH_SECONDS,
+    device: str | torch.device | None = None,
+    jobs: int | None = None,
+) -> Iterator[TokenGrid]:
+    """Label sounds, lazily, a grid of steps and bands for each.
+
+    Steps join over the windows that a long sound is cut into; the tokenizer sees, and normalises, each by itself.
+
+    Args:
+        inputs: as for `embed`.
+        tokenizer: one, or what `load` makes one of.
+        window: seconds that the tokenizer sees at once, rounded to whole steps; a last piece shorter than half a second
+            joins the window before.
+        batch_seconds: audio in a batch; less of it takes less memory.
+        device: the tokenizer goes there; where it is, if not given.
+        jobs: threads that decode; up to four where not given.
+
+    Yields:
+        A `TokenGrid` for each sound, in the order of the inputs. A file that cannot be read is left out with an
+        `AudioWarning`.
+
+    Raises:
+        ValueError: a setting that makes no sense, or inputs that name no files.
+    """
+    plan = TokenPlan(window=window, batch_seconds=batch_seconds)
+    return _by_file(_groups_of(inputs, tokenizer, plan, device, None, jobs))
+
+
+def _groups_of(
+    inputs: Sound | Iterable[Sound],
+    model: nn.Module | str | os.PathLike[str] | None,
+    plan: BasePlan,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+    jobs: int | None,
+) -> Iterator[Group]:
+    """Groups of whatever a caller in Python gives; what is wrong with it is said at once, not with the first group."""
+    network = model if isinstance(model, nn.Module) else load(model)
+    plan.check(network)
+    network.to(device=device, dtype=dtype)
     sounds = _named(inputs)
-    if not isinstance(inputs, Iterator):  # what is wrong with a list of names is said at once
+    if not isinstance(inputs, Iterator):
         sounds = iter(list(sounds))
 
-    def rows() -> Iterator[Embedding]:
-        for group in groups(sounds, model, plan, jobs=jobs):
+    def found() -> Iterator[Group]:
+        for group in groups(sounds, network, plan, jobs=jobs):
             for path, reason in group.failures:
-                warnings.warn(f"{path} was left out: {reason}.", AudioWarning, stacklevel=2)
-            yield from group.rows()
+                warnings.warn(f"{path} was left out: {reason}.", AudioWarning, stacklevel=3)
+            yield group
 
-    return rows()
+    return found()
+
+
+def first_steps(starts: Values) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Rows that begin a file, among rows a step that have these ``starts`` ``(rows,)``: no other starts at 0 s."""
+    return np.flatnonzero(starts == 0)
+
+
+def _by_file(found: Iterable[Group]) -> Iterator[TokenGrid]:
+    """Rows a step to rows a file, as soon as a file is complete."""
+    path, times, labels = "", list[Times](), list[Values]()
+
+    def complete() -> Iterator[TokenGrid]:
+        if times:
+            start, end = np.concatenate(times).T.copy()
+            yield TokenGrid(path, start, end, np.concatenate(labels))
+        times.clear()
+        labels.clear()
+
+    for group in found:
+        edges = [0, *first_steps(group.times[:, 0]).tolist(), len(group.paths)]
+        for number, (first, last) in enumerate(pairwise(edges)):
+            if number:  # what lies before the first of them belongs to the file that the last group ended in
+                yield from complete()
+            if first < last:
+                path = group.paths[first]
+                times.append(group.times[first:last])
+                labels.append(group.values[first:last])
+        if not group.position.windows:  # no file is under way
+            yield from complete()
 
 
 def groups(
     sounds: Iterable[tuple[str, Sound]],
-    model: BEATs,
-    plan: Plan,
+    model: Any,
+    plan: BasePlan,
     *,
     start: Position = Position(),  # noqa: B008 - immutable
     jobs: int | None = None,
     listener: Listener | None = None,
 ) -> Iterator[Group]:
-    """Embed named sounds group by group, from a position that an earlier run has reached."""
-    _check_layer(plan, model)
+    """What becomes of named sounds, group by group, from a position that an earlier run has reached."""
+    plan.check(model)
     listener = listener or Listener()
     decoded = _decode_ahead(islice(sounds, start.inputs, None), plan, model.grid, jobs or min(4, os.cpu_count() or 1))
     group, clips, held = Group(), list[_Clip](), 0.0
@@ -252,7 +421,7 @@ def groups(
             held += len(event.samples) / SAMPLE_RATE
         else:
             if event is not None:
-                kept = f"; what comes before it was embedded, in {seen} windows" if seen else ""
+                kept = f"; what comes before it was kept, in {seen} windows" if seen else ""
                 group.failures.append((name, event + kept))
             inputs, skip, seen = inputs + 1, 0, 0
             group.inputs += 1
@@ -262,12 +431,6 @@ def groups(
             group, clips, held = Group(), [], 0.0
     group.position = Position(inputs, seen)
     yield _compute(group, clips, model, plan, listener)
-
-
-def _check_layer(plan: Plan, model: BEATs) -> None:
-    depth = len(model.encoder.layers)
-    if plan.layer is not None and not 0 <= plan.layer <= depth:
-        raise ValueError(f"The model has {depth} layers, and its input as number 0; there is no layer {plan.layer}.")
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -292,7 +455,7 @@ _Event: TypeAlias = "_Clip | str | None"
 
 
 def _decode_ahead(
-    sounds: Iterator[tuple[str, Sound]], plan: Plan, grid: PatchGrid, jobs: int
+    sounds: Iterator[tuple[str, Sound]], plan: BasePlan, grid: PatchGrid, jobs: int
 ) -> Iterator[tuple[str, _Event]]:
     """Events of all inputs in order, while threads work on the inputs that follow."""
     stopped = threading.Event()
@@ -357,9 +520,9 @@ def _named(inputs: Sound | Iterable[Sound]) -> Iterator[tuple[str, Sound]]:
 # --- computing --------------------------------------------------------------------------------------------------------
 
 
-def _compute(group: Group, clips: list[_Clip], model: BEATs, plan: Plan, listener: Listener) -> Group:
+def _compute(group: Group, clips: list[_Clip], model: Any, plan: BasePlan, listener: Listener) -> Group:
     """Fill a group with the results of its clips."""
-    results: list[Floats | None] = [None] * len(clips)
+    results: list[Values | None] = [None] * len(clips)
     lengths = [max(len(clip.samples), model.grid.min_samples) for clip in clips]
     for batch in batches_of_like_length(lengths, plan.batch_seconds * SAMPLE_RATE):
         chosen = [clips[index] for index in batch]
@@ -382,7 +545,7 @@ def _compute(group: Group, clips: list[_Clip], model: BEATs, plan: Plan, listene
         group.paths += [clip.name] * len(result)
     if clips:
         group.times = np.concatenate(times)
-        group.embeddings = np.concatenate(done)
+        group.values = np.concatenate(done)
     return group
 
 
@@ -399,7 +562,7 @@ def batches_of_like_length(lengths: Sequence[int], budget: float) -> Iterator[li
 
 
 @contextmanager
-def _evaluating(model: BEATs) -> Iterator[None]:
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; every module has its own mode again afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -411,18 +574,13 @@ def _evaluating(model: BEATs) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def _run(samples: list[Floats], model: BEATs, plan: Plan) -> Iterator[Floats]:
+def _run(samples: list[Floats], model: Any, plan: BasePlan) -> Iterator[Values]:
     """Results of one batch, ``(rows, D)`` for each clip."""
     lengths = [max(len(clip), model.grid.min_samples) for clip in samples]  # silence is added without a word
     wav = torch.zeros(len(samples), max(lengths))
     for row, clip in zip(wav, samples, strict=True):
         row[: len(clip)] = torch.from_numpy(clip)
-    device = model.patch_embedding.weight.device
+    device = next(chain(model.parameters(), model.buffers())).device
     ragged = torch.tensor(lengths, device=device) if min(lengths) < max(lengths) else None
     with _evaluating(model):
-        encoded = model.encode(wav.to(device), ragged, layer=plan.layer)
-    pooled = plan.pooled(encoded).float().cpu().numpy()
-    if not plan.by_step:
-        return iter(pooled[:, np.newaxis])
-    counts = encoded.step_counts().tolist()
-    return (result[:count] for result, count in zip(pooled, counts, strict=True))
+        return plan.rows(model, wav.to(device), ragged)

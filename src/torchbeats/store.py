@@ -3,7 +3,7 @@
 While a run goes on, its rows lie in a folder ``OUT.parts`` beside the output: ``run.json`` tells what is computed,
 ``part-000000.parquet`` and so on hold rows, and each part says in its metadata how far the run had come. Every file
 appears whole or not at all, so a run that is killed loses what came after its last part, no more. At the end the parts
-become the output, and the folder goes.
+become the output, and the folder goes. Rows a step may then be joined to rows a file.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import json
 import os
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchbeats.files import replacing
-from torchbeats.inference import Group, Position
+from torchbeats.inference import Group, Position, Values, first_steps
 
 try:
     import fcntl
@@ -47,9 +48,12 @@ class Store:
         out: ``.parquet`` or ``.npz``.
         about: all that the result depends on; goes into the output's metadata. Only a run with the same is ever
             continued, or found to be complete.
-        width: values in an embedding.
+        width: values in an embedding, or whatever a row holds.
         overwrite: replace what is there. The old output stays until the new one is complete, and an overwriting run
             that was stopped is continued by another.
+        column: what the values are called.
+        dtype: of the values.
+        by_file: groups have a row a step; the output is to have a row a file.
 
     Attributes:
         position: how far an earlier run has come.
@@ -60,7 +64,17 @@ class Store:
         StoreError: the name's ending is another, something else is in the output's place, or another run is at it.
     """
 
-    def __init__(self, out: str | os.PathLike[str], about: dict[str, Any], width: int, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        about: dict[str, Any],
+        width: int,
+        overwrite: bool = False,
+        *,
+        column: str = "embedding",
+        dtype: npt.DTypeLike = np.float32,
+        by_file: bool = False,
+    ) -> None:
         self.out = Path(out)
         if self.out.suffix not in SUFFIXES:
             raise StoreError(f"The output must be named .parquet or .npz; {self.out} is not.")
@@ -73,9 +87,10 @@ class Store:
                 ("path", pa.string()),
                 ("start", pa.float64()),
                 ("end", pa.float64()),
-                ("embedding", pa.list_(pa.float32(), width)),
+                (column, pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), width)),
             ]
         )
+        self.by_file = by_file
         self._folder = self.out.with_suffix(self.out.suffix + ".parts")
         self._pending: list[Group] = []
         self._flushed = time.monotonic()
@@ -149,7 +164,7 @@ class Store:
     def append(self, group: Group) -> None:
         """Take the results of one group; they reach the disk within a few seconds of work."""
         self._pending.append(group)
-        size = sum(group.embeddings.nbytes for group in self._pending)
+        size = sum(group.values.nbytes for group in self._pending)
         if size >= FLUSH_BYTES or time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self._flush()
 
@@ -167,11 +182,10 @@ class Store:
         self._pending, self._flushed = [], time.monotonic()
 
     def _table(self, group: Group) -> pa.Table:
-        width = self.schema.field("embedding").type.list_size
-        embeddings = pa.FixedSizeListArray.from_arrays(pa.array(group.embeddings.reshape(-1)), width)
+        values = pa.FixedSizeListArray.from_arrays(pa.array(group.values.reshape(-1)), self.schema.types[-1].list_size)
         # A name that is not UTF-8 cannot be stored as it is, and must not lose the run.
         paths = [os.fsencode(path).decode("utf-8", "replace") for path in group.paths]
-        return pa.table([pa.array(paths, pa.string()), *group.times.T, embeddings], schema=self.schema)
+        return pa.table([pa.array(paths, pa.string()), *group.times.T, values], schema=self.schema)
 
     def finish(self) -> None:
         """Make the parts the output, and list the inputs that failed in ``OUT.errors.jsonl``, if any did."""
@@ -186,7 +200,7 @@ class Store:
         about = {METADATA_KEY: json.dumps({**self.about, "failed": len(failures)})}
         write = _write_npz if self.out.suffix == ".npz" else _write_parquet
         with replacing(self.out) as temporary:
-            write(temporary, self._parts(), self.schema.with_metadata(about))
+            write(temporary, self._parts(), self.schema.with_metadata(about), self.by_file)
         self.complete = True
         self._discard()
 
@@ -230,27 +244,64 @@ def _tables(parts: list[Path], schema: pa.Schema) -> Iterator[pa.Table]:
     yield pa.concat_tables(held) if held else schema.empty_table()
 
 
-def _write_parquet(path: Path, parts: list[Path], schema: pa.Schema) -> None:
-    with pq.ParquetWriter(path, schema) as writer:
-        for table in _tables(parts, schema):
+def _by_file(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Rows a step to rows a file, all columns but the path lists; a file's rows may lie in many tables."""
+    held = schema.empty_table()
+    for table in tables:
+        held = pa.concat_tables([held, table])
+        if len(firsts := first_steps(held["start"].to_numpy())):  # the last file may go on in the next table
+            yield _joined(held.slice(0, firsts[-1]))
+            held = held.slice(firsts[-1])
+    yield _joined(held)
+
+
+def _joined(steps: pa.Table) -> pa.Table:
+    """A row for each file whose rows these are; they begin with one's first."""
+    path, *lists = (column.combine_chunks() for column in steps.columns)
+    firsts = first_steps(steps["start"].to_numpy())
+    offsets = pa.array(np.append(firsts, len(steps)), pa.int32())
+    joined = [pa.ListArray.from_arrays(offsets, values) for values in lists]
+    return pa.table([path.take(pa.array(firsts)), *joined], _file_schema(steps.schema))
+
+
+def _file_schema(schema: pa.Schema) -> pa.Schema:
+    path, *lists = schema
+    return pa.schema([path, *((field.name, pa.list_(field.type)) for field in lists)], schema.metadata)
+
+
+def _write_parquet(path: Path, parts: list[Path], schema: pa.Schema, by_file: bool) -> None:
+    tables = _tables(parts, schema)
+    with pq.ParquetWriter(path, _file_schema(schema) if by_file else schema) as writer:
+        for table in _by_file(tables, schema) if by_file else tables:
             writer.write_table(table)
 
 
-def _write_npz(path: Path, parts: list[Path], schema: pa.Schema) -> None:
-    """Arrays ``embedding``, ``path``, ``start``, ``end``, and ``about`` as JSON; the first never whole in memory."""
-    width = schema.field("embedding").type.list_size
+def _write_npz(path: Path, parts: list[Path], schema: pa.Schema, by_file: bool) -> None:
+    """Arrays ``embedding`` or ``labels``, ``path``, ``start``, ``end``, and ``about`` as JSON, with an item a row.
+
+    By file there are a path a file, and ``file``, which tells for each step the index of its path. The values, much the
+    largest of them, are never whole in memory.
+    """
+    name, values = schema.names[-1], schema.types[-1]
+    dtype = np.dtype(values.value_type.to_pandas_dtype()).newbyteorder("<")
     rows = sum(pq.read_metadata(part).num_rows for part in parts)
-    columns: dict[str, list[Any]] = {"path": [], "start": [], "end": []}
+    paths: list[str] = []
+    times: dict[str, list[Values]] = {"start": [np.empty(0)], "end": [np.empty(0)]}
     with zipfile.ZipFile(path, "w") as archive:
-        with archive.open("embedding.npy", "w", force_zip64=True) as file:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, width)}
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+            header = {"descr": dtype.str, "fortran_order": False, "shape": (rows, values.list_size)}
             np.lib.format.write_array_header_2_0(file, header)
             for table in _tables(parts, schema):
-                for chunk in table["embedding"].chunks:
-                    file.write(np.ascontiguousarray(chunk.flatten().to_numpy(), "<f4").tobytes())
-                for name, values in columns.items():
-                    values.extend(table[name].to_pylist())
-        arrays = {name: np.array(values, str if name == "path" else np.float64) for name, values in columns.items()}
-        for name, array in {**arrays, "about": np.array(schema.metadata[METADATA_KEY].decode())}.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                for chunk in table[name].chunks:
+                    file.write(np.ascontiguousarray(chunk.flatten().to_numpy(), dtype).tobytes())
+                for column, pieces in times.items():
+                    pieces.append(table[column].to_numpy())
+                named = table["path"]
+                paths += (named.take(pa.array(first_steps(times["start"][-1]))) if by_file else named).to_pylist()
+        arrays = {column: np.concatenate(pieces) for column, pieces in times.items()}
+        if by_file:
+            arrays["file"] = np.cumsum(arrays["start"] == 0) - 1
+        arrays |= {"path": np.array(paths, str), "about": np.array(schema.metadata[METADATA_KEY].decode())}
+        for column, array in arrays.items():
+            with archive.open(f"{column}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from enum import Enum
-from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
 from torchbeats import __version__, checkpoint, hub
-from torchbeats.cli.console import audio_progress, complain, remark
+from torchbeats.cli.console import complain
+from torchbeats.cli.tables import (
+    NAMES,
+    BatchSeconds,
+    Device,
+    Inputs,
+    Jobs,
+    Output,
+    Overwrite,
+    Window,
+    described,
+    device_called,
+    fill,
+)
 from torchbeats.config import BEATsConfig
 from torchbeats.files import sha256
-from torchbeats.inference import BATCH_SECONDS, POOLS, WINDOW_SECONDS, Plan, groups
+from torchbeats.inference import BATCH_SECONDS, POOLS, WINDOW_SECONDS, Plan
 from torchbeats.inputs import find_audio
 from torchbeats.model import BEATs
 from torchbeats.store import Store
@@ -26,24 +36,11 @@ Dtype = Enum("Dtype", {name: name for name in DTYPES}, type=str)  # type: ignore
 
 
 def embed(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="INPUT...",
-            help="Sound files; folders, searched with all below them; lists (.csv, .txt, .jsonl); - for paths on "
-            "standard input.",
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The table: .parquet or .npz.")],
+    inputs: Inputs,
+    output: Output,
     model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A name from `torchbeats models`, a checkpoint file, or owner/repo or owner/repo/file on the Hugging "
-            "Face Hub, with @revision behind it if need be.",
-        ),
-    ],
+        str | None, typer.Option("--model", "-m", help=f"{NAMES} Default: the small built-in model.")
+    ] = None,
     pool: Annotated[
         Pool,
         typer.Option(
@@ -54,22 +51,15 @@ def embed(
     layer: Annotated[
         int | None, typer.Option(help="Whose output: 0 is the input to the first layer. Default: the last.")
     ] = None,
-    window: Annotated[
-        float,
-        typer.Option(
-            help="Seconds of audio that the model sees at once. A rest of less than 0.5 s joins the last window."
-        ),
-    ] = WINDOW_SECONDS,
+    window: Window = WINDOW_SECONDS,
     hop: Annotated[
         float | None, typer.Option(help="Seconds from a window's start to the next. Default: the window.")
     ] = None,
-    batch_seconds: Annotated[
-        float, typer.Option(help="Seconds of audio in a batch; less takes less memory.")
-    ] = BATCH_SECONDS,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one.")] = "auto",
+    batch_seconds: BatchSeconds = BATCH_SECONDS,
+    device: Device = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Numbers to compute in.")] = Dtype.float32,  # type: ignore[attr-defined]
-    jobs: Annotated[int | None, typer.Option(min=1, help="Threads that decode. Default: up to 4.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    jobs: Jobs = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turn sounds into embeddings: one table with the columns path, start, end (seconds) and embedding.
 
@@ -77,11 +67,14 @@ def embed(
     that was stopped goes on where it was when the same command is given again.
     """
     try:
-        plan = Plan(pool.value, layer, window, hop, batch_seconds)
-        place = _device(device)
+        plan = Plan(pool.value, layer, hop, window=window, batch_seconds=batch_seconds)
+        place = device_called(device)
     except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
         raise typer.BadParameter(str(error)) from error
     paths = find_audio(inputs)
+    if model is None:
+        complain(hub.BUILT_IN_NOTE, "Note")
+        model = hub.BUILT_IN
     weights = hub.resolve(model)
     network = BEATs(checkpoint.read(weights, expect=BEATsConfig)).to(place, DTYPES[dtype.value])
     if layer is not None and not 0 <= layer <= network.cfg.encoder_layers:
@@ -99,43 +92,6 @@ def embed(
         "hop": plan.hop,
         "batch_seconds": plan.batch_seconds,
         "dtype": dtype.value,
-        "inputs": f"{len(paths)} files, {_fingerprint(paths)}",
+        "inputs": described(paths),
     }
-    store = Store(output, about, width, overwrite)
-    if store.complete:
-        complain(f"{output} is complete already; there is nothing to do.", "Note")
-        raise typer.Exit(1 if store.failed else 0)
-    if any(store.position):
-        remark(f"Going on behind file {store.position.inputs:,} of {len(paths):,}.")
-    with audio_progress(len(paths), store.position.inputs) as listener:
-        sounds = [(path, path) for path in paths]
-        for group in groups(sounds, network, plan, start=store.position, jobs=jobs, listener=listener):
-            for path, reason in group.failures:
-                complain(f"{path}: {reason}.", "Skipped")
-            store.append(group)
-    store.finish()
-    if store.failed:
-        good = len(paths) - store.failed
-        complain(f"{output} has {good:,} of {len(paths):,} files; {store.errors} lists those that could not be read.")
-        raise typer.Exit(1)
-    remark(f"{output}: embeddings of {len(paths):,} files.")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    torch.empty(0, device=device)  # says at once if it is not there
-    return device
-
-
-def _fingerprint(paths: list[str]) -> str:
-    """Tells one list of files from another, and notices a file whose size has changed."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            size = os.path.getsize(path)
-        except OSError:
-            size = -1
-        digest.update(f"{path!r} {size}\n".encode())
-    return digest.hexdigest()[:16]
+    fill(Store(output, about, width, overwrite), paths, network, plan, jobs, "embeddings")

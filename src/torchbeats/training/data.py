@@ -250,30 +250,35 @@ class Batches:
         crop = self.crop_seconds.mean()
         rows: Integers = np.repeat(np.arange(len(corpus)), np.maximum(1, np.rint(longest / crop)).astype(int))
         samples = np.maximum(np.minimum(longest[rows], crop) * SAMPLE_RATE, grid.min_samples).sum()
+        self.once = rows
         self.rows = np.tile(rows, max(1, round(LOOKAHEAD_BATCHES * self.batch_samples / samples)))
 
     def __iter__(self) -> Iterator[list[Draw]]:
         number = 0
         for epoch in range(2**62):
-            for batch in self._epoch(epoch):
+            for batch in self._epoch(epoch, self.rows):
                 if number >= self.first:
                     # A process without a share trains on a clip that does not count, so that all keep step.
                     share = batch[self.rank :: self.world] or [batch[0]._replace(counts=False)]
                     yield share
                 number += 1
 
-    def _epoch(self, epoch: int) -> Iterator[list[Draw]]:
+    def pass_once(self) -> Iterator[list[Draw]]:
+        """Each sound as in `rows`, though a small corpus only once."""
+        return self._epoch(0, self.once)
+
+    def _epoch(self, epoch: int, rows: Integers) -> Iterator[list[Draw]]:
         random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(len(self.rows))
+        order = random.permutation(len(rows))
         seconds = random.choice(self.crop_seconds, len(order))
-        lengths = np.minimum(self.known[self.rows[order]], seconds) * SAMPLE_RATE
+        lengths = np.minimum(self.known[rows[order]], seconds) * SAMPLE_RATE
         samples = np.maximum(np.ceil(lengths).astype(int), self.grid.min_samples)
         ahead = (np.cumsum(samples) // (LOOKAHEAD_BATCHES * self.batch_samples)).astype(int)
         for chosen in np.split(np.arange(len(order)), np.flatnonzero(np.diff(ahead)) + 1):
             batches = list(batches_of_like_length(samples[chosen].tolist(), self.batch_samples))
             for number in random.permutation(len(batches)):
                 picks = chosen[batches[number]]
-                yield [Draw(int(self.rows[order[i]]), float(seconds[i]), (self.seed, epoch, int(i))) for i in picks]
+                yield [Draw(int(rows[order[i]]), float(seconds[i]), (self.seed, epoch, int(i))) for i in picks]
 
 
 # --- the crops themselves ---------------------------------------------------------------------------------------------
@@ -450,10 +455,9 @@ def fbank_statistics(corpus: Corpus, data: Data, seed: int, on_batch: Callable[[
     """
     grid, fbank = PatchGrid(), Fbank()
     plain = Data(crop_seconds=data.crop_seconds, batch_seconds=max(60.0, *data.crop_seconds))
-    one_epoch = (batch for batch in Batches(corpus, plain, seed, grid)._epoch(0))
     count, total, squares, seconds = 0, 0.0, 0.0, 0.0
     crops, failures = Crops(corpus, plain, grid), []
-    for draws in one_epoch:
+    for draws in Batches(corpus, plain, seed, grid).pass_once():
         batch = collate((crops[draw] for draw in draws), grid)
         on_batch(batch)
         failures += batch.failures

@@ -46,7 +46,7 @@ from torchbeats.training.data import Batch, Batches, Corpus, Crops, Failure, col
 from torchbeats.training.distill import Distillation
 from torchbeats.training.pretrain import Pretraining
 from torchbeats.training.settings import Settings, SettingsError, Trainer
-from torchbeats.training.task import Task, collapse
+from torchbeats.training.task import Task, all_items, collapse
 
 # Of run.yaml, what may change when a run goes on: the machine, and how far it is to go.
 _MAY_CHANGE = ("trainer", "iterations")
@@ -227,7 +227,7 @@ class Run:
                 devices=t.devices,
                 num_nodes=t.nodes,
                 strategy=_strategy(t),
-                precision=t.precision,  # type: ignore[arg-type]
+                precision=_precision(t),
                 accumulate_grad_batches=t.accumulate,
                 gradient_clip_val=t.clip or None,
                 max_steps=task.optimiser.steps,
@@ -343,10 +343,10 @@ class _Report(Callback):
         if trainer.global_step == self._done:  # gradients still accumulate
             return
         self._done = trainer.global_step
-        self._note_failures(task)
         if self._done % self.every and self._done != trainer.max_steps:
             self._advance(1, "")
             return
+        self._note_failures(task)
         report = task.report()
         elapsed, self._since = time.monotonic() - self._since, time.monotonic()
         clips, self._clips = task.clips - self._clips, task.clips
@@ -374,12 +374,13 @@ class _Report(Callback):
             self._work.__exit__(None, None, None)
 
     def _note_failures(self, task: Task) -> None:
-        failures, task.failures = task.failures, []
+        failures, task.failures = all_items(task.failures), []
         for failure in failures:
             if failure.path in self.seen:
                 continue
             self.seen.add(failure.path)
-            self.run._skip(failure)
+            if _leads():
+                self.run._skip(failure)
 
     def _write(self, report: dict[str, float]) -> None:
         new = not self.file.exists()
@@ -423,6 +424,13 @@ def _strategy(t: Trainer) -> Any:
     if t.strategy == "ddp" or (t.strategy == "auto" and several):
         return DDPStrategy(broadcast_buffers=False)
     return t.strategy
+
+
+def _precision(t: Trainer) -> Any:
+    if t.precision != "auto":
+        return t.precision
+    gpu = t.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def _workers(wanted: int, processes: int) -> int:

@@ -82,7 +82,7 @@ class Trainer:
     devices: int | str = "auto"
     nodes: int = 1
     strategy: str = "auto"
-    precision: str = "32-true"
+    precision: str = "auto"  # bf16-mixed on a GPU that has it, 32-true elsewhere
     accumulate: int = 1
     clip: float = 1.0  # largest norm of the gradient; 0: any
     log_every: int = 50
@@ -134,8 +134,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {**_SMALL_MODEL, "predictor_width": 192},
         "distillation": _SMALL_TOKENIZER,
     },
-    "base": {"trainer": {"precision": "bf16-mixed"}},
-    "large": {"model": {"lr": 3e-4}, "trainer": {"precision": "bf16-mixed"}},
+    "base": {},
+    "large": {"model": {"lr": 3e-4}},
 }
 
 
@@ -280,7 +280,7 @@ def _check(chosen: Settings) -> None:
     }
     for rule, kept in rules.items():
         if not kept:
-            raise SettingsError(f"{rule[0].upper()}{rule[1:]}.")
+            raise SettingsError(f"The settings cannot be followed: {rule}.")
     try:
         chosen.beats_config().check()
     except (TypeError, ValueError) as error:

@@ -33,6 +33,7 @@ class LabelStatistics(nn.Module):
         super().__init__()
         self.register_buffer("counts", torch.zeros(bands, labels), persistent=False)
         self.register_buffer("hits", torch.zeros(()), persistent=False)
+        self.predicted = False  # whether anybody says how many labels were predicted
 
     @torch.no_grad()
     def update(self, labels: Tensor, bands: Tensor, hits: Tensor | None = None) -> None:
@@ -40,13 +41,14 @@ class LabelStatistics(nn.Module):
         B, N = self.counts.shape
         self.counts += torch.bincount(bands * N + labels, minlength=B * N).view(B, N)
         if hits is not None:
+            self.predicted = True
             self.hits += hits
 
     def report(self) -> dict[str, float]:
         """What was counted, which then starts from zero.
 
-        accuracy: share of labels that were predicted; majority: the share that the commonest label of each band has;
-        codes_used: share of codes seen at all; perplexity: of the labels, all bands together.
+        codes_used: share of codes seen at all; perplexity: of the labels, all bands together; and where labels are
+        predicted, accuracy: share of them that was right; majority: the share that the commonest of each band has.
         """
         counts, hits = all_sum(self.counts), all_sum(self.hits)
         total = counts.sum().clamp_min(1)
@@ -54,12 +56,10 @@ class LabelStatistics(nn.Module):
         entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
         self.counts.zero_()
         self.hits.zero_()
-        return {
-            "accuracy": float(hits / total),
-            "majority": float(counts.max(1).values.sum() / total),
-            "codes_used": float((shares > 0).float().mean()),
-            "perplexity": float(entropy.exp()),
-        }
+        use = {"codes_used": float((shares > 0).float().mean()), "perplexity": float(entropy.exp())}
+        if not self.predicted:
+            return use
+        return {"accuracy": float(hits / total), "majority": float(counts.max(1).values.sum() / total), **use}
 
 
 def all_sum(x: Tensor) -> Tensor:
@@ -68,6 +68,15 @@ def all_sum(x: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(x)
     return x
+
+
+def all_items(items: list[Any]) -> list[Any]:
+    """What the lists of all processes hold."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return items
+    lists: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(lists, items)
+    return [item for part in lists for item in part]
 
 
 class Task(L.LightningModule):

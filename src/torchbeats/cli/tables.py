@@ -1,0 +1,81 @@
+"""What the commands that make a table of sounds share: their options, and the run itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from torchbeats.cli.console import audio_progress, complain, remark
+from torchbeats.inference import BasePlan, groups
+from torchbeats.store import Store
+
+NAMES = (
+    "A name from `torchbeats models`, a checkpoint file, or owner/repo or owner/repo/file on the Hugging Face Hub, "
+    "with @revision behind it if need be."
+)
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT...",
+        help="Sound files; folders, searched with all below them; lists (.csv, .txt, .jsonl, .parquet); - for paths on "
+        "standard input.",
+    ),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The table: .parquet or .npz.")]
+Window = Annotated[
+    float,
+    typer.Option(help="Seconds of audio that the model sees at once. A rest of less than 0.5 s joins the last window."),
+]
+BatchSeconds = Annotated[float, typer.Option(help="Seconds of audio in a batch; less takes less memory.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Threads that decode. Default: up to 4.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+
+
+def device_called(name: str) -> torch.device:
+    """The device of that name, if this machine has it; for "auto" a GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    torch.empty(0, device=device)  # says at once if it is not there
+    return device
+
+
+def described(paths: list[str]) -> str:
+    """Tells one list of files from another, and notices a file whose size has changed."""
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            size = os.path.getsize(path)
+        except OSError:
+            size = -1
+        digest.update(f"{path!r} {size}\n".encode())
+    return f"{len(paths)} files, {digest.hexdigest()[:16]}"
+
+
+def fill(store: Store, paths: list[str], model: Any, plan: BasePlan, jobs: int | None, what: str) -> None:
+    """Make a table of ``what``, or go on with it, and say how it went; exit status 1 where files were left out."""
+    if store.complete:
+        complain(f"{store.out} is complete already; there is nothing to do.", "Note")
+        raise typer.Exit(1 if store.failed else 0)
+    if any(store.position):
+        remark(f"Going on behind file {store.position.inputs:,} of {len(paths):,}.")
+    with audio_progress(len(paths), store.position.inputs) as listener:
+        sounds = [(path, path) for path in paths]
+        for group in groups(sounds, model, plan, start=store.position, jobs=jobs, listener=listener):
+            for path, reason in group.failures:
+                complain(f"{path}: {reason}.", "Skipped")
+            store.append(group)
+    store.finish()
+    if store.failed:
+        good = len(paths) - store.failed
+        complain(
+            f"{store.out} has {good:,} of {len(paths):,} files; {store.errors} lists those that could not be read."
+        )
+        raise typer.Exit(1)
+    remark(f"{store.out}: {what} of {len(paths):,} files.")

@@ -1,0 +1,497 @@
+"""A whole run as people start it: its files, that no kill changes what it computes, several processes, what it says.
+
+A process of its own costs seconds to import Lightning; so most runs are made within this one, or forked from a server
+that has imported everything.
+"""
+
+import csv
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+import torch.distributed as dist
+import yaml
+from safetensors.torch import load_file
+
+import torchbeats
+from helpers import noise, small_model, tone
+from torchbeats import cli
+from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer
+from torchbeats.training.run import Listener, Run, _Report
+from torchbeats.training.settings import SettingsError, settings
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
+TINY = {
+    "config.encoder_layers": 1,
+    "config.encoder_embed_dim": 32,
+    "config.embed_dim": 32,
+    "config.encoder_ffn_embed_dim": 64,
+    "config.encoder_attention_heads": 2,
+    "config.conv_pos": 16,
+    "config.conv_pos_groups": 4,
+    "tokens.quant_n": 32,
+    "tokens.quant_dim": 8,
+    "data.crop_seconds": "[0.5, 1]",
+    "data.batch_seconds": 6,
+    "data.workers": 0,
+    "data.statistics_seconds": 30,
+    "model.steps": 6,
+    "model.warmup": 1,
+    "model.predictor_layers": 1,
+    "model.predictor_width": 32,
+    "distillation.steps": 6,
+    "distillation.warmup": 1,
+    "distillation.estimator_layers": 1,
+    "distillation.kmeans_batches": 2,
+    "trainer.accelerator": "cpu",
+    "trainer.devices": 1,
+    "trainer.log_every": 2,
+    "trainer.save_every": 2,
+}
+PHASES = ["iteration-1/model", "iteration-2/tokenizer", "iteration-2/model"]
+
+
+def assignments(**over):
+    return [f"{key}={value}" for key, value in {**TINY, **{k.replace("__", "."): v for k, v in over.items()}}.items()]
+
+
+def command(data, out, **over):
+    sets = [part for assignment in assignments(**over) for part in ("--set", assignment)]
+    return ["pretrain", str(data), "--out", str(out), "--size", "nano", *sets]
+
+
+def run(data, out, listener=None, teacher=None, **over):
+    return Run(out, [str(data)], settings("nano", assignments=assignments(**over)), teacher, listener).train()
+
+
+def rows(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    for row in found:
+        del row["clips_per_second"]  # a matter of the clock
+    return found
+
+
+def weights(folder):
+    return {name: load_file(folder / f"{name}.safetensors") for name in ["iteration-1/tokenizer", *PHASES, "model"]}
+
+
+def same(a, b):
+    """Bit for bit."""
+    assert a.keys() == b.keys()
+    for file, tensors in a.items():
+        assert tensors.keys() == b[file].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, b[file][name]), (file, name)
+
+
+class Notes(Listener):
+    def __init__(self):
+        self.said, self.warned = [], []
+
+    def say(self, message):
+        self.said.append(message)
+
+    def warn(self, message):
+        self.warned.append(message)
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """A small corpus, some of which is of no use: one file from the start, one only when it is decoded."""
+    folder = tmp_path_factory.mktemp("sounds")
+    for i in range(9):
+        soundfile.write(folder / f"{i}.wav", noise(0.6 + 0.3 * i, seed=i, level=0.03 * (i + 1)), 16_000)
+    for i in range(3):
+        soundfile.write(folder / f"tone-{i}.flac", tone(1.5, hertz=300.0 * (i + 1)), 16_000)
+    (folder / "empty.wav").touch()
+    data = (folder / "tone-2.flac").read_bytes()
+    (folder / "late.flac").write_bytes(data[:200] + bytes(len(data) - 200))  # its header is whole, what follows is not
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, sounds):
+    """An undisturbed run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    notes = Notes()
+    run(sounds, folder, notes)
+    return folder, notes
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_from_sounds_to_embeddings(tmp_path):
+    """In a process of its own, on the sounds that come with the package; nothing is said where nobody looks."""
+    out = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "torchbeats", *command(EXAMPLES, out)], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    logs = {name for name in files if name.startswith("tensorboard/")}
+    assert files - logs == {
+        "run.yaml",
+        "corpus.parquet",
+        "statistics.json",
+        "metrics.csv",
+        "model.safetensors",
+        "iteration-1/tokenizer.safetensors",
+        "iteration-1/model.safetensors",
+        "iteration-2/tokenizer.safetensors",
+        "iteration-2/model.safetensors",
+    }
+    assert {name.split("/")[1] for name in logs} == {phase.replace("/", "-") for phase in PHASES}
+    model = torchbeats.load(out / "model.safetensors")
+    statistics = json.loads((out / "statistics.json").read_text())
+    assert (model.cfg.fbank_mean, model.cfg.fbank_std) == (statistics["fbank_mean"], statistics["fbank_std"])
+    assert model.extract_features(torch.randn(1, 16_000))[0].shape == (1, 48, 32)
+    table = tmp_path / "embeddings.parquet"
+    with pytest.raises(SystemExit) as stopped:
+        sys_argv(["embed", str(EXAMPLES), "-m", str(out / "model.safetensors"), "-o", str(table)])
+    assert stopped.value.code in (0, None)
+    assert pq.read_table(table).num_rows == len(list(EXAMPLES.iterdir())) - 1  # one is a README
+
+
+def sys_argv(arguments):
+    """`main` in this process."""
+    before, sys.argv = sys.argv, ["torchbeats", *arguments]
+    try:
+        cli.main()
+        sys.exit(0)
+    finally:
+        sys.argv = before
+
+
+def main(capsys, *arguments):
+    """Exit status, standard output and standard error of the command in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        sys_argv([str(argument) for argument in arguments])
+    return stopped.value.code or 0, *capsys.readouterr()
+
+
+def test_show_prints_settings_that_can_be_given_again(tmp_path, capsys):
+    code, shown, said = main(capsys, *command(tmp_path, tmp_path / "run", seed=5), "--show")
+    assert (code, said) == (0, "")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "again.yaml").write_text(shown)
+    assert settings("base", tmp_path / "again.yaml") == settings("nano", assignments=assignments(seed=5))
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--set", "model.learning_rate=1"], "There is no setting model.learning_rate; there are model.steps"),
+        (["--set", "model.steps=many"], "model.steps must be of type int"),
+        (["--config", "none.yaml"], "none.yaml cannot be read"),
+    ],
+)
+def test_wrong_settings_are_told_in_a_sentence(tmp_path, sounds, capsys, extra, said):
+    code, _, error = main(capsys, *command(sounds, tmp_path / "run"), *extra)
+    assert code == 2
+    assert said in error
+    assert error.startswith("Error: ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_inputs_without_any_sound_are_told_in_a_sentence(tmp_path, capsys):
+    (tmp_path / "sounds").mkdir()
+    code, _, error = main(capsys, *command(tmp_path / "sounds", tmp_path / "a"))
+    assert code == 2
+    assert error.startswith("Error: There is no sound file in the folder")
+    (tmp_path / "sounds" / "empty.wav").touch()
+    code, _, error = main(capsys, *command(tmp_path / "sounds", tmp_path / "b"))
+    assert code == 2
+    assert error.splitlines()[-1].startswith("Error: There is nothing to learn from: none of the 1 files could be read")
+
+
+def test_another_run_in_the_folder_is_refused_in_a_sentence(whole, sounds, capsys):
+    before = {path: path.read_bytes() for path in whole[0].rglob("*") if path.is_file()}
+    code, _, error = main(capsys, *command(sounds, whole[0], model__lr=1e-2, seed=4))
+    assert code == 2
+    assert "model.lr was 0.001 and is now 0.01" in error
+    assert "seed was 0 and is now 4" in error
+    code, _, error = main(capsys, *command(EXAMPLES, whole[0]))
+    assert code == 2
+    assert "inputs was" in error
+    assert {path: path.read_bytes() for path in whole[0].rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path, sounds, capsys):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    code, _, error = main(capsys, *command(sounds, tmp_path))
+    assert code == 2
+    assert "not empty" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+def test_metrics(whole):
+    found = rows(whole[0])
+    assert list(found[0]) == [
+        *("iteration", "phase", "step", "lr", "loss", "distance", "commitment", "accuracy", "majority"),
+        *("codes_used", "perplexity", "skipped"),
+    ]
+    assert [(row["iteration"], row["phase"], row["step"]) for row in found] == [
+        (iteration, phase, step)
+        for iteration, phase in (("1", "model"), ("2", "tokenizer"), ("2", "model"))
+        for step in "246"
+    ]
+    for row in found:
+        tokenizer = row["phase"] == "tokenizer"
+        assert (row["accuracy"] == "") == tokenizer
+        assert (row["distance"] != "") == tokenizer
+        values = [float(row[name]) for name in ("lr", "loss", "codes_used", "perplexity")]
+        assert np.isfinite(values).all()
+        assert 1 <= float(row["perplexity"]) <= 32
+    assert float(found[-1]["lr"]) < float(found[-2]["lr"]) < float(found[-3]["lr"])
+
+
+def test_what_could_not_be_read_is_listed_and_told_once(whole, sounds):
+    listed = [json.loads(line) for line in (whole[0] / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(entry["path"] for entry in listed) == [str(sounds / "empty.wav"), str(sounds / "late.flac")]
+    assert all(entry["error"] for entry in listed)
+    warned = [message for message in whole[1].warned if message.startswith("Skipped")]
+    assert len(warned) == 2
+    assert all(any(entry["path"] in message for message in warned) for entry in listed)
+    assert {row["skipped"] for row in rows(whole[0])} <= {"0", "1"}
+    assert rows(whole[0])[-1]["skipped"] == "1"
+    assert len(pq.read_table(whole[0] / "corpus.parquet")) == 13
+
+
+def test_broken_files_are_named_on_standard_error(tmp_path, sounds, capsys):
+    code, _, error = main(capsys, *command(sounds, tmp_path / "run", iterations=1, model__steps=2))
+    assert code == 0
+    assert f"Warning: Skipped {sounds / 'empty.wav'}: the file is empty" in error
+
+
+def test_run_yaml_says_all(whole, sounds):
+    about = yaml.safe_load((whole[0] / "run.yaml").read_text())
+    assert about["inputs"] == [str(sounds)]
+    assert about["teacher"] is None
+    chosen = settings("nano", assignments=assignments()).to_dict()
+    assert {name: about[name] for name in chosen} == chosen
+
+
+def test_models_learn_with_the_corpus_s_statistics_and_labels(whole):
+    statistics = json.loads((whole[0] / "statistics.json").read_text())
+    for phase in ["iteration-1/tokenizer", *PHASES]:
+        cfg = torchbeats.load(whole[0] / f"{phase}.safetensors").cfg
+        assert (cfg.fbank_mean, cfg.fbank_std) == (statistics["fbank_mean"], statistics["fbank_std"])
+    assert isinstance(torchbeats.load(whole[0] / "iteration-1/tokenizer.safetensors"), RandomProjectionTokenizer)
+    tokenizer = torchbeats.load(whole[0] / "iteration-2/tokenizer.safetensors")
+    assert tokenizer.quantize.embedding.initted
+    assert len(tokenizer.encode(torch.from_numpy(noise(4))[None]).labels.unique()) > 1
+
+
+def test_the_same_run_elsewhere_is_the_same(whole, sounds, tmp_path):
+    run(sounds, tmp_path / "run", data__workers=1)  # who decodes makes no difference
+    same(weights(tmp_path / "run"), weights(whole[0]))
+    assert rows(tmp_path / "run") == rows(whole[0])
+
+
+def test_a_finished_run_does_nothing(whole, sounds, monkeypatch):
+    monkeypatch.setattr(Run, "_fit", lambda *_: pytest.fail("it trains"))
+    before = {path: path.read_bytes() for path in whole[0].rglob("*") if path.is_file()}
+    assert run(sounds, whole[0]) == whole[0] / "model.safetensors"
+    assert {path: path.read_bytes() for path in whole[0].rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_can_be_taken_further(whole, sounds, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    run(sounds, tmp_path / "run", iterations=3)
+    before, after = rows(whole[0]), rows(tmp_path / "run")
+    assert after[: len(before)] == before
+    assert [row["iteration"] for row in after[len(before) :]] == ["3"] * 6
+    last = load_file(tmp_path / "run" / "iteration-3" / "model.safetensors")
+    final = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(tensor, final[name]) for name, tensor in last.items())
+    same(weights_of(tmp_path / "run", PHASES), weights_of(whole[0], PHASES))
+
+
+def weights_of(folder, names):
+    return {name: load_file(folder / f"{name}.safetensors") for name in names}
+
+
+def test_first_labels_from_a_teacher(sounds, tmp_path):
+    torchbeats.save(small_model(), tmp_path / "teacher.safetensors")
+    out = tmp_path / "run"
+    run(sounds, out, teacher=str(tmp_path / "teacher.safetensors"), iterations=1)
+    assert [(row["iteration"], row["phase"]) for row in rows(out)] == [("1", "tokenizer")] * 3 + [("1", "model")] * 3
+    assert isinstance(torchbeats.load(out / "iteration-1" / "tokenizer.safetensors"), torchbeats.Tokenizers)
+
+
+def test_a_tokenizer_that_starts_as_its_teacher(sounds, tmp_path):
+    """With no learning rate worth the name it still is the teacher at the end."""
+    run(sounds, tmp_path, distillation__start="teacher", distillation__lr=1e-12)
+    theirs = load_file(tmp_path / "iteration-1" / "model.safetensors")
+    ours = load_file(tmp_path / "iteration-2" / "tokenizer.safetensors")
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6)
+
+
+def test_a_tokenizer_is_no_teacher(sounds, whole, tmp_path):
+    teacher = str(whole[0] / "iteration-2" / "tokenizer.safetensors")
+    with pytest.raises(SettingsError, match="is a tokenizer; a model is needed"):
+        run(sounds, tmp_path, teacher=teacher)
+
+
+def test_collapsed_labels_are_told(tmp_path):
+    """A corpus of one steady sound has one label a band, of 1,024."""
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", noise(1.0, seed=0, level=0.1), 16_000)
+    notes = Notes()
+    over = {"tokens__quant_n": 1024, "tokens__normalisation": "corpus", "iterations": 1, "model__steps": 4}
+    run(tmp_path, tmp_path / "run", notes, **over)
+    told = [message for message in notes.warned if "collapsed" in message]
+    assert len(told) == 1  # not with every report
+    assert told[0].startswith("Iteration 1, model, step 2: the labels have collapsed: ")
+    assert "of 1024 codes" in told[0]
+
+
+def test_accumulated_batches(sounds, tmp_path):
+    run(sounds, tmp_path, iterations=1, trainer__accumulate=2, model__steps=4)
+    assert [row["step"] for row in rows(tmp_path)] == ["2", "4"]
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Forks processes that have imported everything already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torchbeats.training.run", "torchbeats.cli", "tensorboard", "test_pretrain"])
+    return context
+
+
+def in_a_process(arguments, state):
+    """The command, which takes its time once there is a state, so that a kill finds it in that phase."""
+    os.setpgid(0, 0)
+    torch.set_num_threads(1)
+    _Report.on_train_batch_start = lambda *_: time.sleep(0.5 * state.exists())
+    sys_argv(arguments)
+
+
+def in_one_of_two(rank, folder, reseed_below):
+    """A codebook's start and some steps, in a process that sees every other vector of each batch."""
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)  # what is drawn must not depend on it
+    dist.init_process_group("gloo", f"file://{folder / 'store'}", rank=rank, world_size=2)
+    torch.save(followed(rank, 2, reseed_below), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def followed(rank, world, reseed_below=0.0):
+    """State of a codebook behind some steps, on one of ``world`` shares of the same vectors."""
+    module = NormEMAVectorQuantizer(16, 4, beta=1.0, decay=0.8, kmeans_init=True, reseed_below=reseed_below)
+    random = torch.Generator().manual_seed(0)
+    start = torch.randn(100, 4, generator=random)
+    with torch.random.fork_rng():
+        if world == 1 or rank == 0:
+            torch.manual_seed(0)
+        module.embedding.init_from(torch.nn.functional.normalize(start, dim=-1))
+    for step in range(6):
+        z = torch.randn(100, 4, generator=random) + step  # away from where the codes began
+        module(z[rank::world])
+    return module.state_dict()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(server, whole, sounds, tmp_path, phase):
+    """On one thread the same sums are taken in the same order, so that even the last bit agrees."""
+    out = tmp_path / "run"
+    state, deadline = out / f"{phase}.ckpt", time.monotonic() + 120
+    process = server.Process(target=in_a_process, args=(command(sounds, out), state))
+    process.start()
+    while not state.exists():
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (out / f"{phase}.safetensors").exists()
+    run(sounds, out)
+    same(weights(out), weights(whole[0]))
+    assert rows(out) == rows(whole[0])
+    assert not list(out.rglob("*.ckpt"))
+    listed = (out / "skipped.jsonl").read_text().splitlines()
+    assert len(listed) == len(set(listed)) == 2
+
+
+def test_rows_behind_the_state_are_written_anew(whole, sounds, tmp_path, monkeypatch):
+    """A run that stops later than its last state has told of steps that are made again."""
+    out, write = tmp_path / "run", _Report._write
+
+    def write_and_stop(self, report):
+        write(self, report)
+        if (self.phase, self._done) == ("tokenizer", 4):
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(_Report, "_write", write_and_stop)
+    with pytest.raises(ZeroDivisionError):
+        run(sounds, out)
+    assert rows(out)[-1]["step"] == "4"
+    monkeypatch.undo()
+    run(sounds, out)
+    same(weights(out), weights(whole[0]))
+    assert rows(out) == rows(whole[0])
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_compute_what_one_does(sounds, tmp_path, whole):
+    """The same sums in another order: after six steps weights differ by rounding, codebooks too."""
+    out = tmp_path / "run"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    arguments = command(sounds, out, trainer__devices=2, trainer__strategy="ddp")
+    done = subprocess.run(
+        [sys.executable, "-m", "torchbeats", *arguments], capture_output=True, text=True, timeout=300, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = weights(whole[0]), weights(out)
+    for file in one:
+        for name, tensor in one[file].items():
+            torch.testing.assert_close(two[file][name], tensor, rtol=0, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    for a, b in zip(rows(whole[0]), rows(out), strict=True):
+        for column in ("loss", "distance", "commitment", "accuracy", "majority", "codes_used", "perplexity"):
+            assert (a[column] == "") == (b[column] == "")
+            if a[column]:
+                assert float(b[column]) == pytest.approx(float(a[column]), rel=1e-3, abs=1e-3)
+            assert a["skipped"] == b["skipped"]
+    assert sorted(line.split(": ")[1] for line in done.stderr.splitlines()) == [
+        f"Skipped {sounds / name}" for name in ("empty.wav", "late.flac")
+    ]
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("reseed_below", [0.0, 0.3])
+def test_a_codebook_is_the_same_in_all_processes(server, tmp_path, reseed_below):
+    processes = [server.Process(target=in_one_of_two, args=(rank, tmp_path, reseed_below)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    here, there = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    if not reseed_below:  # then nothing is drawn, and the codebook is that of one process with all vectors
+        for name, tensor in followed(0, 1).items():
+            torch.testing.assert_close(here[name], tensor, rtol=1e-5, atol=1e-5)
