@@ -25,7 +25,7 @@ from torchbeats import audio
 from torchbeats.fbank import Fbank
 from torchbeats.inputs import InputError
 from torchbeats.patches import PatchGrid, frames
-from torchbeats.training.augment import augment_waveform, low_pass, shift_mel
+from torchbeats.training.augment import DECIBEL, augment_waveform, equalise, low_pass, shift_mel
 from torchbeats.training.data import (
     Batches,
     Corpus,
@@ -458,7 +458,7 @@ def test_kept_hidden_and_asked_agree(clips, seed):
     crops = []
     for samples, share, counts in clips:
         hidden = random_mask(int(GRID.patches(max(samples, GRID.min_samples))), share, random)
-        crops.append(Crop(random.standard_normal(samples).astype(np.float32), hidden, 0, counts))
+        crops.append(Crop(random.standard_normal(samples).astype(np.float32), hidden, counts=counts))
     batch = collate(crops, GRID)
     B, T = batch.hidden.shape
     assert int(GRID.patches(batch.samples).max()) == T
@@ -558,3 +558,23 @@ def test_statistics_where_nothing_can_be_decoded(tmp_path):
     (tmp_path / "a.wav").unlink()
     with pytest.raises(CorpusError, match=r"no sound could be decoded.*a\.wav"):
         fbank_statistics(corpus, DATA, 0, lambda batch: None)
+
+
+def test_an_equaliser_adds_a_smooth_curve_and_leaves_loudness():
+    fbank = torch.randn(2, 5, 128)
+    changed = equalise(fbank, torch.tensor([[0.0, 0.0], [6.0, -3.0]])) - fbank
+    assert torch.equal(changed[0], torch.zeros(5, 128))
+    curve = changed[1, 0]
+    torch.testing.assert_close(changed[1], curve.expand(5, 128), atol=1e-5, rtol=0)  # the same at every time
+    assert curve.mean().abs() < 1e-4
+    assert curve[0] == pytest.approx((6 - 3) * DECIBEL, abs=0.01)  # both cosines begin at one
+    assert curve.diff().abs().max() < 0.1
+
+
+def test_masks_do_not_depend_on_other_changes(corpus):
+    draw = next(iter(Batches(corpus, DATA, 0, GRID)))[0]
+    plain = Crops(corpus, DATA, GRID, mask=0.75)[draw]
+    changed = Crops(corpus, DATA, GRID, mask=0.75, mel_shift=6, equaliser_db=5.0)[draw]
+    assert np.array_equal(plain.hidden, changed.hidden)
+    assert np.array_equal(plain.samples, changed.samples)
+    assert (len(changed.curve), changed.curve != plain.curve) == (4, True)

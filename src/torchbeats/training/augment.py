@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +15,8 @@ Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 
 TELEPHONE_HZ = 4_000  # what is left of sound that was sampled at 8 kHz
 _ROLL_OFF_HZ = 300  # over which it goes
+DECIBEL = math.log(10) / 10  # of power, as natural logarithm
+CURVE_TERMS = 4  # cosines in an equaliser's curve: a tilt, a bow, and two finer ones
 
 
 def augment_waveform(samples: Floats, random: np.random.Generator, gain_db: float, band_limited: float) -> Floats:
@@ -49,3 +52,16 @@ def shift_mel(fbank: Tensor, bins: Tensor) -> Tensor:
     B, frames, mels = fbank.shape
     source = (torch.arange(mels, device=fbank.device) - bins.unsqueeze(1)).clamp(0, mels - 1)
     return fbank.gather(2, source.unsqueeze(1).expand(B, frames, mels))
+
+
+def equalise(fbank: Tensor, curves: Tensor) -> Tensor:
+    """Colour each clip as another microphone or room would: a smooth curve over the mel scale is added.
+
+    Args:
+        fbank: ``(B, frames, mel bins)`` log power.
+        curves: ``(B, K)``, weights in dB of the first K cosines over the mel scale, that of a constant left out.
+    """
+    mels, K = fbank.size(2), curves.size(1)
+    place = (torch.arange(mels, device=fbank.device) + 0.5) / mels
+    cosines = torch.cos(torch.pi * torch.arange(1, K + 1, device=fbank.device).unsqueeze(1) * place)  # (K, mel bins)
+    return fbank + (curves @ cosines * DECIBEL).unsqueeze(1)

@@ -32,7 +32,7 @@ from torchbeats.files import replacing
 from torchbeats.inference import batches_of_like_length
 from torchbeats.inputs import InputError, find_audio
 from torchbeats.patches import SAMPLE_RATE, PatchGrid, frames, mask_behind
-from torchbeats.training.augment import augment_waveform
+from torchbeats.training.augment import CURVE_TERMS, augment_waveform
 from torchbeats.training.settings import Data
 
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
@@ -300,6 +300,7 @@ class Crop(NamedTuple):
     samples: Floats
     hidden: np.ndarray[Any, np.dtype[np.bool_]]  # (T,)
     shift: int = 0  # mel bins that the model hears it higher
+    curve: tuple[float, ...] = ()  # of the equaliser that it hears it through; see `augment.equalise`
     counts: bool = True
 
 
@@ -312,10 +313,20 @@ class Crops(Dataset["Crop | Failure"]):
         grid: of the model's patches.
         mask: share of the patches that are hidden.
         mel_shift: the model is to hear each clip up to this many mel bins higher or lower.
+        equaliser_db: and through an equaliser of about this depth.
     """
 
-    def __init__(self, corpus: Corpus, data: Data, grid: PatchGrid, mask: float = 0.0, mel_shift: int = 0) -> None:
-        self.corpus, self.data, self.grid, self.mask, self.mel_shift = corpus, data, grid, mask, mel_shift
+    def __init__(
+        self,
+        corpus: Corpus,
+        data: Data,
+        grid: PatchGrid,
+        mask: float = 0.0,
+        mel_shift: int = 0,
+        equaliser_db: float = 0.0,
+    ) -> None:
+        self.corpus, self.data, self.grid = corpus, data, grid
+        self.mask, self.mel_shift, self.equaliser_db = mask, mel_shift, equaliser_db
 
     def __getitem__(self, draw: Draw) -> Crop | Failure:
         random = np.random.default_rng(draw.seed)
@@ -328,7 +339,9 @@ class Crops(Dataset["Crop | Failure"]):
         samples = augment_waveform(samples, random, self.data.gain_db, self.data.band_limited)
         patches = int(self.grid.patches(max(len(samples), self.grid.min_samples)))
         shift = int(random.integers(-self.mel_shift, self.mel_shift + 1))
-        return Crop(samples, random_mask(patches, self.mask, random), shift, draw.counts)
+        hidden = random_mask(patches, self.mask, random)
+        curve = random.normal(0.0, self.equaliser_db, CURVE_TERMS) / np.sqrt(np.arange(1, CURVE_TERMS + 1))
+        return Crop(samples, hidden, shift, tuple(curve.tolist()), draw.counts)
 
     def _read(self, draw: Draw, where: float) -> Floats:
         """The crop that begins at the share ``where`` of what the sound has room for."""
@@ -365,6 +378,7 @@ class Batch(NamedTuple):
         hidden: ``(B, T)`` bool, the patches that it does not see.
         asked: ``(M,)`` int64, the patches whose labels it is to say, as indices into ``B * T``.
         shifts: ``(B,)`` int64, mel bins that the model is to hear each crop higher.
+        curves: ``(B, K)``, the equaliser that it hears each through.
         failures: sounds that could not be read, and are not in the batch.
     """
 
@@ -375,6 +389,7 @@ class Batch(NamedTuple):
     hidden: Tensor
     asked: Tensor
     shifts: Tensor
+    curves: Tensor
     failures: list[Failure]
 
     def to(self, device: torch.device) -> Batch:
@@ -411,6 +426,7 @@ def collate(items: Iterable[Crop | Failure], grid: PatchGrid) -> Batch:
         hidden=hidden,
         asked=asked.flatten().nonzero().squeeze(1),
         shifts=torch.tensor([crop.shift for crop in crops]),
+        curves=torch.tensor([crop.curve or (0.0,) * CURVE_TERMS for crop in crops]),
         failures=[item for item in items if isinstance(item, Failure)],
     )
 

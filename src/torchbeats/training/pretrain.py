@@ -11,9 +11,9 @@ from torchbeats.encoder import Places, TransformerEncoder
 from torchbeats.model import BEATs
 from torchbeats.patches import mask_behind
 from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
-from torchbeats.training.augment import shift_mel
+from torchbeats.training.augment import equalise, shift_mel
 from torchbeats.training.data import Batch
-from torchbeats.training.settings import Model
+from torchbeats.training.settings import Model, predictor_heads
 from torchbeats.training.task import LabelStatistics, Task
 
 
@@ -32,10 +32,14 @@ class LabelPredictor(nn.Module):
     def __init__(self, cfg: BEATsConfig, labels: int, layers: int = 3, width: int = 0) -> None:
         super().__init__()
         width = width or cfg.encoder_embed_dim
-        head_width = cfg.encoder_embed_dim // cfg.encoder_attention_heads
-        heads = max(1, width // head_width)
-        sizes = {"encoder_layers": layers, "encoder_embed_dim": width, "encoder_ffn_embed_dim": 4 * width}
-        own = BEATsConfig(cfg.to_dict(), **sizes, encoder_attention_heads=heads, encoder_layerdrop=0.0)
+        own = BEATsConfig(
+            cfg.to_dict(),
+            encoder_layers=layers,
+            encoder_embed_dim=width,
+            encoder_ffn_embed_dim=4 * width,
+            encoder_attention_heads=predictor_heads(cfg, width),
+            encoder_layerdrop=0.0,
+        )
         self.enter = nn.Linear(cfg.encoder_embed_dim, width)
         self.hidden = nn.Parameter(torch.randn(width) * 0.02)
         self.encoder = TransformerEncoder(own)
@@ -121,6 +125,8 @@ class Pretraining(Task):
             labels = self.tokenizer.label_fbank(fbank, batch.samples).flatten()[batch.asked]
             if self.settings.mel_shift:
                 fbank = shift_mel(fbank, batch.shifts)
+            if self.settings.equaliser_db:
+                fbank = equalise(fbank, batch.curves)
         logits = self.network(model.normalise(fbank), batch)
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing)
         hits = (logits.detach().argmax(-1) == labels).sum()

@@ -118,7 +118,8 @@ class Run:
         about = {"inputs": self.inputs, "teacher": self.teacher, **self.settings.to_dict()}
         file = self.folder / "run.yaml"
         if file.exists():
-            there = yaml.safe_load(file.read_text("utf-8"))
+            # What a setting did that the run was begun without, its default does.
+            there = _filled(yaml.safe_load(file.read_text("utf-8")), Settings(size=self.settings.size).to_dict())
             changed = [
                 f"{name} was {_brief(before)} and is now {_brief(now)}"
                 for name, before, now in _differences(there, about)
@@ -203,7 +204,8 @@ class Run:
         torch.manual_seed(self._seed(iteration, 2))
         model = BEATs(settings.beats_config(**self.fbank), freeze=False)
         task = Pretraining(model, tokenizer, settings.model, self._seed(iteration, 3))
-        self._fit(task, model, iteration, "model", mask=settings.model.mask, mel_shift=settings.model.mel_shift)
+        m = settings.model
+        self._fit(task, model, iteration, "model", mask=m.mask, mel_shift=m.mel_shift, equaliser_db=m.equaliser_db)
 
     def _patch_size(self) -> int:
         return self.settings.beats_config().input_patch_size
@@ -441,6 +443,16 @@ def _workers(wanted: int, processes: int) -> int:
 def _leads() -> bool:
     """Whether this process is the one that writes; the others are started by it, and find what it wrote."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+
+
+def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries, with defaults for what they lack."""
+    nested = {
+        name: _filled(values.get(name) or {}, default) if name != "config" else values.get(name, default)
+        for name, default in defaults.items()
+        if isinstance(default, dict)
+    }
+    return {**defaults, **values, **nested}
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

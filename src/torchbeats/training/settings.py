@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -60,6 +61,7 @@ class Model(Optimiser):
     predictor_layers: int = 3
     predictor_width: int = 0  # 0: that of the encoder
     mel_shift: int = 0  # the model hears each clip up to this many mel bins higher or lower than its labels
+    equaliser_db: float = 0.0  # and coloured by a smooth curve of about this depth, as by another microphone
 
 
 @dataclass
@@ -249,42 +251,69 @@ def _as(kind: Any, value: Any, name: str) -> Any:
 
 def _check(chosen: Settings) -> None:
     """Refuse values that would only fail later, or quietly do nothing."""
+    if unknown := sorted(chosen.config.keys() - {field.name for field in dataclasses.fields(BEATsConfig)}):
+        there = ", ".join(f"config.{field.name}" for field in dataclasses.fields(BEATsConfig))
+        raise SettingsError(f"There is no setting config.{unknown[0]}; there are {there}.")
+    try:
+        chosen.beats_config().check()
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"config: {error}") from error
+    data, tokens, model, distillation, trainer = (
+        chosen.data, chosen.tokens, chosen.model, chosen.distillation, chosen.trainer
+    )  # fmt: skip
+    phases = (model, distillation)
+    config = chosen.beats_config()
+    width = model.predictor_width or config.encoder_embed_dim
     rules = {
         "iterations must be at least 1": chosen.iterations >= 1,
         "seed must be at least 0": chosen.seed >= 0,
-        "data.workers must be at least 0, or -1": chosen.data.workers >= -1,
-        "data.crop_seconds must name at least one length of 0.175 s or more": bool(chosen.data.crop_seconds)
-        and min(chosen.data.crop_seconds) >= 0.175,
-        "data.batch_seconds must be at least the longest of data.crop_seconds": chosen.data.batch_seconds
-        >= max(chosen.data.crop_seconds, default=0),
-        "data.band_limited must lie between 0 and 1": 0 <= chosen.data.band_limited <= 1,
-        "model.mask must be at least 0 and less than 1": 0 <= chosen.model.mask < 1,
-        "tokens.quant_n must be at least 2": chosen.tokens.quant_n >= 2,
-        "tokens.quant_dim must be at least 1": chosen.tokens.quant_dim >= 1,
-        "model.predictor_layers must be at least 1": chosen.model.predictor_layers >= 1,
-        "distillation.estimator_layers must be at least 1": chosen.distillation.estimator_layers >= 1,
-        "distillation.kmeans_batches must be at least 1": chosen.distillation.kmeans_batches >= 1,
-        "distillation.decay must be at least 0 and less than 1": 0 <= chosen.distillation.decay < 1,
-        f"tokens.normalisation must be one of {', '.join(PATCH_NORMALISATIONS)}": chosen.tokens.normalisation
+        "data.workers must be at least 0, or -1": data.workers >= -1,
+        "data.crop_seconds must name at least one length of 0.175 s or more": len(data.crop_seconds) > 0
+        and all(0.175 <= seconds < math.inf for seconds in data.crop_seconds),
+        "data.batch_seconds must be at least the longest of data.crop_seconds": max(data.crop_seconds, default=0)
+        <= data.batch_seconds
+        < math.inf,
+        "data.statistics_seconds must be more than 0": data.statistics_seconds > 0,
+        "data.gain_db must be at least 0": 0 <= data.gain_db < math.inf,
+        "data.band_limited must lie between 0 and 1": 0 <= data.band_limited <= 1,
+        "model.mask must be at least 0 and less than 1": 0 <= model.mask < 1,
+        "model.label_smoothing must be at least 0 and less than 1": 0 <= model.label_smoothing < 1,
+        "model.mel_shift must lie between 0 and 127": 0 <= model.mel_shift < 128,
+        "model.equaliser_db must be at least 0": 0 <= model.equaliser_db < math.inf,
+        f"model.predictor_width must be a multiple of its {predictor_heads(config, width)} heads and of "
+        f"config.conv_pos_groups, {config.conv_pos_groups}": width > 0
+        and width % config.conv_pos_groups == 0
+        and width % predictor_heads(config, width) == 0,
+        "model.predictor_layers must be at least 1": model.predictor_layers >= 1,
+        "tokens.quant_n must be at least 2": tokens.quant_n >= 2,
+        "tokens.quant_dim must be at least 1": tokens.quant_dim >= 1,
+        f"tokens.normalisation must be one of {', '.join(PATCH_NORMALISATIONS)}": tokens.normalisation
         in PATCH_NORMALISATIONS,
-        "distillation.start must be fresh or teacher": chosen.distillation.start in ("fresh", "teacher"),
-        "the two betas must lie between 0 and 1": all(
-            len(part.betas) == 2 and all(0 <= beta < 1 for beta in part.betas)
-            for part in (chosen.model, chosen.distillation)
+        "distillation.estimator_layers must be at least 1": distillation.estimator_layers >= 1,
+        "distillation.kmeans_batches must be at least 1": distillation.kmeans_batches >= 1,
+        "distillation.decay must be at least 0 and less than 1": 0 <= distillation.decay < 1,
+        "distillation.beta must be at least 0": 0 <= distillation.beta < math.inf,
+        "distillation.reseed_below must be at least 0 and less than 1": 0 <= distillation.reseed_below < 1,
+        "distillation.start must be fresh or teacher": distillation.start in ("fresh", "teacher"),
+        "lr must be more than 0": all(0 < phase.lr < math.inf for phase in phases),
+        "warmup and weight_decay must be at least 0": all(
+            phase.warmup >= 0 and 0 <= phase.weight_decay < math.inf for phase in phases
         ),
-        "steps must be at least 1": min(chosen.model.steps, chosen.distillation.steps) >= 1,
+        "the two betas must lie between 0 and 1": all(
+            len(phase.betas) == 2 and all(0 <= beta < 1 for beta in phase.betas) for phase in phases
+        ),
+        "steps must be at least 1": all(phase.steps >= 1 for phase in phases),
+        "trainer.clip must be at least 0": 0 <= trainer.clip < math.inf,
         "trainer.log_every, save_every and accumulate must be at least 1": min(
-            chosen.trainer.log_every, chosen.trainer.save_every, chosen.trainer.accumulate
+            trainer.log_every, trainer.save_every, trainer.accumulate
         )
         >= 1,
     }
     for rule, kept in rules.items():
         if not kept:
             raise SettingsError(f"The settings cannot be followed: {rule}.")
-    try:
-        chosen.beats_config().check()
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"config: {error}") from error
-    if unknown := sorted(chosen.config.keys() - {field.name for field in dataclasses.fields(BEATsConfig)}):
-        there = ", ".join(f"config.{field.name}" for field in dataclasses.fields(BEATsConfig))
-        raise SettingsError(f"There is no setting config.{unknown[0]}; there are {there}.")
+
+
+def predictor_heads(config: BEATsConfig, width: int) -> int:
+    """Attention heads of a label predictor: as wide as the encoder's, if it is wide enough for one."""
+    return max(1, width // (config.encoder_embed_dim // config.encoder_attention_heads))
