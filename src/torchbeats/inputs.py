@@ -7,8 +7,9 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torchbeats.audio import AUDIO_SUFFIXES
 
@@ -50,8 +51,8 @@ def _expand(given: str) -> Iterator[str]:
         yield from (name for name in names if name.strip())
     elif os.path.isdir(given):
         yield from _in_folder(given)
-    elif (suffix := Path(given).suffix.lower()) in _LISTS:
-        yield from _in_list(Path(given), _LISTS[suffix])
+    elif Path(given).suffix.lower() in LIST_SUFFIXES:
+        yield from (row["path"] for row in read_list(Path(given)))
     else:
         yield given
 
@@ -68,49 +69,69 @@ def _in_folder(folder: str) -> Iterator[str]:
         raise InputError(f"There is no sound file in the folder {folder}, nor in any below it.")
 
 
-def _in_list(path: Path, read: Callable[[str], Iterable[str]] | None) -> Iterator[str]:
+def read_list(path: Path, columns: Collection[str] = ()) -> list[dict[str, Any]]:
+    """The rows of a list that have a path.
+
+    Args:
+        path: of a list that ends in .csv, .txt, .jsonl or .parquet.
+        columns: what is wanted of each row beside its path, where it has it.
+
+    Returns:
+        Dictionaries with "path", a file's path as it can be opened from here, and the columns.
+
+    Raises:
+        InputError: there is no such list, it cannot be read, or has no paths.
+    """
     try:
-        entries = list(_read_parquet(path) if read is None else read(path.read_text("utf-8-sig")))
+        rows = list(_LISTS[path.suffix.lower()](path, columns))
     except FileNotFoundError:
         raise InputError(f"There is no list {path}.") from None
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"The list {path} cannot be read: {error}") from error
-    for entry in entries:
-        beside = path.parent / entry  # an absolute entry stays what it is
-        yield entry if not beside.exists() and os.path.exists(entry) else str(beside)
+    for row in rows:
+        beside = path.parent / row["path"]  # an absolute path stays what it is
+        if beside.exists() or not os.path.exists(row["path"]):
+            row["path"] = str(beside)
+    return rows
 
 
-def _read_parquet(path: Path) -> Iterator[str]:
+def _read_parquet(path: Path, columns: Collection[str]) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     table = pq.ParquetFile(path)
     column = _path_column(table.schema_arrow.names)
-    for batch in table.iter_batches(columns=[column]):
-        yield from (str(entry) for entry in batch.column(0).to_pylist() if entry)
+    wanted = {column, *columns} & set(table.schema_arrow.names)
+    for batch in table.iter_batches(columns=sorted(wanted)):
+        yield from (_row(row, column, columns) for row in batch.to_pylist() if row[column])
 
 
-def _read_txt(text: str) -> Iterator[str]:
-    return (line for line in text.split("\n") if line.strip())  # not splitlines: U+2028 and its like may be in names
+def _read_txt(path: Path, columns: Collection[str]) -> Iterator[dict[str, Any]]:
+    # not splitlines: U+2028 and its like may be in names
+    return ({"path": line} for line in path.read_text("utf-8-sig").split("\n") if line.strip())
 
 
-def _read_csv(text: str) -> Iterator[str]:
-    rows = csv.DictReader(io.StringIO(text, newline="\n"))
+def _read_csv(path: Path, columns: Collection[str]) -> Iterator[dict[str, Any]]:
+    rows = csv.DictReader(io.StringIO(path.read_text("utf-8-sig"), newline="\n"))
     column = _path_column(rows.fieldnames or ())
-    return (row[column] for row in rows if row[column])
+    return (_row(row, column, columns) for row in rows if row[column])
 
 
-def _read_jsonl(text: str) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _read_jsonl(path: Path, columns: Collection[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(path.read_text("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
         except ValueError as error:
             raise ValueError(f"line {number} is not JSON ({error}).") from error
-        path = entry[_path_column(entry)] if isinstance(entry, dict) else entry
-        if not isinstance(path, str):
-            raise ValueError(f"line {number} must hold a path, not {path!r}.")
-        yield path
+        row = _row(entry, _path_column(entry), columns) if isinstance(entry, dict) else {"path": entry}
+        if not isinstance(row["path"], str):
+            raise ValueError(f"line {number} must hold a path, not {row['path']!r}.")
+        yield row
+
+
+def _row(values: Mapping[str, Any], path_column: str, columns: Collection[str]) -> dict[str, Any]:
+    return {"path": values[path_column], **{name: values[name] for name in columns if name in values}}
 
 
 def _path_column(columns: Iterable[str]) -> str:
@@ -121,5 +142,10 @@ def _path_column(columns: Iterable[str]) -> str:
     raise ValueError(f"it needs a column called {' or '.join(PATH_COLUMNS)}; it has {', '.join(columns) or 'none'}.")
 
 
-# What reads the text of a list; None for one that is not text.
-_LISTS = {".csv": _read_csv, ".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": None}
+_LISTS: dict[str, Callable[[Path, Collection[str]], Iterable[dict[str, Any]]]] = {
+    ".csv": _read_csv,
+    ".txt": _read_txt,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+LIST_SUFFIXES = tuple(_LISTS)

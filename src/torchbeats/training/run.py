@@ -228,7 +228,7 @@ class Run:
                 accelerator=t.accelerator,
                 devices=t.devices,
                 num_nodes=t.nodes,
-                strategy=_strategy(t),
+                strategy=_strategy(t, leaves_out=product.cfg.encoder_layerdrop > 0),
                 precision=_precision(t),
                 accumulate_grad_batches=t.accumulate,
                 gradient_clip_val=t.clip or None,
@@ -418,13 +418,18 @@ def _copy_backbone(teacher: BEATs, tokenizer: Tokenizers) -> None:
     tokenizer.load_state_dict({**ours, **backbone})
 
 
-def _strategy(t: Trainer) -> Any:
-    """How processes work together; ours differs from Lightning's in leaving codebooks to their own arithmetic."""
+def _strategy(t: Trainer, leaves_out: bool) -> Any:
+    """How processes work together; ours differs from Lightning's in leaving codebooks to their own arithmetic.
+
+    Args:
+        t: settings.
+        leaves_out: a step may leave layers out.
+    """
     several = t.nodes > 1 or (isinstance(t.devices, int) and t.devices > 1)
     if t.devices in ("auto", "-1", -1) and t.accelerator in ("auto", "gpu", "cuda"):
         several = several or torch.cuda.device_count() > 1
     if t.strategy == "ddp" or (t.strategy == "auto" and several):
-        return DDPStrategy(broadcast_buffers=False)
+        return DDPStrategy(broadcast_buffers=False, find_unused_parameters=leaves_out)
     return t.strategy
 
 

@@ -120,12 +120,16 @@ class Task(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW; no decay of biases, norms and other vectors."""
-        trained = [p for p in self.parameters() if p.requires_grad]
         o = self.optimiser
-        groups = [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": o.weight_decay},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        groups: list[dict[str, Any]] = [
+            {"params": [], "weight_decay": o.weight_decay},
+            {"params": [], "weight_decay": 0.0},
         ]
+        for name, parameter in self.named_parameters():
+            # Told by name: where a strategy has spread the weights over processes, their shapes tell nothing.
+            decays = name.endswith((".weight", ".weight_v")) and "norm" not in name
+            if parameter.requires_grad:
+                groups[0 if decays else 1]["params"].append(parameter)
         optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.betas[0], o.betas[1]))
 
         def share(step: int) -> float:
