@@ -131,7 +131,7 @@ def excerpt(sound: str | os.PathLike[str] | BinaryIO, start: float, seconds: flo
     Args:
         sound: a sound file, or one that is open for reading, such as `io.BytesIO`.
         start: in seconds; where exactly a lossy format is entered may be off by a few milliseconds.
-        seconds: the most that is wanted.
+        seconds: the most that is wanted; infinity for all that there is.
 
     Returns:
         ``(samples,)`` float32, 16 kHz mono; shorter where the file ends before.
@@ -141,13 +141,13 @@ def excerpt(sound: str | os.PathLike[str] | BinaryIO, start: float, seconds: flo
     """
     path = sound if isinstance(sound, (str, os.PathLike)) else getattr(sound, "name", "an open file")
     file = None if isinstance(sound, (str, os.PathLike)) else sound
-    wanted, held = max(1, round(seconds * SAMPLE_RATE)), 0
+    wanted, held = None if seconds == float("inf") else max(1, round(seconds * SAMPLE_RATE)), 0
     faults: list[str] = []
     blocks: list[Floats] = []
     for block in _decode(os.fspath(path), faults, start, file):
         blocks.append(block)
         held += len(block)
-        if held >= wanted:
+        if wanted is not None and held >= wanted:
             break
     if not held:
         raise AudioError(path, faults[0] if faults else f"it holds no samples behind {start:.2f} s")

@@ -39,7 +39,7 @@ Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 Times: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 Values: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"  # float32 embeddings, or integer labels
 Sound: TypeAlias = (
-    "str | os.PathLike[str] | np.ndarray[Any, Any] | Tensor | tuple[np.ndarray[Any, Any] | Tensor, float]"
+    "str | os.PathLike[str] | Piece | np.ndarray[Any, Any] | Tensor | tuple[np.ndarray[Any, Any] | Tensor, float]"
 )
 
 POOLS = ("mean", "bands", "steps", "patches")
@@ -48,6 +48,21 @@ WINDOW_SECONDS = 10.0
 BATCH_SECONDS = 40.0
 GROUP_BATCHES = 8  # how many batches' worth of audio is sorted by length together
 WINDOWS_AHEAD = 4  # of each file that is being decoded
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file.
+
+    Attributes:
+        path: of the file.
+        start: in seconds.
+        end: in seconds; None for the file's end.
+    """
+
+    path: str
+    start: float = 0.0
+    end: float | None = None
 
 
 class Embedding(NamedTuple):
@@ -148,8 +163,7 @@ class Plan(BasePlan):
         if self.pool not in POOLS:
             raise ValueError(f"There is no pooling called {self.pool!r}; choose one of {', '.join(POOLS)}.")
         super().__post_init__()
-        if self.hop is not None and not SHORTEST_SECONDS / 10 <= self.hop <= self.window:
-            raise ValueError(f"The hop must lie between {SHORTEST_SECONDS / 10} s and the window's {self.window} s.")
+        _check_hop(self.hop, self.window)
         if self.hop is not None and self.by_step:
             raise ValueError(f"The pooling {self.pool!r} lays windows so that steps join; leave the hop out.")
 
@@ -172,8 +186,7 @@ class Plan(BasePlan):
         """Cut a stream of samples into ``(start, samples)`` windows."""
         if self.by_step:
             return super().windows(blocks, grid)
-        length = round(self.window * SAMPLE_RATE)
-        return _windows(blocks, length, length if self.hop is None else round(self.hop * SAMPLE_RATE))
+        return _windows_every(blocks, self.window, self.hop)
 
     def rows(self, model: Any, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
         """What becomes of a batch ``(B, samples)``: ``(rows, D)`` float32 for each clip."""
@@ -192,6 +205,45 @@ class Plan(BasePlan):
                 return encoded.steps()
             case _:
                 return encoded.by_step().flatten(2)
+
+
+@dataclass(frozen=True)
+class ScorePlan(BasePlan):
+    """How class probabilities are made: a row a window.
+
+    Args:
+        hop: seconds from a window's start to the next; the window's length where not given.
+        window: seconds that the model sees at once.
+        batch_seconds: audio in a batch, padding included.
+
+    Raises:
+        ValueError: a setting that makes no sense, named.
+    """
+
+    hop: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_hop(self.hop, self.window)
+
+    @property
+    def by_step(self) -> bool:
+        """A row for every step rather than for every window."""
+        return False
+
+    def check(self, model: nn.Module) -> None:
+        """Raise a ``ValueError`` where the model has no label head."""
+        if not isinstance(model, BEATs) or model.predictor is None:
+            raise ValueError("This model has no label head; take one that was fine-tuned.")
+
+    def windows(self, blocks: Iterable[Floats], grid: PatchGrid) -> Iterator[tuple[int, Floats]]:
+        """Cut a stream of samples into ``(start, samples)`` windows."""
+        return _windows_every(blocks, self.window, self.hop)
+
+    def rows(self, model: Any, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
+        """What becomes of a batch ``(B, samples)``: ``(1, classes)`` float32 probabilities for each clip."""
+        probabilities = model.probabilities(model.logits(wav, lengths=lengths))
+        return iter(probabilities.float().cpu().numpy()[:, np.newaxis])
 
 
 @dataclass(frozen=True)
@@ -218,6 +270,16 @@ def label_type(tokenizer: Tokenizers | RandomProjectionTokenizer) -> np.dtype[An
 
 def _windows(blocks: Iterable[Floats], length: int, hop: int) -> Iterator[tuple[int, Floats]]:
     return audio.windows(blocks, length, hop, round(SHORTEST_SECONDS * SAMPLE_RATE))
+
+
+def _windows_every(blocks: Iterable[Floats], window: float, hop: float | None) -> Iterator[tuple[int, Floats]]:
+    length = round(window * SAMPLE_RATE)
+    return _windows(blocks, length, length if hop is None else round(hop * SAMPLE_RATE))
+
+
+def _check_hop(hop: float | None, window: float) -> None:
+    if hop is not None and not SHORTEST_SECONDS / 10 <= hop <= window:
+        raise ValueError(f"The hop must lie between {SHORTEST_SECONDS / 10} s and the window's {window} s.")
 
 
 def _own(values: Values, counts: Tensor) -> Iterator[Values]:
@@ -502,6 +564,11 @@ def _decode_ahead(
 def _blocks(sound: Sound) -> Iterator[Floats]:
     if isinstance(sound, (str, os.PathLike)):
         return audio.stream(sound)
+    if isinstance(sound, Piece):
+        if not sound.start and sound.end is None:
+            return audio.stream(sound.path)
+        seconds = float("inf") if sound.end is None else sound.end - sound.start
+        return iter([audio.excerpt(sound.path, sound.start, seconds)])
     samples, rate = sound if isinstance(sound, tuple) else (sound, SAMPLE_RATE)
     return iter([audio.from_array(samples, rate)])
 
