@@ -160,7 +160,6 @@ def duration(path: str | os.PathLike[str]) -> float | None:
     Raises:
         AudioError: it cannot be opened, is empty, or is no sound file.
     """
-    import av
     import soundfile
 
     with _opened(path) as file:
@@ -174,14 +173,7 @@ def duration(path: str | os.PathLike[str]) -> float | None:
                 pass
             else:
                 return about.duration if about.frames else None
-        file.seek(0)
-        try:
-            container = av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
-        except av.error.FFmpegError as error:
-            raise AudioError(path, _unreadable(error)) from error
-        with container:
-            if not container.streams.audio:
-                raise AudioError(path, "it has no audio stream")
+        with _container(path, file) as container:
             sound = container.streams.audio[0]
             if sound.duration is not None and sound.time_base is not None:
                 return float(sound.duration * sound.time_base)
@@ -301,10 +293,6 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         yield file
 
 
-def _unreadable(error: Exception) -> str:
-    return f"it is no sound file that can be read, or its header is broken ({getattr(error, 'strerror', error)})"
-
-
 def _read_libsndfile(
     path: str, file: BinaryIO, serial: bytes, faults: list[str], start: float, in_memory: bool
 ) -> Generator[tuple[int, Channels], None, bool]:
@@ -346,16 +334,7 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
     import av
 
     seconds, spoilt = 0.0, 0
-    file.seek(0)
-    try:
-        # Not by name, which FFmpeg may take for an address ("2024-05-01T12:00.m4a"). And no playlist may lead to other
-        # files or into the network: the whitelist sees to that by naming a protocol that does not exist.
-        container = av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
-    except av.error.FFmpegError as error:
-        raise AudioError(path, _unreadable(error)) from error
-    with container:
-        if not container.streams.audio:
-            raise AudioError(path, "it has no audio stream")
+    with _container(path, file) as container:
         sound = container.streams.audio[0]
         if sound.codec_context is None:
             raise AudioError(path, "FFmpeg has no decoder for its sound")
@@ -387,6 +366,24 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
         faults.append(f"the file breaks off or is damaged: {spoilt} of its packets could not be decoded")
     elif name == "ogg" and not _last_ogg_page(file):
         faults.append("the file breaks off within an Ogg page")
+
+
+def _container(path: str | os.PathLike[str], file: BinaryIO) -> InputContainer:
+    """Opens a file with FFmpeg; it has at least one audio stream."""
+    import av
+
+    file.seek(0)
+    try:
+        # Not by name, which FFmpeg may take for an address ("2024-05-01T12:00.m4a"). And no playlist may lead to other
+        # files or into the network: the whitelist sees to that by naming a protocol that does not exist.
+        container = av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
+    except av.error.FFmpegError as error:
+        reason = f"it is no sound file that can be read, or its header is broken ({error.strerror})"
+        raise AudioError(path, reason) from error
+    if not container.streams.audio:
+        container.close()
+        raise AudioError(path, "it has no audio stream")
+    return container
 
 
 def _declared_seconds(container: InputContainer, sound: AudioStream) -> float | None:

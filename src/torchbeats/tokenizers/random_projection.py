@@ -13,11 +13,10 @@ from torchbeats.config import RandomProjectionConfig
 from torchbeats.families import Checkpoint
 from torchbeats.fbank import Fbank
 from torchbeats.patches import PatchGrid, mask_behind
-from torchbeats.tokenizers.tokens import PADDING, Tokens
-from torchbeats.waveform import prepare
+from torchbeats.tokenizers.tokens import PADDING, AcousticTokenizer, Tokens
 
 
-class RandomProjectionTokenizer(nn.Module):
+class RandomProjectionTokenizer(AcousticTokenizer, nn.Module):
     """Labels each patch with the nearest of N random vectors, in a space that a random matrix projects patches to.
 
     Nothing in it learns. What it looks at is the raw patch, normalised; never the embedding that a model learns.
@@ -29,8 +28,6 @@ class RandomProjectionTokenizer(nn.Module):
 
     projection: Tensor
     codes: Tensor
-    label_dict = None
-    labels = None  # tokens have no names
 
     def __init__(
         self,
@@ -58,27 +55,8 @@ class RandomProjectionTokenizer(nn.Module):
         return self.encode(wav, lengths)
 
     @torch.no_grad()
-    def encode(self, wav: Tensor, lengths: Tensor | None = None) -> Tokens:
-        """Labels of each clip on the grid of its steps and bands.
-
-        Args:
-            wav: ``(B, samples)`` at 16 kHz, in [-1, 1] or integer PCM.
-            lengths: ``(B,)`` integers, each clip's length in samples.
-        """
-        wav, samples = prepare(wav, self.grid.min_samples, lengths=lengths)
-        return Tokens.of(self.label_fbank(self.fbank(wav), samples), self.grid)
-
-    @torch.no_grad()
     def label_fbank(self, fbank: Tensor, samples: Tensor | None = None) -> Tensor:
-        """Labels from raw log-mel features, for callers who have those at hand.
-
-        Args:
-            fbank: ``(B, frames, 128)``.
-            samples: ``(B,)`` integers, length of each clip in samples; None where no row has padding.
-
-        Returns:
-            ``(B, T)`` int64, -1 behind a clip's own patches.
-        """
+        """Labels from raw log-mel features; see `AcousticTokenizer`."""
         size, bands = self.grid.patch_size, self.grid.bands
         steps = fbank.size(1) // size
         x = (fbank[:, : steps * size].float() - self.cfg.fbank_mean) / (2 * self.cfg.fbank_std)

@@ -12,11 +12,10 @@ from torchbeats.backbone import Backbone
 from torchbeats.config import FBANK_MEAN, FBANK_STD, TokenizersConfig
 from torchbeats.families import Checkpoint
 from torchbeats.tokenizers.codebook import NormEMAVectorQuantizer
-from torchbeats.tokenizers.tokens import PADDING, Tokens
-from torchbeats.waveform import prepare
+from torchbeats.tokenizers.tokens import PADDING, AcousticTokenizer
 
 
-class Tokenizers(Backbone):
+class Tokenizers(AcousticTokenizer, Backbone):
     """Acoustic tokenizer: one of ``quant_n`` labels for each patch.
 
     Args:
@@ -29,8 +28,6 @@ class Tokenizers(Backbone):
     """
 
     cfg: TokenizersConfig
-    label_dict = None
-    labels = None  # tokens have no names
 
     def __init__(
         self,
@@ -82,26 +79,8 @@ class Tokenizers(Backbone):
         encoded, _ = self._encode(source, padding_mask=padding_mask, fbank_mean=fbank_mean, fbank_std=fbank_std)
         return self._quantise(encoded.x)
 
-    def encode(self, wav: Tensor, lengths: Tensor | None = None) -> Tokens:
-        """Labels of each clip on the grid of its steps and bands.
-
-        Args:
-            wav: ``(B, samples)`` at 16 kHz, in [-1, 1] or integer PCM.
-            lengths: ``(B,)`` integers, each clip's length in samples.
-        """
-        wav, samples = prepare(wav, self.grid.min_samples, lengths=lengths)
-        return Tokens.of(self.label_fbank(self.fbank(wav), samples), self.grid)
-
     def label_fbank(self, fbank: Tensor, samples: Tensor | None = None) -> Tensor:
-        """Labels from raw log-mel features, for callers who have those at hand.
-
-        Args:
-            fbank: ``(B, frames, 128)``.
-            samples: ``(B,)`` integers, length of each clip in samples; None where no row has padding.
-
-        Returns:
-            ``(B, T)`` int64, -1 behind a clip's own patches.
-        """
+        """Labels from raw log-mel features; see `AcousticTokenizer`."""
         encoded, _ = self.encode_features(self.normalise(fbank), samples)
         return self._quantise(encoded.x).view(encoded.padding_mask.shape).masked_fill(encoded.padding_mask, PADDING)
 

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchbeats.fbank import Fbank
 from torchbeats.patches import PatchGrid
+from torchbeats.waveform import prepare
 
 PADDING = -1  # stands where a clip has no patch
 
@@ -32,3 +34,34 @@ class Tokens(NamedTuple):
         start = torch.arange(labels.size(1), dtype=torch.float64, device="cpu")
         times = torch.stack([start, start + 1], dim=1) * grid.step_seconds
         return cls(labels, (labels[..., 0] != PADDING).sum(1), times)
+
+
+class AcousticTokenizer:
+    """What all tokenizers can do once they can label log-mel features."""
+
+    grid: PatchGrid
+    fbank: Fbank
+    label_dict = None
+    labels = None  # tokens have no names
+
+    def label_fbank(self, fbank: Tensor, samples: Tensor | None = None) -> Tensor:
+        """Labels from raw log-mel features, for callers who have those at hand.
+
+        Args:
+            fbank: ``(B, frames, 128)``.
+            samples: ``(B,)`` integers, length of each clip in samples; None where no row has padding.
+
+        Returns:
+            ``(B, T)`` int64, -1 behind a clip's own patches.
+        """
+        raise NotImplementedError
+
+    def encode(self, wav: Tensor, lengths: Tensor | None = None) -> Tokens:
+        """Labels of each clip on the grid of its steps and bands.
+
+        Args:
+            wav: ``(B, samples)`` at 16 kHz, in [-1, 1] or integer PCM.
+            lengths: ``(B,)`` integers, each clip's length in samples.
+        """
+        wav, samples = prepare(wav, self.grid.min_samples, lengths=lengths)
+        return Tokens.of(self.label_fbank(self.fbank(wav), samples), self.grid)
