@@ -34,7 +34,7 @@ def test_every_size_makes_sense(size):
 
 def test_each_kind_of_setting_wins_over_the_one_before(file):
     assert Settings().model.steps == 400_000
-    assert settings("nano").model.steps == 20_000
+    assert settings("nano").model.steps == PRESETS["nano"]["model"]["steps"]
     path = file("model: {steps: 30, lr: 0.1}\nseed: 1\n")
     chosen = settings("nano", path)
     assert (chosen.model.steps, chosen.model.lr, chosen.seed) == (30, 0.1, 1)

@@ -26,6 +26,7 @@ from torchbeats.layers import (
 )
 from torchbeats.loading import load
 from torchbeats.model import BEATs
+from torchbeats.tagging import Tags, tag
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer, Tokenizers, Tokens
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     "RandomProjectionTokenizer",
     "SamePad",
     "Swish",
+    "Tags",
     "TokenGrid",
     "Tokenizers",
     "TokenizersConfig",
@@ -62,5 +64,6 @@ __all__ = [
     "load",
     "quant_noise",
     "save",
+    "tag",
     "tokenize",
 ]

@@ -29,12 +29,13 @@ def povey_window() -> Tensor:
     return torch.hann_window(FRAME_LENGTH, periodic=False, dtype=torch.float32, device="cpu").pow(0.85)
 
 
+def mel(hz: Any) -> Any:
+    """Hertz, a number or an array of them, on Kaldi's mel scale."""
+    return 1127.0 * np.log1p(hz / 700.0)
+
+
 def mel_filters() -> Tensor:
     """Triangular filters, equally spaced and linear on Kaldi's mel scale: ``(257, 128)``, FFT bin by mel band."""
-
-    def mel(hz: Any) -> Any:
-        return 1127.0 * np.log1p(hz / 700.0)
-
     edges = np.linspace(mel(LOW_HZ), mel(HIGH_HZ), N_MELS + 2)
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     bins = mel(np.arange(N_FFT // 2 + 1) * SAMPLE_RATE / N_FFT)[:, np.newaxis]

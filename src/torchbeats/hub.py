@@ -53,6 +53,7 @@ BUILT_IN_NOTE = (
     f"Using the built-in model {BUILT_IN} (5 M parameters, free audio). For research name a larger one, such as "
     "beats-iter3-plus-as2m; `torchbeats models` lists them."
 )
+BUILT_IN_TAGGER: str | None = None  # what `torchbeats tag` takes where no model is named
 
 _BASE, _LARGE = 362_000_000, 1_250_000_000  # bytes of float32: 90.4 M and about 312 M parameters
 _MICROSOFT = "lpepino/beats_ckpts", "5b53b0404df452a3a607d7e67687227730e5bad1"  # Microsoft's own links have died

@@ -368,7 +368,7 @@ def embed(
         ValueError: a setting that makes no sense, or inputs that name no files.
     """
     plan = Plan(pool, layer, hop, window=window, batch_seconds=batch_seconds)
-    found = _groups_of(inputs, model, plan, device, dtype, jobs)
+    found = groups_of(inputs, model, plan, device, dtype, jobs)
     return (row for group in found for row in group.rows())
 
 
@@ -402,10 +402,10 @@ def tokenize(
         ValueError: a setting that makes no sense, or inputs that name no files.
     """
     plan = TokenPlan(window=window, batch_seconds=batch_seconds)
-    return _by_file(_groups_of(inputs, tokenizer, plan, device, None, jobs))
+    return _by_file(groups_of(inputs, tokenizer, plan, device, None, jobs))
 
 
-def _groups_of(
+def groups_of(
     inputs: Sound | Iterable[Sound],
     model: nn.Module | str | os.PathLike[str] | None,
     plan: BasePlan,

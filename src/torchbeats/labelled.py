@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,9 @@ from torchbeats.inputs import LIST_SUFFIXES, PATH_COLUMNS, InputError, find_audi
 
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "classes")  # of a list, the first that is there
 SEPARATORS = ";|"  # between the labels of one sound, in a list that is text
-_OTHER_COLUMNS = ("start", "end", "split", "fold", "group")
+SPLITS = ("train", "valid", "validation", "val", "dev", "test", "eval")  # folders of class folders, not classes
+_PLACES = ("split", "fold", "group")  # a sound is in one of each
+_OTHER_COLUMNS = ("start", "end", *_PLACES)
 
 
 class Example(NamedTuple):
@@ -78,40 +81,67 @@ class Labelled:
         """Some of the examples, with the same classes."""
         return Labelled([self.examples[i] for i in chosen], self.classes, self.problem_type)
 
+    def where(self, split: str | None = None, fold: str | None = None) -> Labelled:
+        """The examples of a split, of a fold, or of both.
+
+        Raises:
+            InputError: there are none; the message says what there is.
+        """
+        chosen = range(len(self.examples))
+        for name, wanted in (("split", split), ("fold", fold)):
+            if wanted is None:
+                continue
+            there = {i: getattr(self.examples[i], name) for i in chosen}
+            chosen = [i for i in chosen if there[i] == wanted]  # type: ignore[assignment]
+            if not chosen:
+                known = sorted({value for value in there.values() if value is not None})
+                said = f"there are {_few(known)}" if known else f"no example says its {name}"
+                raise InputError(f"There is no example in the {name} {wanted!r}; {said}.")
+        return self.subset(chosen)
+
 
 def read_labelled(
     inputs: Sequence[str | os.PathLike[str]],
     problem_type: str | None = None,
     classes: Sequence[str] | None = None,
+    aliases: Mapping[str, str] | None = None,
 ) -> Labelled:
     """Find labelled sounds.
 
     Args:
         inputs: folders, in which every sound belongs to the class that the folder below them is named after; lists
             (.csv, .jsonl, .parquet) with a path, one or several labels, and maybe start, end, split, fold, group.
-            A sound that a list names more than once, with the same start and end, has all of those labels.
+            A sound that a list names more than once, with the same start and end, has all of those labels. Folders
+            named train, valid, test and so on, with class folders in them, are splits.
         problem_type: "single_label" or "multi_label"; by what the labels are where not given.
         classes: those that a model has; where not given, all labels that there are.
+        aliases: other names of classes, such as AudioSet ids.
 
     Raises:
         InputError: no examples, a list without the columns, a sound without a label or with several where each must
-            have one, a label that is none of ``classes``, or files of which not one is there.
+            have one, in two splits or two folds at once, a label that is none of ``classes``, or files of which not
+            one is there.
     """
     if problem_type not in (None, *PROBLEM_TYPES):
         raise InputError(f"The problem type must be one of {', '.join(PROBLEM_TYPES)}, not {problem_type!r}.")
+    # One letter may be one code point or two; the model's way of writing wins, and ours is the composed one.
+    called = {_composed(name): name for name in classes or ()}
+    called.update({_composed(other): name for other, name in (aliases or {}).items() if _composed(other) not in called})
     merged: dict[tuple[str, float, float | None], Example] = {}
     for given in inputs:
         for example in _examples(os.fspath(given)):
-            key = (example.path, example.start, example.end)
-            if (before := merged.get(key)) is not None:
-                example = before._replace(labels=tuple(dict.fromkeys(before.labels + example.labels)))
-            merged[key] = example
+            labels = (called.get(label, label) for label in example.labels)
+            example = example._replace(labels=tuple(dict.fromkeys(labels)))
+            key = (os.path.abspath(example.path), example.start, example.end)
+            merged[key] = _both(merged[key], example) if key in merged else example
     examples = list(merged.values())
     if not examples:
         raise InputError("The inputs name no sounds.")
     if not any(os.path.exists(example.path) for example in examples):
         raise InputError(f"None of the {len(examples):,} sounds is there; the first would be {examples[0].path}.")
     found = sorted({label for example in examples for label in example.labels})
+    if not found:
+        raise InputError(f"Not one of the {len(examples):,} sounds has a label.")
     if classes is not None and (unknown := [label for label in found if label not in set(classes)]):
         raise InputError(f"There is no class called {_few(unknown)}; there are {_few(list(classes))}.")
     odd = next((example for example in examples if len(example.labels) != 1), None)
@@ -130,8 +160,26 @@ def _examples(given: str) -> Iterable[Example]:
     raise InputError(f"{given} is neither a folder of class folders nor a list ({', '.join(LIST_SUFFIXES)}).")
 
 
+def _both(before: Example, example: Example) -> Example:
+    """One example of two that are the same sound."""
+    places = {}
+    for name in _PLACES:
+        there, here = getattr(before, name), getattr(example, name)
+        if there is not None and here is not None and there != here:
+            raise InputError(f"{example.path} is in the {name} {there!r} and in {here!r}; it can be in one only.")
+        places[name] = there if here is None else here
+    return before._replace(labels=tuple(dict.fromkeys(before.labels + example.labels)), **places)
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
 def _in_class_folders(folder: Path) -> list[Example]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = _folders(folder)
+    if names and all(name.lower() in SPLITS and _folders(folder / name) for name in names):
+        split = [(name.lower(), example) for name in names for example in _in_class_folders(folder / name)]
+        return [example._replace(split=name) for name, example in split]
     if not names:
         raise InputError(
             f"{folder} has no folders in it; every class needs one of its own, named after it, with its sounds."
@@ -139,7 +187,7 @@ def _in_class_folders(folder: Path) -> list[Example]:
     examples = []
     for name in names:
         try:
-            examples += [Example(path, (name,)) for path in find_audio([folder / name])]
+            examples += [Example(path, (_composed(name),)) for path in find_audio([folder / name])]
         except InputError as error:
             raise InputError(f"The class {name!r} has no sounds: {error}") from error
     return examples
@@ -168,7 +216,7 @@ def _example(path: Path, number: int, row: dict[str, Any], column: str) -> Examp
         ) from None
     if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
         raise InputError(f"Row {number} of {path} ends at {end} s, but starts at {start or 0} s.")
-    kept = {name: _word(row.get(name)) for name in ("split", "fold", "group")}
+    kept = {name: _word(row.get(name)) for name in _PLACES}
     return Example(row["path"], _labels(row.get(column)), start or 0.0, end, **kept)
 
 
@@ -198,7 +246,11 @@ def _word(value: Any) -> str | None:
         return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip() or None
+    return _composed(str(value)).strip() or None
+
+
+def _composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
 
 
 def _seconds(value: Any) -> float | None:

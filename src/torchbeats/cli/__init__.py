@@ -10,7 +10,7 @@ import typer
 
 from torchbeats import __version__
 from torchbeats.audio import AudioWarning
-from torchbeats.cli import convert, embed, models, pretrain, tokens
+from torchbeats.cli import convert, embed, evaluate, models, pretrain, probe, tag, tokens
 from torchbeats.cli.console import complain
 from torchbeats.families import CheckpointError
 from torchbeats.hub import HubError
@@ -41,6 +41,9 @@ def _options(
 
 app.command("embed")(embed.embed)
 app.command("tokens")(tokens.tokens)
+app.command("tag")(tag.tag)
+app.command("evaluate")(evaluate.evaluate)
+app.command("probe")(probe.probe)
 app.command("pretrain")(pretrain.pretrain)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)

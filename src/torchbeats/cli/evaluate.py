@@ -1,0 +1,187 @@
+"""``torchbeats evaluate``: labelled sounds → how good a fine-tuned model's classes are."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from torchbeats import __version__, checkpoint, hub
+from torchbeats.cli.console import audio_progress, complain, remark
+from torchbeats.cli.labelled import DATA, Format, plain, show
+from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window, device_called
+from torchbeats.config import BEATsConfig
+from torchbeats.evaluation import plots
+from torchbeats.evaluation.metrics import ClassFigures, Report, report
+from torchbeats.evaluation.rows import Rows, rows_of
+from torchbeats.files import replacing, sha256
+from torchbeats.inference import BATCH_SECONDS, WINDOW_SECONDS, ScorePlan
+from torchbeats.labelled import Labelled, read_labelled
+from torchbeats.model import BEATs
+from torchbeats.store import METADATA_KEY
+
+CALLED = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "mAP": "mAP",
+    "auc": "AUC",
+    "d_prime": "d′",
+    "lwlrap": "lwlrap",
+    "macro_f1": "macro F1",
+}
+COLUMNS = ("sounds", "AP", "AUC", "precision", "recall", "F1")
+SHOWN_CLASSES = 60  # more of them are no table for a terminal
+
+
+def evaluate(
+    data: DATA,
+    model: Annotated[str, typer.Option("--model", "-m", help=NAMES)],
+    split: Annotated[
+        str | None, typer.Option(help="Only examples that their list, or folder, has in this split.")
+    ] = None,
+    fold: Annotated[str | None, typer.Option(help="Only examples that their list has in this fold.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for metrics.json, classes.csv, scores.parquet and confusion.png."),
+    ] = None,
+    format: Format = None,
+    window: Window = WINDOW_SECONDS,
+    batch_seconds: BatchSeconds = BATCH_SECONDS,
+    device: Device = "auto",
+    jobs: Jobs = None,
+) -> None:
+    """Compare a fine-tuned model's classes with the labels of sounds.
+
+    Single-label models: accuracy, macro F1, mAP, d′ and a confusion matrix. Multi-label models: mAP, d′, lwlrap, and
+    macro F1 at a probability of one half. And figures of every class. Labels may be the model's names or AudioSet ids.
+    A sound's scores are the mean of its windows' probabilities. One that cannot be read is named and left out, and the
+    exit status is 1.
+    """
+    try:
+        plan = ScorePlan(window=window, batch_seconds=batch_seconds)
+        place = device_called(device)
+    except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
+        raise typer.BadParameter(str(error)) from error
+    weights = hub.resolve(model)
+    network = BEATs(checkpoint.read(weights, expect=BEATsConfig)).to(place)
+    try:
+        plan.check(network)
+    except ValueError as error:
+        raise typer.BadParameter(f"{model}: {error}") from error
+    names, aliases = class_names(network)
+    examples = read_labelled(data, network.cfg.problem_type, names, aliases).where(split, fold)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        if examples.problem_type == "single_label" and not plots.available():
+            complain(f"There will be no confusion.png. {plots.MISSING}", "Note")
+    with audio_progress(len(examples.examples), 0) as listener:
+        rows = rows_of(
+            examples.examples,
+            network,
+            plan,
+            jobs=jobs,
+            listener=listener,
+            on_failure=lambda path, reason: complain(f"{path}: {reason}.", "Skipped"),
+        )
+    heard = examples.subset(rows.heard.tolist())
+    found = report(heard.targets(), rows.values, names)
+    about = {
+        "torchbeats": __version__,
+        "model": model,
+        "weights": f"sha256:{sha256(weights)}",
+        "data": [os.path.abspath(given) for given in data],
+        "split": split,
+        "fold": fold,
+        "window": plan.window,
+    }
+    everything = described(found, about, rows)
+    if out is not None:
+        _write(out, found, everything, heard, rows)
+    show(format, everything, lambda console: _print(console, found))
+    if found.absent:
+        complain(
+            f"{len(found.absent)} of {len(names)} classes have no examples; means over classes leave them out.", "Note"
+        )
+    if rows.failures:
+        complain(f"{len(rows.failures):,} of {len(examples.examples):,} sounds could not be read, or not to their end.")
+        raise typer.Exit(1)
+    if out is not None:
+        remark(f"{out}: figures of {len(heard.examples):,} sounds.")
+
+
+def class_names(model: BEATs) -> tuple[list[str], dict[str, str]]:
+    """What a model's classes are called, and what else they may be called in data: the labels as its file has them."""
+    if model.label_dict is None:
+        return [str(number) for number in range(model.cfg.predictor_class)], {}
+    raw = [model.label_dict[index] for index in sorted(model.label_dict)]
+    names = model.labels or raw
+    if len(set(names)) < len(names):  # two classes would be one
+        return raw, {}
+    return names, dict(zip(raw, names, strict=True))
+
+
+def described(found: Report, about: dict[str, Any], rows: Rows) -> dict[str, Any]:
+    """A report as JSON has it; what is not defined is null."""
+    return plain(
+        {
+            **about,
+            "problem_type": found.problem_type,
+            "examples": found.examples,
+            "failed": [{"path": path, "error": reason} for path, reason in rows.failures],
+            "metrics": found.figures,
+            "classes": [figures._asdict() for figures in found.classes],
+            "absent": found.absent,
+            "confusion": None if found.confusion is None else found.confusion.tolist(),
+        }
+    )
+
+
+def _print(console: Console, found: Report) -> None:
+    means = Table("", *(CALLED[name] for name in found.figures))
+    means.add_row(f"{found.examples:,} sounds", *(f"{value:.3f}" for value in found.figures.values()))
+    console.print(means)
+    present = [figures for figures in found.classes if figures.examples]
+    if len(present) > SHOWN_CLASSES:
+        console.print(f"{len(present)} classes: --out or --format json has their figures.", markup=False)
+        return
+    table = Table("class", *(Column(name, justify="right") for name in COLUMNS))
+    for figures in present:
+        values = (f"{value:.3f}" if value == value else "–" for value in figures[2:])
+        table.add_row(figures.name.replace("[", r"\["), f"{figures.examples:,}", *values)
+    console.print(table)
+
+
+def _write(out: Path, found: Report, everything: dict[str, Any], heard: Labelled, rows: Rows) -> None:
+    with replacing(out / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(everything, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    with replacing(out / "classes.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(ClassFigures._fields)
+        writer.writerows(["" if value != value else value for value in figures] for figures in found.classes)
+    scores = pa.FixedSizeListArray.from_arrays(pa.array(rows.values.reshape(-1)), rows.values.shape[1])
+    columns = {
+        "path": [os.fsencode(example.path).decode("utf-8", "replace") for example in heard.examples],
+        "start": pa.array([example.start for example in heard.examples], pa.float64()),
+        "end": pa.array([example.end for example in heard.examples], pa.float64()),
+        "labels": pa.array([list(example.labels) for example in heard.examples], pa.list_(pa.string())),
+        "scores": scores,
+    }
+    kept = {name: everything[name] for name in ("torchbeats", "model", "weights", "window")}
+    about = {**kept, "classes": [figures.name for figures in found.classes]}
+    with replacing(out / "scores.parquet") as temporary:
+        table = pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(about)})
+        pq.write_table(table, temporary)
+    picture = out / "confusion.png"
+    if found.confusion is not None and plots.available():
+        with replacing(picture) as temporary:
+            plots.draw_confusion(found.confusion, [figures.name for figures in found.classes], temporary)
+    else:
+        picture.unlink(missing_ok=True)  # an earlier evaluation's

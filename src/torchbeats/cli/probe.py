@@ -1,0 +1,188 @@
+"""``torchbeats probe``: labelled sounds → how well frozen embeddings tell them apart."""
+
+from __future__ import annotations
+
+import os
+import time
+from enum import Enum
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from torchbeats import __version__, checkpoint, hub
+from torchbeats.cli.console import audio_progress, complain, console, remark
+from torchbeats.cli.labelled import DATA, Format, plain, show
+from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window, device_called
+from torchbeats.config import BEATsConfig
+from torchbeats.evaluation import probe as probing
+from torchbeats.evaluation.probe import CLASSIFIERS, CS, FOLDS, NEIGHBOURS, Design, Outcome
+from torchbeats.evaluation.rows import POOLS, LayersPlan, Rows, cache_folder, cached, rows_of
+from torchbeats.files import sha256
+from torchbeats.inference import BATCH_SECONDS, WINDOW_SECONDS
+from torchbeats.labelled import read_labelled
+from torchbeats.model import BEATs
+
+Pool = Enum("Pool", {name: name for name in POOLS}, type=str)  # type: ignore[misc]
+
+
+def probe(
+    data: DATA,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help=f"{NAMES} Default: the small built-in model.")
+    ] = None,
+    pool: Annotated[
+        Pool,
+        typer.Option(help="Embeddings: bands (mean over time, 8 frequency bands kept) or mean (over all patches)."),
+    ] = Pool.bands,  # type: ignore[attr-defined]
+    layer: Annotated[
+        str | None,
+        typer.Option(metavar="N|all", help="Whose output: 0 is the input to the first layer. Default: the last."),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Stratified folds that keep groups together. Default: the split or the folds that a list has, or each "
+            f"of its groups in turn; else {FOLDS} folds.",
+        ),
+    ] = None,
+    group_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="What in a path tells a group (a speaker, a recording) that is held out as a whole: the part in "
+            r"parentheses. `_([a-z]+)_[0-9]+\.wav$`, say.",
+        ),
+    ] = None,
+    c: Annotated[
+        float | None,
+        typer.Option(
+            "--c",
+            help="Inverse strength of the regression's regularisation. Default: chosen of "
+            f"{', '.join(f'{c:g}' for c in CS)} within each fold's training sounds.",
+        ),
+    ] = None,
+    format: Format = None,
+    window: Window = WINDOW_SECONDS,
+    batch_seconds: BatchSeconds = BATCH_SECONDS,
+    device: Device = "auto",
+    jobs: Jobs = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Neither use nor keep embeddings in ~/.cache/torchbeats/probe.")
+    ] = False,
+) -> None:
+    """Find out whether a model's embeddings are good for your sounds: cross-validated, with a confidence interval.
+
+    Two classifiers on frozen embeddings: logistic regression (one class against the rest where sounds have several
+    labels) on standardised values, and the nearest neighbours by cosine. Beside them stands what someone gets who does
+    not listen. A sound that cannot be read is named and left out, and the exit status is 1.
+    """
+    if not probing.available():
+        raise typer.BadParameter(probing.MISSING)
+    try:
+        number = int(layer) if layer and layer.isdecimal() else layer
+        plan = LayersPlan(pool=pool.value, layer=number, window=window, batch_seconds=batch_seconds)
+        if c is not None and not 0 < c < float("inf"):
+            raise ValueError(f"--c must be positive, not {c}.")
+        place = device_called(device)
+    except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
+        raise typer.BadParameter(str(error)) from error
+    labelled = read_labelled(data)
+    if group_from is not None:
+        labelled = probing.groups_from(labelled, group_from)
+    probing.design(labelled, folds, group_from is not None)  # says what is wrong before anything is computed
+    if model is None:
+        complain(hub.BUILT_IN_NOTE, "Note")
+        model = hub.BUILT_IN
+    weights = hub.resolve(model)
+    network = BEATs(checkpoint.read(weights, expect=BEATsConfig)).to(place)
+    try:
+        plan.check(network)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+    def compute() -> Rows:
+        with audio_progress(len(labelled.examples), 0) as listener:
+            return rows_of(labelled.examples, network, plan, jobs=jobs, listener=listener)
+
+    begun, fingerprint = time.monotonic(), sha256(weights)
+    rows, kept = cached(None if no_cache else cache_folder(), labelled.examples, fingerprint, plan, compute)
+    for path, reason in rows.failures:
+        complain(f"{path}: {reason}.", "Skipped")
+    remark(f"Embeddings: {'kept from before' if kept else f'{time.monotonic() - begun:.0f} s'}.")
+    heard = labelled.subset(rows.heard.tolist())
+    chosen = probing.design(heard, folds, group_from is not None)
+    if odd := next((example for example in heard.examples if len(example.labels) != 1), None):
+        said = f"the labels {', '.join(odd.labels)}" if odd.labels else "no label"
+        complain(f"A multi-label problem: {odd.path} has {said}.", "Note")
+    for warning in chosen.warnings:
+        complain(warning, "Warning")
+    names = plan.names(network)
+    x = rows.values.reshape(len(rows.values), len(names), -1)
+    outcomes: list[tuple[str, Outcome]] = []
+    with console.status("") as status:
+        for place_in_row, name in enumerate(names):
+            for classifier in CLASSIFIERS:
+                status.update(f"Layer {name}, {classifier}, {chosen.name}")
+                values = np.ascontiguousarray(x[:, place_in_row])
+                outcomes.append((name, probing.probe(values, heard, chosen, classifier, c)))
+    results = {
+        "torchbeats": __version__,
+        "model": model,
+        "weights": f"sha256:{fingerprint}",
+        "data": [os.path.abspath(given) for given in data],
+        "problem_type": heard.problem_type,
+        "classes": heard.counts(),
+        "examples": len(heard.examples),
+        "failed": [{"path": path, "error": reason} for path, reason in rows.failures],
+        "held_out": chosen.name,
+        "warnings": chosen.warnings,
+        "interval_over": chosen.unit,
+        "pool": plan.pool,
+        "window": plan.window,
+        "neighbours": NEIGHBOURS,
+        "results": [_result(name, outcome) for name, outcome in outcomes],
+    }
+    show(format, plain(results), lambda out: _print(out, heard.problem_type, chosen, outcomes))
+    if rows.failures:
+        total = len(labelled.examples)
+        complain(f"{len(rows.failures):,} of {total:,} sounds could not be read, or not to their end.")
+        raise typer.Exit(1)
+
+
+def _result(layer: str, outcome: Outcome) -> dict[str, Any]:
+    return {
+        "layer": int(layer),
+        "classifier": outcome.classifier,
+        **outcome.figures,
+        "interval": outcome.interval,
+        "chance": outcome.chance,
+        "tested": outcome.tested,
+        "by_fold": outcome.by_fold,
+        "c": outcome.c,
+        "confusion": None if outcome.confusion is None else outcome.confusion.tolist(),
+    }
+
+
+def _print(out: Console, problem_type: str, design: Design, outcomes: list[tuple[str, Outcome]]) -> None:
+    single = problem_type == "single_label"
+    main = "accuracy" if single else "mAP"
+    columns = ("layer", "classifier", main, "95 %", "chance", *(("macro F1",) if single else ()), "C")
+    table = Table(*(Column(name, no_wrap=True) for name in columns))
+    for layer, outcome in outcomes:
+        low, high = (f"{100 * end:.1f}" if end == end else "?" for end in outcome.interval)
+        table.add_row(
+            layer,
+            outcome.classifier,
+            f"{100 * outcome.figures[main]:.1f} %",
+            f"{low} – {high}",
+            f"{100 * outcome.chance:.1f} %",
+            *((f"{100 * outcome.figures['macro_f1']:.1f} %",) if single else ()),
+            ", ".join(f"{c:g}" for c in sorted(set(outcome.c))),
+        )
+    out.print(table)
+    tested = outcomes[0][1].tested
+    out.print(f"{tested:,} sounds held out: {design.name}. Intervals: bootstrap over {design.unit}.", markup=False)

@@ -1,0 +1,265 @@
+"""A picture of a recording of any length: its spectrogram above, the labels of its timeline below; constant memory."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchbeats.fbank import HIGH_HZ, LOW_HZ, Fbank, mel
+from torchbeats.inference import Floats
+from torchbeats.patches import FRAME_SHIFT, N_MELS, SAMPLE_RATE, PatchGrid, frames
+from torchbeats.tagging import Indices, TimelinePlan
+
+COLUMNS = (
+    1024  # of a summary, at most; a little less than a picture has pixels from left to right, so that none is lost
+)
+AT_ONCE = 5 * SAMPLE_RATE
+LABELS = 12  # in a picture, at most
+LONGEST_LABEL = 36  # characters
+RANGE_DB = 80.0  # below the loudest, of what is shown
+FAMILY = "DejaVu Sans"  # which comes with matplotlib
+KILOHERTZ = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+INSTALL = "Pictures need matplotlib: pip install 'torchbeats[plots]'."
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is there."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+class Summary:
+    """A sequence of vectors, however long, as at most ``columns`` of them, of equally many each but for the last.
+
+    Args:
+        width: values in a vector.
+        join: what makes one column of two: ``np.maximum``, ``np.logaddexp``.
+        columns: an even number; there are more than half of it as soon as so many vectors have come.
+    """
+
+    def __init__(self, width: int, join: np.ufunc, columns: int = COLUMNS) -> None:
+        self.each = 1  # vectors in a column
+        self._join, self._columns = join, np.empty((columns, width), np.float32)
+        self._full, self._in_last = 0, 0  # columns that are full; vectors in the one behind them
+
+    def add(self, vectors: Floats) -> None:
+        """Take ``(n, width)`` more."""
+        while len(vectors):
+            taken, vectors = np.split(vectors, [self.each - self._in_last])
+            joined = self._join.reduce(taken, axis=0)
+            last = self._columns[self._full]
+            last[:] = self._join(last, joined) if self._in_last else joined
+            self._in_last += len(taken)
+            if self._in_last == self.each:
+                self._full, self._in_last = self._full + 1, 0
+            if self._full == len(self._columns):
+                self._full, self.each = self._full // 2, self.each * 2
+                self._columns[: self._full] = self._join(self._columns[::2], self._columns[1::2])
+
+    def columns(self) -> Floats:
+        """``(columns, width)``."""
+        return self._columns[: self._full + (self._in_last > 0)].copy()
+
+    def counts(self) -> Indices:
+        """``(columns,)``: the vectors in each."""
+        counts = [self.each] * self._full + [self._in_last] * (self._in_last > 0)
+        return np.array(counts, np.intp)
+
+
+class Spectrogram:
+    """The log-mel spectrogram of a stream of samples; power is averaged over what comes to share a column."""
+
+    def __init__(self) -> None:
+        self._fbank, self._sums, self._rest = Fbank(), Summary(N_MELS, np.logaddexp), np.empty(0, np.float32)
+
+    def add(self, samples: Floats) -> None:
+        """Take ``(samples,)`` more."""
+        for first in range(0, len(samples), AT_ONCE):  # its features take twenty times a sound's memory
+            held = np.concatenate([self._rest, samples[first : first + AT_ONCE]])
+            count = max(0, frames(len(held)))
+            if count:
+                with torch.inference_mode():
+                    self._sums.add(self._fbank(torch.from_numpy(held)[None])[0].numpy())
+            self._rest = held[count * FRAME_SHIFT :]
+
+    @property
+    def seconds(self) -> float:
+        """Of a column."""
+        return self._sums.each * FRAME_SHIFT / SAMPLE_RATE
+
+    def decibels(self) -> Floats:
+        """``(columns, 128)``, where the loudest is 0."""
+        power = self._sums.columns() - np.log(np.maximum(self._sums.counts(), 1))[:, np.newaxis]
+        return (10 / math.log(10) * (power - power.max(initial=-np.inf))).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class HeardPlan(TimelinePlan):
+    """A timeline's plan for one recording, whose samples go to ``hear`` on their way."""
+
+    hear: Callable[[Floats], None] = field(kw_only=True)
+
+    def windows(self, blocks: Iterable[Floats], grid: PatchGrid) -> Iterator[tuple[int, Floats]]:
+        """As `TimelinePlan.windows`."""
+
+        def heard() -> Iterator[Floats]:
+            for block in blocks:
+                self.hear(block)
+                yield block
+
+        return super().windows(heard(), grid)
+
+
+class Timeline:
+    """What a picture needs of one recording.
+
+    Args:
+        names: of the classes.
+        every: seconds of a row.
+    """
+
+    def __init__(self, names: list[str], every: float) -> None:
+        self.names, self.every, self.end = names, every, 0.0
+        self.spectrogram = Spectrogram()
+        self._scores = Summary(len(names), np.maximum)
+        self._peaks = np.zeros(len(names), np.float32)  # of the classes that a row has named
+
+    def add(self, end: float, probabilities: Floats, named: Indices) -> None:
+        """Take the next row: where it ends, ``(classes,)`` probabilities, and which classes it names."""
+        self.end = end
+        self._scores.add(probabilities[np.newaxis])
+        self._peaks[named] = np.maximum(self._peaks[named], probabilities[named])
+
+    def chosen(self) -> Indices:
+        """The classes that a picture shows: of those that rows name the likeliest, by their peaks."""
+        order = np.argsort(-self._peaks, kind="stable")[:LABELS]
+        return order[self._peaks[order] > 0]
+
+    def draw(self, path: str | os.PathLike[str], title: str) -> None:
+        """Write the picture as a PNG."""
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter
+
+        chosen = self.chosen()
+        rows = max(1, len(chosen))
+        figure = Figure(figsize=(12, 4.2 + 0.32 * rows), layout="constrained")
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.0, 0.32 * rows])
+        self._draw_spectrogram(figure, above)
+        self._draw_labels(figure, below, chosen)
+        words, families = _writable(title, longest=100)
+        above.set_title(words, fontsize=12, fontfamily=families, parse_math=False)
+        below.set_xlim(0, self.end)
+        minutes = self.end >= 120
+        below.set_xlabel("time (min:s)" if minutes else "time (s)", fontsize=11)
+        if minutes:
+            below.xaxis.set_major_locator(_minute_ticks(self.end))
+            below.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{int(x // 60)}:{int(x % 60):02}"))
+        figure.savefig(path, format="png", dpi=120)
+
+    def _draw_spectrogram(self, figure: Any, axes: Any) -> None:
+        levels = self.spectrogram.decibels()
+        if not len(levels):  # the sound is shorter than a frame
+            levels = np.full((1, N_MELS), -RANGE_DB, np.float32)
+        width = len(levels) * self.spectrogram.seconds
+        image = axes.imshow(
+            levels.T,
+            extent=(0, width, -0.5, N_MELS - 0.5),
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            vmin=-RANGE_DB,
+            vmax=0,
+            interpolation="nearest",
+        )
+        low, high = mel(LOW_HZ), mel(HIGH_HZ)
+        places = [(mel(1000 * kilohertz) - low) / (high - low) * (N_MELS + 1) - 1 for kilohertz in KILOHERTZ]
+        axes.set_yticks(places, [f"{kilohertz:g}" for kilohertz in KILOHERTZ], fontsize=10)
+        axes.set_ylim(-1, N_MELS)
+        axes.set_facecolor("black")
+        axes.set_ylabel("frequency (kHz, mel)", fontsize=11)
+        axes.tick_params(labelbottom=False)
+        figure.colorbar(image, ax=axes, label="level (dB)", pad=0.01)
+
+    def _draw_labels(self, figure: Any, axes: Any, chosen: Indices) -> None:
+        scores = self._scores.columns()[:, chosen]
+        if not len(chosen):
+            axes.set_yticks([])
+            axes.text(0.5, 0.5, "no label reaches the threshold", transform=axes.transAxes, ha="center", va="center")
+            return
+        image = axes.imshow(
+            scores.T,
+            extent=(0, len(scores) * self._scores.each * self.every, len(chosen) - 0.5, -0.5),
+            aspect="auto",
+            cmap="Blues",
+            vmin=0,
+            vmax=min(1.0, math.ceil(10 * float(scores.max())) / 10),
+            interpolation="nearest",
+        )
+        written = [_writable(self.names[index]) for index in chosen]
+        axes.set_yticks(range(len(chosen)), [words for words, _ in written], fontsize=10.5)
+        for tick, (_, families) in zip(axes.get_yticklabels(), written, strict=True):
+            tick.set(fontfamily=families, parse_math=False)  # dollars are dollars
+        axes.set_yticks(np.arange(len(chosen) - 1) + 0.5, minor=True)
+        axes.grid(axis="y", which="minor", color="0.85", linewidth=0.8)
+        axes.tick_params(axis="y", which="both", length=0)
+        figure.colorbar(image, ax=axes, label="probability" if len(chosen) > 3 else "prob.", pad=0.01)
+
+
+def _minute_ticks(seconds: float) -> Any:
+    """Ticks at round numbers of seconds and minutes, about ten."""
+    from matplotlib.ticker import MultipleLocator
+
+    steps = (15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
+    return MultipleLocator(next((step for step in steps if seconds / step <= 12), 3600 * math.ceil(seconds / 43200)))
+
+
+# --- names in any script ----------------------------------------------------------------------------------------------
+
+
+def _writable(words: str, longest: int = LONGEST_LABEL) -> tuple[str, list[str]]:
+    """Words on one line, and the fonts that have them; what no font has becomes a box."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    if len(words) > longest:
+        words = words[: longest - 1] + "…"
+    families, fonts = [FAMILY], _fonts()
+    lacking = set(words) - _characters(fonts[FAMILY])
+    for family, path in fonts.items() if lacking else ():
+        if there := lacking & _characters(path):
+            families.append(family)
+            lacking -= there
+    return "".join("□" if c in lacking else c for c in words), families
+
+
+@cache
+def _fonts() -> dict[str, str]:
+    """Upright fonts of normal weight on this machine, family to file; not those with a sign for "no such letter"."""
+    from matplotlib.font_manager import fontManager
+
+    return {
+        font.name: font.fname
+        for font in sorted(fontManager.ttflist, key=lambda font: font.fname, reverse=True)
+        if font.style == "normal"
+        and font.weight in ("normal", "regular", 400)
+        and "last resort" not in font.name.lower()
+    }
+
+
+@cache
+def _characters(path: str) -> frozenset[str]:
+    """What a font can write; nothing where it cannot be had."""
+    from matplotlib.ft2font import FT2Font
+
+    with suppress(OSError, RuntimeError, ValueError):
+        font = FT2Font(path)
+        if font.scalable:  # pictures of emoji are not
+            return frozenset(map(chr, font.get_charmap()))
+    return frozenset()

@@ -1,0 +1,496 @@
+"""`torchbeats tag`: labels of sounds and timelines, in every form; values are the model's own."""
+
+import csv
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import warnings
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import test_cli
+import torchbeats
+from helpers import noise, small_model, small_tokenizer, tone
+from torchbeats import hub, tagging, timeline
+from torchbeats.inference import Group, Position
+from torchbeats.patches import PatchGrid
+
+run = test_cli.run  # fixture
+
+RATE = 16_000
+LABELS = {0: "/m/04rlf", 1: "犬の鳴き声", 2: "Größe $x^2$", 3: "a\tb\x1b[31m"}
+NAMES = ["Music", "犬の鳴き声", "Größe $x^2$", "a\tb\x1b[31m"]
+GOOD = {"a.wav": 1.0, "long.wav": 23.7, "sub/c.wav": 2.3}  # seconds
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = small_model(finetuned_model=True, predictor_class=4)
+    with torch.no_grad():
+        model.predictor.weight.mul_(10)
+    model.label_dict = LABELS
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    torchbeats.save(model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """The second one changes on its way: noise, a tone, noise."""
+    folder = tmp_path_factory.mktemp("sounds")
+    test_cli.write_sounds(folder, GOOD)
+    samples = noise(GOOD["long.wav"])
+    samples[8 * RATE : 16 * RATE] = tone(8)
+    soundfile.write(folder / "long.wav", samples, RATE)
+    return folder
+
+
+def probabilities(model, samples):
+    return model(torch.from_numpy(samples)[None])[1][0].numpy()
+
+
+def read(path):
+    return soundfile.read(path, dtype="float32")[0]
+
+
+def objects(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def of(row):
+    """Label to probability."""
+    return {entry["label"]: entry["probability"] for entry in row["labels"]}
+
+
+# --- rows a file
+
+
+def test_a_row_a_file(run, model, saved, sounds):
+    status, out, err = run("tag", sounds, "-m", saved)
+    assert (status, err) == (0, "")
+    rows = objects(out)
+    assert [row["path"] for row in rows] == [str(sounds / name) for name in GOOD]
+    assert [(row["start"], row["end"]) for row in rows] == [(0.0, seconds) for seconds in GOOD.values()]
+    for row in rows:
+        assert set(of(row)) == set(NAMES)
+        samples = read(row["path"])
+        pieces = [samples[start : start + 10 * RATE] for start in range(0, len(samples), 10 * RATE)]
+        expected = sum(len(piece) * probabilities(model, piece) for piece in pieces) / len(samples)
+        np.testing.assert_allclose([of(row)[name] for name in NAMES], expected, atol=1e-5)
+        assert list(of(row).values()) == sorted(of(row).values(), reverse=True)
+
+
+def test_top_and_threshold(run, saved, sounds):
+    every = objects(run("tag", sounds, "-m", saved)[1])
+    limit = every[0]["labels"][1]["probability"]
+    chosen = objects(run("tag", sounds, "-m", saved, "--top", "2", "--threshold", limit - 1e-5)[1])
+    for all_, some in zip(every, chosen, strict=True):
+        assert some["labels"] == [entry for entry in all_["labels"][:2] if entry["probability"] > limit - 1e-5]
+    assert len(chosen[0]["labels"]) == 2
+    assert all(row["labels"] == [] for row in objects(run("tag", sounds, "-m", saved, "--threshold", "1")[1]))
+
+
+def test_csv_and_files_hold_the_same(run, saved, sounds, tmp_path):
+    rows = objects(run("tag", sounds, "-m", saved)[1])
+    tidy = [(row["path"], row["start"], row["end"], *entry.values()) for row in rows for entry in row["labels"]]
+    status, text, _ = run("tag", sounds, "-m", saved, "--format", "csv")
+    assert status == 0
+    for name in ("t.csv", "t.json", "new/t.jsonl"):
+        assert run("tag", sounds, "-m", saved, "-o", tmp_path / name) == (0, "", "")
+    assert (tmp_path / "t.csv").read_bytes().decode() == text
+    table = list(csv.reader(io.StringIO(text, newline="")))
+    assert table[0] == ["path", "start", "end", "label", "probability"]
+    assert [(path, float(a), float(b), label, float(p)) for path, a, b, label, p in table[1:]] == tidy
+    assert json.loads((tmp_path / "t.json").read_text("utf-8")) == rows
+    assert objects((tmp_path / "new/t.jsonl").read_text("utf-8")) == rows
+
+
+def test_table(run, saved, sounds, monkeypatch):
+    status, out, err = run("tag", sounds, "-m", saved, "--format", "table")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == f"{sounds / 'a.wav'}  1.0 s"
+    assert len(lines) == 3 * 5
+    assert {line.split("  ")[-1] for line in lines[1:5]} == {"Music", "犬の鳴き声", "Größe $x^2$", "a b [31m"}
+    timed = run("tag", sounds / "a.wav", "-m", saved, "--format", "table", "--every", "0.5", "--top", "1")[1]
+    assert [line.split("  ")[0] or line.split()[0] for line in timed.splitlines()] == [
+        str(sounds / "a.wav"), "0:00.00", "0:00.50",
+    ]  # fmt: skip
+    empty = run("tag", sounds / "a.wav", "-m", saved, "--format", "table", "--threshold", "1")[1]
+    assert empty.splitlines()[1] == "  no label reaches the threshold"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_gets_a_table(saved, sounds):
+    import pty
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "torchbeats", "tag", sounds / "a.wav", "-m", saved]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"}
+    subprocess.run(command, stdout=theirs, stderr=theirs, stdin=theirs, env=environment, check=True)
+    said = os.read(ours, 10_000).decode("ascii")
+    assert "a.wav  1.0 s" in said
+    assert "Music" in said
+
+
+# --- timelines
+
+
+@pytest.mark.parametrize(("every", "window"), [(1.0, None), (1.0, 3.0), (0.5, 0.6), (2.5, None), (2.5, 2.5), (7.9, 10)])
+def test_timeline(run, model, saved, sounds, every, window):
+    """Rows join; each is scored by the window around its middle, as far as there is sound."""
+    path = sounds / "long.wav"
+    options = [] if window is None else ["--window", window]
+    rows = objects(run("tag", path, "-m", saved, "--every", every, *options, "--top", 4)[1])
+    samples, around = read(path), ((window or max(every, 2)) - every) / 2
+    seconds = len(samples) / RATE
+    assert rows[0]["start"] == 0
+    assert rows[-1]["end"] == seconds
+    assert all(row["end"] == after["start"] for row, after in pairwise(rows))
+    np.testing.assert_allclose([row["start"] for row in rows], every * np.arange(len(rows)), atol=1e-9)
+    assert len(rows) - 1 < seconds / every <= len(rows) + 0.5
+    for row in (rows[0], rows[1], rows[len(rows) // 2], rows[-2], rows[-1]):
+        begin, end = max(0.0, row["start"] - around), min(seconds, row["start"] + every + around)
+        end = max(end, row["end"])
+        expected = probabilities(model, samples[round(begin * RATE) : round(end * RATE)])
+        np.testing.assert_allclose([of(row)[name] for name in NAMES], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [1.0, 1.1, 2.0, 5.0])
+@pytest.mark.parametrize("blocks", [1000, 50_000])
+def test_rows_of_a_timeline_join_at_any_length(window, blocks):
+    plan = tagging.TimelinePlan(1.0, window=window)
+    around = round((window - 1) / 2 * RATE)
+    for length in (1, 100, 7999, 8000, 15_999, 16_000, 16_800, 17_601, 24_000, 31_999, 40_000, 72_345):
+        samples = np.arange(1, length + 1, dtype=np.float32)
+        cut = list(plan.windows(np.split(samples, range(blocks, length, blocks)), PatchGrid()))
+        ends = plan.ends(np.array([(start, start + len(heard)) for start, heard in cut]) / RATE) * RATE
+        starts = [start for start, _ in cut]
+        assert starts == list(range(0, starts[-1] + 1, RATE))
+        np.testing.assert_allclose(ends, [*starts[1:], length])
+        for start, heard in cut:
+            end = length if start == starts[-1] else min(length, start + RATE + around)
+            np.testing.assert_array_equal(heard, samples[max(0, start - around) : end])
+
+
+def test_several_files_in_one_timeline(run, saved, sounds):
+    rows = objects(run("tag", sounds, "-m", saved, "--every", "1", "--batch-seconds", "3")[1])
+    for name, seconds in GOOD.items():
+        mine = [row for row in rows if row["path"] == str(sounds / name)]
+        assert mine[-1]["end"] == seconds
+        assert len(mine) == max(1, round(seconds))
+
+
+def test_label_track(run, saved, sounds, tmp_path):
+    path, out = sounds / "long.wav", tmp_path / "t.txt"
+    rows = objects(run("tag", path, "-m", saved, "--every", "1", "--threshold", "0.5", "--top", "2")[1])
+    assert run("tag", path, "-m", saved, "-o", out, "--top", "2") == (0, "", "")  # 1 s and 0.5 are the defaults
+    found = [line.split("\t") for line in out.read_text("utf-8").splitlines()]
+    assert {label for *_, label in found} <= {"Music", "犬の鳴き声", "Größe $x^2$", "a b [31m"}
+    covered = {(label, row["start"]) for row in rows for label in of(row)}
+    assert 0 < len(found) < len(covered)
+    again = set()
+    for start, end, label in found:
+        name = label.replace("a b [31m", NAMES[3])
+        again |= {(name, row["start"]) for row in rows if float(start) <= row["start"] < float(end)}
+        assert (name, float(end)) not in covered  # else the region would go on
+    assert again == covered
+
+
+def test_regions():
+    def rows(*labels):
+        return [tagging.Tags("x", i, i + 1, [(label, 0.9) for label in names]) for i, names in enumerate(labels)]
+
+    assert list(tagging.regions(rows("ab", "b", "", "ba", "a"))) == [
+        (0, 1, "a"), (0, 2, "b"), (3, 4, "b"), (3, 5, "a"),
+    ]  # fmt: skip
+    assert list(tagging.regions([])) == []
+
+
+def test_a_track_without_labels_says_so(run, saved, sounds, tmp_path):
+    status, _, err = run("tag", sounds / "a.wav", "-m", saved, "-o", tmp_path / "t.txt", "--threshold", "1")
+    assert (status, (tmp_path / "t.txt").read_text()) == (0, "")
+    assert "No label has a probability of 1; try a lower --threshold." in err
+
+
+# --- pictures
+
+
+def picture(path):
+    from matplotlib import image
+
+    return image.imread(path)[..., :3]
+
+
+def test_picture(run, saved, sounds, tmp_path):
+    pytest.importorskip("matplotlib")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, options in {"all": [], "one": ["--top", "1"], "none": ["--threshold", "1"]}.items():
+            status, _, err = run("tag", sounds / "long.wav", "-m", saved, "-o", tmp_path / f"{name}.png", *options)
+            assert (status, err) == (0, "")
+    shown = {name: picture(tmp_path / f"{name}.png") for name in ("all", "one", "none")}
+    assert shown["all"].shape[1] == 1440
+    assert shown["all"].shape[0] > shown["none"].shape[0]
+    pixels = (shown["all"] * 255).astype(np.uint8).reshape(-1, 3)
+    assert len(np.unique(pixels, axis=0)) > 250  # colours
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.png", "none.png", "one.png"]
+
+
+def test_picture_of_next_to_nothing(run, saved, tmp_path):
+    pytest.importorskip("matplotlib")
+    soundfile.write(tmp_path / "x.wav", noise(0.01), RATE)
+    (tmp_path / "bad.wav").write_text("no sound")
+    assert run("tag", tmp_path / "x.wav", "-m", saved, "-o", tmp_path / "x.png") == (0, "", "")
+    assert picture(tmp_path / "x.png").shape[1] == 1440
+    assert run("tag", tmp_path / "bad.wav", "-m", saved, "-o", tmp_path / "bad.png")[0] == 1
+    assert not (tmp_path / "bad.png").exists()
+
+
+def test_without_matplotlib(run, saved, sounds, tmp_path, monkeypatch):
+    monkeypatch.setattr(timeline, "can_draw", lambda: False)
+    status, _, err = run("tag", sounds / "a.wav", "-m", saved, "-o", tmp_path / "t.png")
+    assert status == 2
+    assert "pip install 'torchbeats[plots]'" in err
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 100, 1000])
+def test_summary(count):
+    values = np.random.default_rng(0).standard_normal((count, 3)).astype(np.float32)
+    summary = timeline.Summary(3, np.maximum, columns=8)
+    for part in np.array_split(values, 7):
+        summary.add(part)
+    columns, each = summary.columns(), summary.each
+    assert len(columns) <= 8
+    assert count < 8 or len(columns) >= 4
+    assert summary.counts().sum() == count
+    np.testing.assert_array_equal(columns, [values[i : i + each].max(0) for i in range(0, count, each)])
+
+
+def test_spectrogram_is_the_front_ends():
+    samples = noise(8)
+    spectrogram = timeline.Spectrogram()
+    for part in np.split(samples, [100, 500, 7000, 30_001]):
+        spectrogram.add(part)
+    expected = 10 / np.log(10) * torchbeats.fbank.Fbank()(torch.from_numpy(samples)[None])[0].numpy()
+    np.testing.assert_allclose(spectrogram.decibels(), expected - expected.max(), atol=1e-3)
+    assert spectrogram.seconds == 0.01
+
+
+def test_letters_that_no_font_has():
+    pytest.importorskip("matplotlib")
+    assert timeline._writable("Größe  \n $x$ звук")[0] == "Größe $x$ звук"
+    assert timeline._writable("a\U0010fffdb \ud800")[0] == "a b"  # nothing to see in these
+    words, families = timeline._writable("犬 dog")
+    assert words in ("犬 dog", "□ dog")
+    assert (words == "犬 dog") == (len(families) > 1)
+    assert len(timeline._writable("x" * 100)[0]) == timeline.LONGEST_LABEL
+
+
+# --- an hour
+
+
+HOUR = """
+import resource, sys
+from torchbeats import cli
+
+def run(path, out):
+    sys.argv = ["torchbeats", "tag", path, "-m", model, "-o", out, "--every", "5", "--batch-seconds", "10"]
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert not end.code
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+model, folder = sys.argv[1:]
+before = [run(f"{folder}/minutes.wav", f"{folder}/m.{kind}") for kind in ("csv", "png")][-1]
+longer = {"half.wav": "h.png", "hour.wav": "h.csv"}
+print([(run(f"{folder}/{name}", f"{folder}/{out}") - before) // 1024 for name, out in longer.items()])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts KiB")
+def test_an_hour_takes_no_more_memory_than_minutes(saved, tmp_path):
+    pytest.importorskip("matplotlib")
+    for name, seconds in {"minutes": 120, "half": 1800, "hour": 3600}.items():
+        size = 8_000 * seconds
+        header = struct.pack(
+            "<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, 1, 1, 8000, 8000, 1, 8, b"data", size
+        )
+        with open(tmp_path / f"{name}.wav", "wb") as file:
+            file.write(header)
+            file.truncate(len(header) + size)  # sparse: no disk is used
+    done = subprocess.run(
+        [sys.executable, "-c", HOUR, str(saved), str(tmp_path)],
+        capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    grown = json.loads(done.stdout)
+    assert max(grown) < 60, grown  # MiB; an hour is 220 as float32
+    with open(tmp_path / "h.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["start"] for row in rows}) == 720
+    assert rows[-1]["end"] == "3600.0"
+    assert (tmp_path / "h.png").stat().st_size > 10_000
+
+
+# --- what goes wrong
+
+
+def test_broken_files(run, saved, sounds, tmp_path):
+    (tmp_path / "bad.wav").write_text("not a sound\n" * 100)
+    for options in ([], ["--every", "1"], ["-o", tmp_path / "t.csv"]):
+        status, out, err = run(
+            "tag", tmp_path / "bad.wav", sounds / "a.wav", tmp_path / "none.wav", "-m", saved, *options
+        )
+        assert status == 1
+        assert err.count("Skipped: ") == 2
+        assert f"Skipped: {tmp_path / 'none.wav'}: it cannot be opened: No such file or directory." in err
+        assert "Traceback" not in err
+        assert options[:1] == ["-o"] or {row["path"] for row in objects(out)} == {str(sounds / "a.wav")}
+    assert "a.wav" in (tmp_path / "t.csv").read_text("utf-8")
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names there are Unicode")
+def test_names_that_are_not_utf8(run, saved, tmp_path):
+    name = os.fsencode(tmp_path) + b"/\xff\xfe, \xe4.wav"
+    with open(name, "wb") as file:
+        soundfile.write(file, noise(0.5), RATE, format="WAV")
+    for form in ("json", "csv", "table"):
+        status, out, _ = run("tag", os.fsdecode(name), "-m", saved, "--format", form)
+        assert status == 0
+        assert "\ufffd\ufffd, \ufffd.wav" in out
+    if timeline.can_draw():
+        assert run("tag", os.fsdecode(name), "-m", saved, "-o", tmp_path / "t.png")[0] == 0
+
+
+def test_a_pipe_that_closes_early(saved, tmp_path):
+    soundfile.write(tmp_path / "x.wav", noise(100), RATE)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torchbeats", "tag", tmp_path / "x.wav", "-m", saved, "--every", "0.1",
+         "--batch-seconds", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert json.loads(process.stdout.readline())["start"] == 0  # and that long before the end
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(30) == 1
+
+
+def test_models_that_cannot_tag(run, sounds, tmp_path):
+    torchbeats.save(small_model(), tmp_path / "plain.safetensors")
+    torchbeats.save(small_tokenizer(), tmp_path / "tokens.safetensors")
+    for name in ("plain", "tokens"):
+        status, out, err = run("tag", sounds, "-m", tmp_path / f"{name}.safetensors")
+        assert (status, out) == (2, "")
+        assert "This model has no label head; take one that was fine-tuned." in err
+    with pytest.raises(ValueError, match="probability, from 0 to 1"):
+        torchbeats.tag(noise(1), small_model(), threshold=float("nan"))
+    with pytest.raises(ValueError, match="no label head"):
+        torchbeats.tag(noise(1), small_model())
+
+
+def test_the_built_in_tagger(run, saved, sounds, monkeypatch):
+    monkeypatch.setattr(hub, "BUILT_IN_TAGGER", None)
+    status, out, err = run("tag", sounds)
+    assert (status, out) == (2, "")
+    assert "Name a model with labels" in err
+    monkeypatch.setattr(hub, "BUILT_IN_TAGGER", str(saved))
+    assert len(objects(run("tag", sounds)[1])) == 3
+    assert len(list(torchbeats.tag(sounds))) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--every", "3", "--window", "2"], "between 0.05 s and the window's 2.0 s, not 3.0"),
+        (["--every", "0"], "between 0.05 s"),
+        (["--every", "nan"], "nan"),
+        (["--every", "inf"], "inf"),
+        (["--window", "0.1"], "at least 0.5 s"),
+        (["--top", "0"], "--top"),
+        (["--threshold", "2"], "--threshold"),
+        (["--threshold", "nan"], "--threshold"),
+        (["-o", "t.parquet"], "must be named .csv, .json, .jsonl, .txt or .png"),
+        (["-o", "t.csv", "--format", "csv"], "--format is for standard output"),
+        (["-o", "t.txt"], "A label track is of one recording, and the inputs name 3"),
+        (["--device", "nowhere"], "nowhere"),
+    ],
+)
+def test_settings_that_make_no_sense(run, saved, sounds, tmp_path, monkeypatch, options, said):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run("tag", sounds, "-m", saved, *options)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_input_is_never_overwritten(run, saved, sounds, tmp_path):
+    paths = tmp_path / "list.csv"
+    paths.write_text(f"path\n{sounds / 'a.wav'}\n")
+    status, _, err = run("tag", paths, "-m", saved, "-o", paths)
+    assert status == 2
+    assert "is one of the inputs" in err
+    assert paths.read_text().startswith("path\n")
+
+
+# --- in Python
+
+
+def test_python(run, model, saved, sounds, tmp_path):
+    rows = list(torchbeats.tag(sounds, model, top=2))
+    assert all(isinstance(row, torchbeats.Tags) for row in rows)
+    said = objects(run("tag", sounds, "-m", saved, "--top", "2")[1])
+    for row, other in zip(rows, said, strict=True):
+        assert (row.path, row.start, row.end) == (other["path"], other["start"], other["end"])
+        assert [label for label, _ in row.labels] == list(of(other))
+        np.testing.assert_allclose([p for _, p in row.labels], list(of(other).values()), atol=1e-5)
+    (tmp_path / "bad.wav").touch()
+    with pytest.warns(torchbeats.AudioWarning, match="bad.wav was left out"):
+        kept = list(torchbeats.tag([noise(1), tmp_path / "bad.wav", (tone(2, 8000), 8000)], str(saved), every=1.0))
+    assert [(row.path, row.start, row.end) for row in kept] == [("[0]", 0, 1), ("[2]", 0, 1), ("[2]", 1, 2)]
+    for setting in ({"top": 0}, {"threshold": -1}, {"every": 20, "window": 10}):
+        with pytest.raises(ValueError, match="not"):
+            torchbeats.tag(noise(1), model, **setting)
+
+
+def test_the_same_sound_twice(model, sounds):
+    path = sounds / "a.wav"
+    assert len(list(torchbeats.tag([path, path], model))) == 2
+    assert len(list(torchbeats.tag([path, path], model, every=0.5))) == 4
+
+
+def test_a_model_without_names():
+    nameless = small_model(finetuned_model=True, predictor_class=2, problem_type="single_label")
+    (row,) = torchbeats.tag(noise(1), nameless)
+    assert {label for label, _ in row.labels} == {"class 0", "class 1"}
+    assert sum(p for _, p in row.labels) == pytest.approx(1)
+
+
+def test_a_file_comes_as_soon_as_it_is_complete():
+    def group(paths, times, values, windows):
+        return Group(
+            paths,
+            np.array(times, float).reshape(-1, 2),
+            np.array(values, np.float32).reshape(-1, 1),
+            position=Position(0, windows),
+        )
+
+    rows = tagging.scored(
+        iter([group(["a"], [(0, 10)], [1], 1), group(["a", "b"], [(10, 15), (0, 4)], [0.1, 0.5], 0)]),
+        tagging.plan_for(),
+    )
+    assert [(row.path, row.end, float(row.probabilities[0])) for row in rows] == [
+        ("a", 15, pytest.approx(10.5 / 15)), ("b", 4, 0.5),
+    ]  # fmt: skip
