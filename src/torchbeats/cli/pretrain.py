@@ -50,7 +50,8 @@ def pretrain(
     when the same command is given again.
     """
     try:
-        from torchbeats.training.run import Listener, Run
+        from torchbeats.training.loop import Listener
+        from torchbeats.training.run import Run
         from torchbeats.training.settings import settings
     except ModuleNotFoundError as error:
         raise typer.BadParameter(
