@@ -285,12 +285,15 @@ def test_every_parameter_learns(make, mask):
     assert trained == {id(p) for p in task.parameters() if p.requires_grad}
 
 
-def test_weights_decay_and_vectors_do_not():
-    matrices, vectors = pretraining(weight_decay=0.01).configure_optimizers()["optimizer"].param_groups
+def test_weights_decay_and_vectors_and_gains_do_not():
+    task = pretraining(weight_decay=0.01)
+    matrices, others = task.configure_optimizers()["optimizer"].param_groups
     assert matrices["weight_decay"] == 0.01
-    assert vectors["weight_decay"] == 0
-    assert {p.dim() for p in vectors["params"]} == {1}
+    assert others["weight_decay"] == 0
     assert min(p.dim() for p in matrices["params"]) == 2
+    name = {id(p): name for name, p in task.named_parameters()}
+    wide = {name[id(p)].rpartition(".")[2] for p in others["params"] if p.dim() > 1}
+    assert wide == {"grep_a", "weight_g"}  # gains of the gate and of the position convolution's taps
 
 
 def test_learning_rate_warms_up_and_falls_to_a_tenth():

@@ -86,11 +86,23 @@ class Distillation(Task):
         encoded, _ = self.tokenizer.encode_features(self.tokenizer.normalise(fbank), batch.samples)
         return encoded, self.tokenizer.quantize_layer(encoded.x)
 
+    def _target(self, fbank: Tensor, samples: Tensor) -> Tensor:
+        """What the estimator is to say, ``(B, T, C)``.
+
+        Less its mean over the clip, the teacher's output tells what happens in a clip, and not who speaks or through
+        which microphone, which is the same throughout.
+        """
+        encoded, _ = self.teacher.encode_features(self.teacher.normalise(fbank), samples)
+        if self.settings.target == "plain":
+            return encoded.x
+        mean = encoded.pooled_bands().unflatten(1, (encoded.bands, -1))  # (B, bands, C)
+        return (encoded.by_step() - mean.unsqueeze(1)).flatten(1, 2)
+
     def step(self, batch: Batch) -> dict[str, Tensor]:
         """One minus the cosine between estimate and teacher, and the commitment to codes, a mean over all patches."""
         with torch.no_grad():
             fbank = self.teacher.fbank(batch.wav)
-            target = self.teacher.encode_features(self.teacher.normalise(fbank), batch.samples)[0].x
+            target = self._target(fbank, batch.samples)
         encoded, z = self._project(batch, fbank)
         B, T, _ = z.shape
         real = torch.zeros(B * T, dtype=torch.bool, device=z.device).index_fill(0, batch.asked, True).view(B, T)

@@ -1,8 +1,8 @@
 """Fine-tuning: labelled sounds and a model → a model with labels (BEATs, section 4.2).
 
-    RUN/run.yaml, metrics.csv, skipped.jsonl, tensorboard/     as in pre-training
-    RUN/model.safetensors                                      the result, which carries its labels
-    RUN/validation.json                                        what it makes of the sounds that were held out
+RUN/run.yaml, metrics.csv, skipped.jsonl, tensorboard/     as in pre-training
+RUN/model.safetensors                                      the result, which carries its labels
+RUN/validation.json                                        what it makes of the sounds that were held out
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from torchbeats.inference import ScorePlan
 from torchbeats.inputs import InputError
 from torchbeats.labelled import Example, Labelled
 from torchbeats.model import BEATs
-from torchbeats.patches import PatchGrid, mask_behind
+from torchbeats.patches import PatchGrid
 from torchbeats.training.augment import CURVE_TERMS, augment_waveform, equalise, shift_mel
 from torchbeats.training.data import Batches, Corpus, Crops, Data, Draw, Failure, Floats
-from torchbeats.training.loop import Listener, Report, RunFolder, fit, leads, workers
+from torchbeats.training.loop import Listener, Report, RunFolder, fit, workers
 from torchbeats.training.settings import Augmentation, FinetuneSettings, LabelledData, Optimiser, Tuning
 from torchbeats.training.task import LabelStatistics, Task
 
@@ -451,8 +451,13 @@ class Finetune:
         every = min(t.log_every, epoch)
         state, best = self.folder / "state.ckpt", self.folder / "best.safetensors"
         validate = None if self.held_out is None else Validate(self, self.held_out, epoch, best)
-        report = _Report(
-            self.place, {"phase": "finetune"}, _COLUMNS, every, _remark, extra=lambda: {} if validate is None else validate.latest
+        report = Report(
+            self.place,
+            {"phase": "finetune"},
+            _COLUMNS,
+            every,
+            _remark,
+            extra=lambda: {} if validate is None else validate.latest,
         )
         trainer, _ = fit(
             task,
@@ -481,3 +486,85 @@ class Finetune:
         about = {"figures": found.figures, "classes": [row._asdict() for row in found.classes]}
         with replacing(self.folder / "validation.json") as temporary:
             temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False).replace("NaN", "null"), "utf-8")
+
+
+class _Feed(L.LightningDataModule):
+    """Batches from the one that the training has come to."""
+
+    def __init__(self, run: Finetune) -> None:
+        super().__init__()
+        self.run = run
+        self.grid = run.model.grid
+        self.crops = LabelledCrops(run.corpus, run.settings.data, run.settings.augment, self.grid)
+
+    def _batches(self, first: int = 0, rank: int = 0, world: int = 1) -> Batches:
+        settings = self.run.settings
+        weights = class_weights(self.run.corpus.targets) if settings.data.balanced else None
+        data = _as_data(settings.data)
+        return Batches(self.run.corpus, data, settings.seed, self.grid, first, rank, world, weights=weights, fill=False)
+
+    def batches_an_epoch(self) -> int:
+        """How many batches go through all sounds once."""
+        return sum(1 for _ in self._batches().pass_once())
+
+    def train_dataloader(self) -> Any:
+        """From the batch behind the last one that was trained on."""
+        trainer = self.trainer
+        assert trainer is not None
+        settings = self.run.settings
+        first = trainer.global_step * settings.trainer.accumulate
+        count = workers(settings.data.workers, trainer.num_devices)
+        return DataLoader(
+            self.crops,
+            batch_sampler=self._batches(first, trainer.global_rank, trainer.world_size),
+            collate_fn=_Collate(self.grid, len(self.run.labelled.classes)),
+            num_workers=count,
+            prefetch_factor=4 if count else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def class_weights(targets: Floats) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """``(N,)``, how often to draw each example, so that all classes come equally often; by its rarest class."""
+    counts = np.maximum(targets.sum(0), 1)
+    return np.maximum((targets / counts).max(1), 1 / len(targets) / targets.shape[1]).astype(np.float64)
+
+
+def _remark(report: Any) -> str:
+    said = f"loss {report['loss']:.3f}"
+    return f"{said}, held out {report['score']:.1%}" if "score" in report else said
+
+
+def split(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled | None]:
+    """Training and validation examples: by the list's own split if it has one, else a seeded share of each class.
+
+    Groups, where the list tells them, stay together. A class's last example stays in training.
+    """
+    names = {example.split for example in labelled.examples}
+    held = {"validation", "valid", "val", "dev", "test", "eval"}
+    if names & held:
+        out = [i for i, example in enumerate(labelled.examples) if example.split in held]
+    elif share:
+        out = _drawn(labelled, share, seed)
+    else:
+        out = []
+    inside = sorted(set(range(len(labelled.examples))) - set(out))
+    return labelled.subset(inside), labelled.subset(out) if out else None
+
+
+def _drawn(labelled: Labelled, share: float, seed: int) -> list[int]:
+    random = np.random.default_rng(seed)
+    units: dict[str, list[int]] = {}
+    for i, example in enumerate(labelled.examples):
+        units.setdefault(f"g {example.group}" if example.group is not None else f"e {i}", []).append(i)
+    left = labelled.counts()
+    wanted = {name: share * count for name, count in left.items()}
+    out: list[int] = []
+    for unit in [list(units.values())[i] for i in random.permutation(len(units))]:
+        labels = [label for i in unit for label in labelled.examples[i].labels]
+        if labels and all(wanted[label] >= 0.5 and left[label] > labels.count(label) for label in labels):
+            out += unit
+            for label in labels:
+                wanted[label] -= 1
+                left[label] -= 1
+    return sorted(out)

@@ -178,6 +178,7 @@ class Report(Callback):
         every: steps from one row to the next.
         remark: a few words for the display.
         complain: a sentence where a report shows that something is wrong; it is told once.
+        extra: more figures for each row.
     """
 
     def __init__(
@@ -188,8 +189,10 @@ class Report(Callback):
         every: int,
         remark: Callable[[Mapping[str, float]], str],
         complain: Callable[[Mapping[str, float]], str | None] = lambda report: None,
+        extra: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        self.folder, self.key, self.every, self.remark, self.complain = folder, dict(key), every, remark, complain
+        self.folder, self.key, self.every = folder, dict(key), every
+        self.remark, self.complain, self.extra = remark, complain, extra
         self.columns = [*key, "step", "lr", *columns, "clips_per_second", "skipped"]
         self.name = "-".join(f"{name}-{value}" if isinstance(value, int) else str(value) for name, value in key.items())
         self.file = folder.path / "metrics.csv"
@@ -224,7 +227,7 @@ class Report(Callback):
             self._advance(1, "")
             return
         self._note_failures(task)
-        report = task.report()
+        report = {**task.report(), **self.extra()}
         elapsed, self._since = time.monotonic() - self._since, time.monotonic()
         clips, self._clips = task.clips - self._clips, task.clips
         report["clips_per_second"] = clips * trainer.world_size / elapsed

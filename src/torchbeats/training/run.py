@@ -141,8 +141,9 @@ class Run:
             raise SettingsError(f"The teacher {self.teacher} is a tokenizer; a model is needed.")
         torch.manual_seed(self._seed(iteration, 0))
         tokenizer = Tokenizers(settings.tokenizers_config(**self.fbank), freeze=False)
-        if settings.distillation.start == "teacher":
-            _copy_backbone(teacher, tokenizer)
+        start = settings.distillation.start
+        if start != "fresh" and not _copy_backbone(teacher, tokenizer) and start == "teacher":
+            raise SettingsError("distillation.start=teacher needs a teacher of the tokenizer's own size.")
         task = Distillation(tokenizer, teacher, settings.distillation, self._seed(iteration, 1))
         self._fit(task, tokenizer, iteration, "tokenizer", mask=0.0)
 
@@ -226,10 +227,11 @@ def _remark(report: Mapping[str, float]) -> str:
     return f"{said}, {report['perplexity']:.0f} codes"
 
 
-def _copy_backbone(teacher: BEATs, tokenizer: Tokenizers) -> None:
-    """Let a tokenizer start with the weights of a model of the same size."""
+def _copy_backbone(teacher: BEATs, tokenizer: Tokenizers) -> bool:
+    """Let a tokenizer start with the weights of a model of the same size; returns whether it is."""
     theirs, ours = teacher.state_dict(), tokenizer.state_dict()
     backbone = {name: tensor for name, tensor in theirs.items() if not name.startswith("predictor.")}
     if any(name not in ours or ours[name].shape != tensor.shape for name, tensor in backbone.items()):
-        raise SettingsError("distillation.start=teacher needs a teacher of the tokenizer's own size.")
+        return False
     tokenizer.load_state_dict({**ours, **backbone})
+    return True

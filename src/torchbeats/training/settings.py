@@ -73,7 +73,8 @@ class Distillation(Optimiser):
     kmeans_batches: int = 8  # the codes start as the k-means of these batches
     reseed_below: float = 0.0  # see NormEMAVectorQuantizer
     estimator_layers: int = 3
-    start: str = "fresh"  # the tokenizer's encoder starts "fresh", or as a copy of the "teacher"
+    target: str = "plain"  # the teacher's output as it is, or, "clip", less each band's mean over the clip
+    start: str = "fresh"  # "fresh" weights, a copy of the "teacher", or "auto": a copy if it is of the same size
 
 
 @dataclass
@@ -159,9 +160,7 @@ class Tuning:
     layerdrop: float = 0.0
     gradient_decay: float = 1.0  # the config's layer_wise_gradient_decay_ratio
     dropout: float = 0.1  # in front of the head
-    average: float = (
-        0.99  # the result is a moving average of the weights; a step keeps this share of it. 0: the last
-    )
+    average: float = 0.99  # the result is a moving average of the weights; a step keeps this share of it. 0: the last
     patience: int = 0  # epochs without a better validation before it ends early; 0: it does not
 
 
@@ -187,7 +186,7 @@ _SMALL_TOKENIZER = {
     "steps": 500,
     "warmup": 50,
     "estimator_layers": 2,
-    "start": "teacher",
+    "start": "auto",
     "decay": 0.95,
     "reseed_below": 0.05,
 }
@@ -377,7 +376,8 @@ def _check(chosen: Settings) -> None:
         "distillation.decay must be at least 0 and less than 1": 0 <= distillation.decay < 1,
         "distillation.beta must be at least 0": 0 <= distillation.beta < math.inf,
         "distillation.reseed_below must be at least 0 and less than 1": 0 <= distillation.reseed_below < 1,
-        "distillation.start must be fresh or teacher": distillation.start in ("fresh", "teacher"),
+        "distillation.target must be plain or clip": distillation.target in ("plain", "clip"),
+        "distillation.start must be fresh, teacher or auto": distillation.start in ("fresh", "teacher", "auto"),
         "lr must be more than 0": all(0 < phase.lr < math.inf for phase in phases),
         "warmup and weight_decay must be at least 0": all(
             phase.warmup >= 0 and 0 <= phase.weight_decay < math.inf for phase in phases
