@@ -11,9 +11,10 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import numpy as np
@@ -37,9 +38,9 @@ from torchbeats.labelled import Example, Labelled
 from torchbeats.model import BEATs
 from torchbeats.patches import PatchGrid
 from torchbeats.training.augment import CURVE_TERMS, augment_waveform, equalise, shift_mel
-from torchbeats.training.data import Batches, Corpus, Crops, Data, Draw, Failure, Floats
+from torchbeats.training.data import Batches, Corpus, Crops, Draw, Failure, Floats
 from torchbeats.training.loop import Listener, Report, RunFolder, fit, workers
-from torchbeats.training.settings import Augmentation, FinetuneSettings, LabelledData, Optimiser, Tuning
+from torchbeats.training.settings import Augmentation, Data, FinetuneSettings, LabelledData, Optimiser, Tuning
 from torchbeats.training.task import LabelStatistics, Task
 
 _MAY_CHANGE = ("trainer", "data.workers")
@@ -270,22 +271,18 @@ class Finetuning(Task):
 
     def result(self) -> BEATs:
         """What the training has come to: the moving average, or the model itself."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else cast("BEATs", self.average.module)
 
-    def parameter_groups(self) -> Iterator[tuple[str, nn.Parameter, float]]:
-        """Trained parameters, with the factor of their learning rate."""
+    def rate_factor(self, name: str) -> float:
+        """The further from the head, the slower."""
         depth = len(self.model.encoder.layers)
-        for name, parameter in self.model.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            if name.startswith("predictor."):
-                below = 0
-            elif name.startswith("encoder.layers."):
-                # The position table, which all layers share, is listed under the first.
-                below = depth - 1 - int(name.split(".")[2])
-            else:
-                below = depth
-            yield name, parameter, self.settings.layer_decay**below
+        if ".predictor." in f".{name}":
+            below = 0
+        elif match := re.search(r"encoder\.layers\.(\d+)\.", name):
+            below = depth - 1 - int(match[1])  # the position table, which all layers share, counts as the first's
+        else:
+            below = depth
+        return self.settings.layer_decay**below
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Let the average follow."""
@@ -394,8 +391,8 @@ def evaluate(model: BEATs, labelled: Labelled, seconds: float) -> metrics.Report
 def _figures(found: metrics.Report) -> dict[str, float]:
     """Of a validation, what goes into metrics.csv; "score" is what decides."""
     score = found.figures["accuracy" if found.problem_type == "single_label" else "mAP"]
-    figures = {name: found.figures[name] for name in ("accuracy", "mAP", "macro_f1") if name in found.figures}
-    return {"score": -math.inf if math.isnan(score) else score, **figures}
+    figures = {"score": -math.inf if math.isnan(score) else score}
+    return figures | {n: found.figures[n] for n in ("accuracy", "mAP", "macro_f1") if n in found.figures}
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

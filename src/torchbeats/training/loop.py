@@ -141,8 +141,8 @@ def fit(
             logger=TensorBoardLogger(folder.path, name="tensorboard", version=report.name),
             log_every_n_steps=report.every,
             callbacks=[
-                report,
                 *callbacks,
+                report,  # behind what it may tell of
                 ModelCheckpoint(
                     state.parent,
                     filename=state.stem,
