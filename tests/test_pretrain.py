@@ -442,7 +442,7 @@ def test_rows_behind_the_state_are_written_anew(whole, sounds, tmp_path, monkeyp
 
     def write_and_stop(self, report):
         write(self, report)
-        if (self.phase, self._done) == ("tokenizer", 4):
+        if (self.key["phase"], self._done) == ("tokenizer", 4):
             raise ZeroDivisionError
 
     monkeypatch.setattr(Report, "_write", write_and_stop)

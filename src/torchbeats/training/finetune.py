@@ -450,6 +450,7 @@ class Finetune:
         validate = None if self.held_out is None else Validate(self, self.held_out, epoch, best)
         report = Report(
             self.place,
+            "Fine-tuning",
             {"phase": "finetune"},
             _COLUMNS,
             every,

@@ -173,6 +173,7 @@ class Report(Callback):
 
     Args:
         folder: of the run.
+        title: of this training, for people.
         key: what tells the rows of this training from others in the same table.
         columns: figures that a row may have.
         every: steps from one row to the next.
@@ -184,6 +185,7 @@ class Report(Callback):
     def __init__(
         self,
         folder: RunFolder,
+        title: str,
         key: Mapping[str, Any],
         columns: Sequence[str],
         every: int,
@@ -191,7 +193,7 @@ class Report(Callback):
         complain: Callable[[Mapping[str, float]], str | None] = lambda report: None,
         extra: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        self.folder, self.key, self.every = folder, dict(key), every
+        self.folder, self.title, self.key, self.every = folder, title, dict(key), every
         self.remark, self.complain, self.extra = remark, complain, extra
         self.columns = [*key, "step", "lr", *columns, "clips_per_second", "skipped"]
         self.name = "-".join(f"{name}-{value}" if isinstance(value, int) else str(value) for name, value in key.items())
@@ -212,7 +214,7 @@ class Report(Callback):
         if trainer.is_global_zero:
             self._drop_rows_behind(trainer.global_step)
         total = trainer.max_steps
-        self._work = self.folder.listener.work(self.name.replace("-", " ").capitalize(), total, "steps")
+        self._work = self.folder.listener.work(self.title, total, "steps")
         self._advance = self._work.__enter__()
         self._advance(trainer.global_step, "")
         self._done, self._since, self._clips = trainer.global_step, time.monotonic(), 0
@@ -239,7 +241,7 @@ class Report(Callback):
                 logger.log_metrics(report, self._done)
             if not self.warned and (sentence := self.complain(report)):
                 self.warned = True
-                self.folder.listener.warn(f"{self.name}, step {self._done}: {sentence}")
+                self.folder.listener.warn(f"{self.title}, step {self._done}: {sentence}")
         self._advance(1, f"{self.remark(report)}, {report['clips_per_second']:,.0f} clips/s")
 
     def on_train_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:

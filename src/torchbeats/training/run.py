@@ -172,6 +172,7 @@ class Run:
         state = file.with_suffix(".ckpt")
         report = Report(
             self.place,
+            f"Iteration {iteration}, {phase}",
             {"iteration": iteration, "phase": phase},
             _COLUMNS,
             min(self.settings.trainer.log_every, task.optimiser.steps),
