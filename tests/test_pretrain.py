@@ -28,7 +28,8 @@ import torchbeats
 from helpers import noise, small_model, tone
 from torchbeats import cli
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer
-from torchbeats.training.run import Listener, Run, _Report
+from torchbeats.training.loop import Listener, Report
+from torchbeats.training.run import Run
 from torchbeats.training.settings import SettingsError, settings
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
@@ -384,7 +385,7 @@ def in_a_process(arguments, state):
     """The command, which takes its time once there is a state, so that a kill finds it in that phase."""
     os.setpgid(0, 0)
     torch.set_num_threads(1)
-    _Report.on_train_batch_start = lambda *_: time.sleep(0.5 * state.exists())
+    Report.on_train_batch_start = lambda *_: time.sleep(0.5 * state.exists())
     sys_argv(arguments)
 
 
@@ -437,14 +438,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(server, whole, sounds, tmp_
 
 def test_rows_behind_the_state_are_written_anew(whole, sounds, tmp_path, monkeypatch):
     """A run that stops later than its last state has told of steps that are made again."""
-    out, write = tmp_path / "run", _Report._write
+    out, write = tmp_path / "run", Report._write
 
     def write_and_stop(self, report):
         write(self, report)
-        if (self.phase, self._done) == ("tokenizer", 4):
+        if (self.key["phase"], self._done) == ("tokenizer", 4):
             raise ZeroDivisionError
 
-    monkeypatch.setattr(_Report, "_write", write_and_stop)
+    monkeypatch.setattr(Report, "_write", write_and_stop)
     with pytest.raises(ZeroDivisionError):
         run(sounds, out)
     assert rows(out)[-1]["step"] == "4"

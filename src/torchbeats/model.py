@@ -96,7 +96,7 @@ class BEATs(Backbone):
         x = torch.stack(hiddens) if self.output_all_hiddens else encoded.x
         if self.predictor is None:
             return (x,)
-        return x, self.probabilities(self._pooled_logits(encoded)), encoded.padding_mask
+        return x, self.probabilities(self.pooled_logits(encoded)), encoded.padding_mask
 
     def extract_features(
         self,
@@ -137,13 +137,14 @@ class BEATs(Backbone):
             ValueError: also where the model has no label head.
         """
         encoded, _ = self._encode(wav, wav_lens, lengths, padding_mask, fbank_mean, fbank_std)
-        return self._pooled_logits(encoded)
+        return self.pooled_logits(encoded)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """What the config's ``problem_type`` makes of logits ``(..., classes)``: softmax or sigmoid."""
         return logits.softmax(-1) if self.cfg.problem_type == "single_label" else logits.sigmoid()
 
-    def _pooled_logits(self, encoded: Encoded) -> Tensor:
+    def pooled_logits(self, encoded: Encoded) -> Tensor:
+        """As `logits`, from what `encode` gave."""
         if self.predictor is None:
             raise ValueError("This model has no label head: it was pre-trained, not fine-tuned.")
         # The mean of linear outputs is the linear output of the mean.

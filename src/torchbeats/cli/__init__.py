@@ -10,7 +10,7 @@ import typer
 
 from torchbeats import __version__
 from torchbeats.audio import AudioWarning
-from torchbeats.cli import convert, embed, evaluate, models, pretrain, probe, tag, tokens
+from torchbeats.cli import convert, embed, evaluate, finetune, models, pretrain, probe, tag, tokens
 from torchbeats.cli.console import complain
 from torchbeats.families import CheckpointError
 from torchbeats.hub import HubError
@@ -44,6 +44,7 @@ app.command("tokens")(tokens.tokens)
 app.command("tag")(tag.tag)
 app.command("evaluate")(evaluate.evaluate)
 app.command("probe")(probe.probe)
+app.command("finetune")(finetune.finetune)
 app.command("pretrain")(pretrain.pretrain)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)

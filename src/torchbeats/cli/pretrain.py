@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from torchbeats.cli.console import complain, console, remark
+from torchbeats.cli.console import remark
 from torchbeats.config import SIZES
 
 Size = Enum("Size", {name: name for name in SIZES}, type=str)  # type: ignore[misc]
@@ -50,7 +47,8 @@ def pretrain(
     when the same command is given again.
     """
     try:
-        from torchbeats.training.run import Listener, Run
+        from torchbeats.cli.training import Display
+        from torchbeats.training.run import Run
         from torchbeats.training.settings import settings
     except ModuleNotFoundError as error:
         raise typer.BadParameter(
@@ -62,34 +60,6 @@ def pretrain(
     if show:
         print(yaml.safe_dump(chosen.to_dict(), sort_keys=False), end="")
         return
-
-    class Display(Listener):
-        def say(self, message: str) -> None:
-            remark(message)
-
-        def warn(self, message: str) -> None:
-            complain(message, "Warning")
-
-        @contextmanager
-        def work(self, name: str, total: float | None, unit: str) -> Iterator[Callable[[float, str], None]]:
-            bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=20),
-                TextColumn(f"{{task.completed:,.0f}}{'' if total is None else ' of {task.total:,.0f}'} {unit}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[remark]}"),
-                console=console,
-                disable=not console.is_terminal,
-            )
-            with bar:
-                task = bar.add_task(name, total=total, remark="")
-
-                def advance(more: float, said: str) -> None:
-                    bar.update(task, advance=more)
-                    if said:
-                        bar.update(task, remark=said)
-
-                yield advance
 
     model = Run(out, data, chosen, teacher, Display()).train()
     remark(f"{model}: done. Try it: torchbeats embed FOLDER -m {model} -o embeddings.parquet")

@@ -226,8 +226,6 @@ class Draw(NamedTuple):
 class Batches:
     """Goes through the corpus in epochs without end: each sound once for every crop length that it has room for.
 
-    A corpus of only a few batches is gone through several times in an epoch, so that batches are full.
-
     Args:
         corpus: the sounds.
         data: settings.
@@ -236,10 +234,23 @@ class Batches:
         first: number of the first batch wanted.
         rank: which share of each batch.
         world: how many there are.
+        weights: ``(len(corpus),)``, how often each sound is drawn, beside the others; where given, an epoch draws
+            with replacement.
+        fill: go through a corpus of only a few batches several times in an epoch, so that batches are full.
     """
 
     def __init__(
-        self, corpus: Corpus, data: Data, seed: int, grid: PatchGrid, first: int = 0, rank: int = 0, world: int = 1
+        self,
+        corpus: Corpus,
+        data: Data,
+        seed: int,
+        grid: PatchGrid,
+        first: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        weights: np.ndarray[Any, np.dtype[np.float64]] | None = None,
+        fill: bool = True,
     ) -> None:
         self.crop_seconds = np.array(data.crop_seconds)
         self.batch_samples = data.batch_seconds * SAMPLE_RATE
@@ -251,7 +262,8 @@ class Batches:
         rows: Integers = np.repeat(np.arange(len(corpus)), np.maximum(1, np.rint(longest / crop)).astype(int))
         samples = np.maximum(np.minimum(longest[rows], crop) * SAMPLE_RATE, grid.min_samples).sum()
         self.once = rows
-        self.rows = np.tile(rows, max(1, round(LOOKAHEAD_BATCHES * self.batch_samples / samples)))
+        self.rows = np.tile(rows, max(1, round(LOOKAHEAD_BATCHES * self.batch_samples / samples))) if fill else rows
+        self.weights = weights
 
     def __iter__(self) -> Iterator[list[Draw]]:
         number = 0
@@ -269,7 +281,11 @@ class Batches:
 
     def _epoch(self, epoch: int, rows: Integers) -> Iterator[list[Draw]]:
         random = np.random.default_rng([self.seed, epoch])
-        order = random.permutation(len(rows))
+        if self.weights is None:
+            order = random.permutation(len(rows))
+        else:
+            odds = self.weights[rows]
+            order = random.choice(len(rows), len(rows), p=odds / odds.sum())
         seconds = random.choice(self.crop_seconds, len(order))
         lengths = np.minimum(self.known[rows[order]], seconds) * SAMPLE_RATE
         samples = np.maximum(np.ceil(lengths).astype(int), self.grid.min_samples)

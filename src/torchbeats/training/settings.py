@@ -120,6 +120,65 @@ class Settings:
         return dataclasses.asdict(self)
 
 
+@dataclass
+class LabelledData:
+    """How labelled clips are drawn."""
+
+    seconds: float = 10.0  # the most that the model hears at once, in training and in validation
+    batch_seconds: float = 40.0  # audio in a batch, over all processes
+    workers: int = -1  # see Data
+    balanced: bool = False  # draw all classes equally often
+    validation: float = 0.1  # share of the sounds that is held out, where the data have no split of their own
+
+
+@dataclass
+class Augmentation:
+    """How clips are changed, so that there seem to be more of them."""
+
+    gain_db: float = 6.0  # each clip becomes louder or softer by up to this much
+    band_limited: float = 0.0  # this share of clips loses what is above 4 kHz
+    roll: bool = True  # each clip begins somewhere within itself, and ends with its beginning
+    mixup: float = 0.3  # clips are mixed in pairs, by shares from Beta(mixup, mixup); 0: not (arXiv 1710.09412)
+    time_mask: float = 0.1  # up to this share of the frames is silenced (SpecAugment, arXiv 1904.08779)
+    mel_mask: float = 0.1  # and up to this share of the mel bins
+    mel_shift: int = 0  # each clip is heard up to this many mel bins higher or lower
+    equaliser_db: float = 0.0  # and coloured by a smooth curve of about this depth
+
+
+@dataclass
+class Tuning:
+    """AdamW with a learning rate that falls from the head to the input."""
+
+    epochs: float = 20.0
+    lr: float = 5e-4  # of the head and the last layer
+    layer_decay: float = 0.75  # each layer further down learns this much slower
+    warmup: float = 0.1  # share of the steps
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    label_smoothing: float = 0.0
+    freeze: int = 0  # the patch embedding and this many layers stay as they are; -1: all but the head
+    layerdrop: float = 0.0
+    gradient_decay: float = 1.0  # the config's layer_wise_gradient_decay_ratio
+    dropout: float = 0.1  # in front of the head
+    average: float = 0.99  # the result is a moving average of the weights; a step keeps this share of it. 0: the last
+    patience: int = 0  # epochs without a better validation before it ends early; 0: it does not
+
+
+@dataclass
+class FinetuneSettings:
+    """Everything that decides what a fine-tuning computes."""
+
+    seed: int = 0
+    data: LabelledData = field(default_factory=LabelledData)
+    augment: Augmentation = field(default_factory=Augmentation)
+    model: Tuning = field(default_factory=Tuning)
+    trainer: Trainer = field(default_factory=Trainer)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested dictionaries of plain values."""
+        return dataclasses.asdict(self)
+
+
 # Beside the architectures of config.SIZES. Base and large follow ESPnet's reproduction (arXiv 2507.14129).
 _SMALL_MODEL = {"lr": 1e-3, "warmup": 300, "predictor_layers": 2}
 # A tokenizer that starts as a copy of its teacher needs few steps; the shorter they are, the sooner a code is missed.
@@ -178,6 +237,21 @@ def settings(
         raise SettingsError(f"There is no size called {size!r}; choose one of {', '.join(PRESETS)}.")
     chosen = Settings(size=size)
     _merge(chosen, PRESETS[size], "")
+    _apply(chosen, given, assignments, named)
+    _check(chosen)
+    return chosen
+
+
+def finetune_settings(file: Path | None = None, assignments: Iterable[str] = (), **named: Any) -> FinetuneSettings:
+    """Settle what a fine-tuning is to do. Arguments and errors as in `settings`."""
+    chosen = FinetuneSettings()
+    _apply(chosen, _from_file(file) if file is not None else {}, assignments, named)
+    _check_finetune(chosen)
+    return chosen
+
+
+def _apply(chosen: Any, given: Any, assignments: Iterable[str], named: Mapping[str, Any]) -> None:
+    """Set what a file says, over that what assignments say, over that what is named and not None."""
     _merge(chosen, given, "")
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -188,8 +262,6 @@ def settings(
             nested = {name: nested}
         _merge(chosen, nested, "")
     _merge(chosen, {name: value for name, value in named.items() if value is not None}, "")
-    _check(chosen)
-    return chosen
 
 
 def _from_file(file: Path) -> Any:
@@ -320,6 +392,48 @@ def _check(chosen: Settings) -> None:
         )
         >= 1,
     }
+    _refuse(rules)
+
+
+def _check_finetune(chosen: FinetuneSettings) -> None:
+    """Refuse values that would only fail later, or quietly do nothing."""
+    data, augment, model, trainer = chosen.data, chosen.augment, chosen.model, chosen.trainer
+    _refuse(
+        {
+            "seed must be at least 0": chosen.seed >= 0,
+            "data.seconds must be at least 0.175": 0.175 <= data.seconds < math.inf,
+            "data.batch_seconds must be at least data.seconds": data.seconds <= data.batch_seconds < math.inf,
+            "data.workers must be at least 0, or -1": data.workers >= -1,
+            "data.validation must be at least 0 and less than 1": 0 <= data.validation < 1,
+            "augment.gain_db and equaliser_db must be at least 0": 0 <= augment.gain_db < math.inf
+            and 0 <= augment.equaliser_db < math.inf,
+            "augment.band_limited must lie between 0 and 1": 0 <= augment.band_limited <= 1,
+            "augment.mixup must be at least 0": 0 <= augment.mixup < math.inf,
+            "augment.time_mask and mel_mask must be at least 0 and less than 1": 0 <= augment.time_mask < 1
+            and 0 <= augment.mel_mask < 1,
+            "augment.mel_shift must lie between 0 and 127": 0 <= augment.mel_shift < 128,
+            "model.epochs must be more than 0": 0 < model.epochs < math.inf,
+            "model.lr must be more than 0": 0 < model.lr < math.inf,
+            "model.layer_decay must be more than 0 and at most 1": 0 < model.layer_decay <= 1,
+            "model.gradient_decay must be more than 0 and at most 1": 0 < model.gradient_decay <= 1,
+            "model.warmup must lie between 0 and 1": 0 <= model.warmup <= 1,
+            "model.weight_decay must be at least 0": 0 <= model.weight_decay < math.inf,
+            "the two betas must lie between 0 and 1": len(model.betas) == 2 and all(0 <= b < 1 for b in model.betas),
+            "model.label_smoothing, layerdrop, dropout and average must be at least 0 and less than 1": all(
+                0 <= value < 1 for value in (model.label_smoothing, model.layerdrop, model.dropout, model.average)
+            ),
+            "model.freeze must be at least 0, or -1": model.freeze >= -1,
+            "model.patience must be at least 0": model.patience >= 0,
+            "trainer.clip must be at least 0": 0 <= trainer.clip < math.inf,
+            "trainer.log_every, save_every and accumulate must be at least 1": min(
+                trainer.log_every, trainer.save_every, trainer.accumulate
+            )
+            >= 1,
+        }
+    )
+
+
+def _refuse(rules: Mapping[str, bool]) -> None:
     for rule, kept in rules.items():
         if not kept:
             raise SettingsError(f"The settings cannot be followed: {rule}.")

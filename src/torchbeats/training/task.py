@@ -121,16 +121,19 @@ class Task(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW; no decay of biases, norms and other vectors."""
         o = self.optimiser
-        groups: list[dict[str, Any]] = [
-            {"params": [], "weight_decay": o.weight_decay},
-            {"params": [], "weight_decay": 0.0},
-        ]
+        groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
             # Told by name: where a strategy has spread the weights over processes, their shapes tell nothing.
             decays = name.endswith((".weight", ".weight_v")) and "norm" not in name
             if parameter.requires_grad:
-                groups[0 if decays else 1]["params"].append(parameter)
-        optimizer = torch.optim.AdamW(groups, lr=o.lr, betas=(o.betas[0], o.betas[1]))
+                groups.setdefault((decays, self.rate_factor(name)), []).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": parameters, "weight_decay": o.weight_decay if decays else 0.0, "lr": o.lr * factor}
+                for (decays, factor), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
+            ],
+            betas=(o.betas[0], o.betas[1]),
+        )
 
         def share(step: int) -> float:
             warm = min(1.0, (step + 1) / max(1, o.warmup))
@@ -139,6 +142,10 @@ class Task(L.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def rate_factor(self, name: str) -> float:
+        """What the learning rate is multiplied with for the parameter of this name."""
+        return 1.0
 
     def share_of_mean(self, total: Tensor, count: int) -> Tensor:
         """A sum over ``count`` things, as this process's share of the mean over those of all processes.

@@ -1,0 +1,45 @@
+"""What the commands that train share: how progress is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from torchbeats.cli.console import complain, console, remark
+from torchbeats.training.loop import Listener
+
+
+class Display(Listener):
+    """Shows progress on standard error, where somebody looks."""
+
+    def say(self, message: str) -> None:
+        """Something good to know."""
+        remark(message)
+
+    def warn(self, message: str) -> None:
+        """Something that is wrong, though the run goes on."""
+        complain(message, "Warning")
+
+    @contextmanager
+    def work(self, name: str, total: float | None, unit: str) -> Iterator[Callable[[float, str], None]]:
+        """A bar around a piece of work."""
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn(f"{{task.completed:,.0f}}{'' if total is None else ' of {task.total:,.0f}'} {unit}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[remark]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        with bar:
+            task = bar.add_task(name, total=total, remark="")
+
+            def advance(more: float, said: str) -> None:
+                bar.update(task, advance=more)
+                if said:
+                    bar.update(task, remark=said)
+
+            yield advance

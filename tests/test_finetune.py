@@ -1,0 +1,281 @@
+"""From labelled sounds to a model with labels, through the real command line."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import torchbeats
+from helpers import small_model
+from torchbeats import cli
+from torchbeats.labelled import Example as Ex
+from torchbeats.labelled import Labelled, read_labelled
+from torchbeats.training.data import Draw
+from torchbeats.training.finetune import (
+    Finetune,
+    Finetuning,
+    LabelledCorpus,
+    LabelledCrops,
+    class_weights,
+    collate_labelled,
+    mask_spectrum,
+    split,
+    with_head,
+)
+from torchbeats.training.settings import (
+    Augmentation,
+    FinetuneSettings,
+    LabelledData,
+    SettingsError,
+    Tuning,
+    finetune_settings,
+)
+
+RATE = 16_000
+PLAIN = Augmentation(gain_db=0.0, roll=False, mixup=0.0, time_mask=0.0, mel_mask=0.0)
+QUICK = [
+    *("--set", "data.seconds=1", "--set", "data.batch_seconds=8", "--set", "data.workers=0"),
+    *("--set", "trainer.accelerator=cpu", "--set", "trainer.log_every=2", "--set", "trainer.save_every=2"),
+]
+OPTIONS = ["--set", "data.validation=0.3", "--set", "model.lr=3e-3", "--set", "model.average=0.9"]
+NAMES = {"tief": 200.0, "hoch ♪": 3_000.0, "Rauschen": 0.0}  # classes that anything can tell apart
+
+
+def sound(name, seed, seconds=0.6):
+    random = np.random.default_rng(seed)
+    n = round(seconds * RATE)
+    if not NAMES[name]:
+        return (random.standard_normal(n) / 10).astype(np.float32)
+    hz = NAMES[name] * random.uniform(0.9, 1.1)
+    return (0.3 * np.sin(2 * np.pi * hz * np.arange(n) / RATE + random.uniform(0, 6))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sounds")
+    for name in NAMES:
+        (folder / name).mkdir()
+        for seed in range(10):
+            soundfile.write(folder / name / f"{seed}.wav", sound(name, seed), RATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "m.safetensors"
+    torchbeats.save(small_model(dropout=0.0, attention_dropout=0.0), path)
+    return path
+
+
+def run(monkeypatch, *arguments):
+    """Exit status of the command."""
+    monkeypatch.setattr("sys.argv", ["torchbeats", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code or 0
+    return 0
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "clips_per_second"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def tuned(folder, weights, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(patch, "finetune", folder, "-m", weights, "-o", out, *QUICK, "--epochs", 25, *OPTIONS) == 0
+    return out
+
+
+def test_class_folders_become_a_tagger(tuned, folder, monkeypatch, capsys):
+    model = torchbeats.load(tuned / "model.safetensors")
+    assert model.labels == sorted(NAMES)
+    assert (model.cfg.problem_type, model.cfg.predictor_class) == ("single_label", 3)
+    validation = json.loads((tuned / "validation.json").read_text("utf-8"))
+    assert validation["figures"]["accuracy"] == 1.0  # tones and noise: nothing less would do
+    status = run(monkeypatch, "tag", folder / "hoch ♪" / "3.wav", "-m", tuned / "model.safetensors", "--top", 1)
+    tag = json.loads(capsys.readouterr().out)
+    assert (status, tag["labels"][0]["label"]) == (0, "hoch ♪")
+    table = rows(tuned)
+    assert float(table[-1]["loss"]) < float(table[0]["loss"])
+    assert float(table[-1]["score"]) == 1.0
+
+
+def test_a_finished_run_does_nothing_and_another_is_refused(tuned, folder, weights, monkeypatch, capsys):
+    before = (tuned / "model.safetensors").stat().st_mtime_ns
+    assert run(monkeypatch, "finetune", folder, "-m", weights, "-o", tuned, *QUICK, "--epochs", 25, *OPTIONS) == 0
+    assert (tuned / "model.safetensors").stat().st_mtime_ns == before
+    assert run(monkeypatch, "finetune", folder, "-m", weights, "-o", tuned, *QUICK, "--epochs", 9, *OPTIONS) == 2
+    assert "model.epochs was 25.0 and is now 9.0" in capsys.readouterr().err
+
+
+def test_several_labels_make_a_multi_label_model(folder, weights, tmp_path, monkeypatch):
+    with (tmp_path / "list.csv").open("w") as file:
+        print("path,label,split", file=file)
+        for seed in range(6):
+            for name in NAMES:
+                others = ";Rauschen" if name == "tief" else ""
+                print(f"{folder / name / f'{seed}.wav'},{name}{others},{'test' if seed > 4 else 'train'}", file=file)
+    out = tmp_path / "run"
+    arguments = ("finetune", tmp_path / "list.csv", "-m", weights, "-o", out, *QUICK, "--epochs", 1)
+    assert run(monkeypatch, *arguments) == 0
+    model = torchbeats.load(out / "model.safetensors")
+    assert model.cfg.problem_type == "multi_label"
+    assert {"mAP", "lwlrap"} <= json.loads((out / "validation.json").read_text())["figures"].keys()
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+def test_a_stopped_run_goes_on_to_the_same_result(folder, weights, tmp_path, monkeypatch):
+    settings = finetune_settings(None, [value for value in QUICK if value != "--set"], seed=3)
+    settings.model.epochs, settings.model.lr, settings.augment.mel_shift = 4, 1e-3, 4
+    training, held_out = split(read_labelled([folder]), 0.3, 0)
+
+    def tune(name):
+        return Finetune(tmp_path / name, torchbeats.load(weights), training, held_out, settings, {}).train()
+
+    whole = torchbeats.load(tune("whole"))
+    step, seen = Finetuning.step, []
+
+    def stop(self, batch):
+        seen.append(1)
+        if len(seen) == 6:  # behind a state, in the middle of things
+            raise Stopped
+        return step(self, batch)
+
+    monkeypatch.setattr(Finetuning, "step", stop)
+    with pytest.raises(Stopped):
+        tune("stopped")
+    assert (tmp_path / "stopped" / "state.ckpt").exists()
+    monkeypatch.setattr(Finetuning, "step", step)
+    resumed = torchbeats.load(tune("stopped"))
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert rows(tmp_path / "whole") == rows(tmp_path / "stopped")
+
+
+def corpus_of(folder):
+    labelled = read_labelled([folder])
+    return labelled, LabelledCorpus(labelled)
+
+
+def test_mixing_mixes_sounds_and_labels_alike(folder):
+    labelled, corpus = corpus_of(folder)
+    crops = LabelledCrops(corpus, LabelledData(seconds=1.0, batch_seconds=8.0), PLAIN, small_model().grid)
+    plain = [crops[Draw(row, 1.0, (0, 0, row))] for row in (0, 12, 25)]
+    whole = collate_labelled(plain, crops.grid, 3)
+    assert torch.equal(whole.targets, torch.eye(3)[labelled.targets()[[0, 12, 25]]])
+    mixed = collate_labelled([crop._replace(mix=0.75) for crop in plain], crops.grid, 3)
+    torch.testing.assert_close(mixed.wav, 0.75 * whole.wav + 0.25 * whole.wav.roll(1, 0))
+    torch.testing.assert_close(mixed.targets, 0.75 * whole.targets + 0.25 * whole.targets.roll(1, 0))
+
+
+def test_pieces_of_files_are_what_is_heard(folder):
+    path = str(folder / "tief" / "1.wav")
+    labelled = Labelled([Ex(path, ("tief",), 0.1, 0.3), Ex(path, ("tief",), 0.2)], ["tief", "x"], "single_label")
+    corpus = LabelledCorpus(labelled)
+    np.testing.assert_allclose(corpus.seconds, [0.2, 0.4], atol=1e-4)
+    samples = torchbeats.audio.load(path)
+    np.testing.assert_array_equal(corpus.read(0, 0.05, 9.0), samples[2_400:4_800])
+    np.testing.assert_array_equal(corpus.read(1, 0.1, 0.1), samples[4_800:6_400])
+
+
+def test_rare_classes_are_drawn_as_often_as_others():
+    targets = np.zeros((100, 2), np.float32)
+    targets[:90, 0] = targets[90:, 1] = 1
+    weights = class_weights(targets)
+    assert weights[:90].sum() == pytest.approx(weights[90:].sum())
+
+
+def task_with(**tuning):
+    settings = Tuning(**tuning)
+    return Finetuning(with_head(small_model(), ["a", "b"], "single_label", settings), settings, PLAIN, 10, 0)
+
+
+def trained(task):
+    return {name.removeprefix("model.") for name, p in task.named_parameters() if p.requires_grad}
+
+
+def test_frozen_layers_stay():
+    names = trained(task_with(freeze=1))
+    assert "encoder.layers.1.fc1.weight" in names
+    assert not any(name.startswith(("encoder.layers.0.", "patch_embedding", "encoder.pos_conv")) for name in names)
+    assert trained(task_with(freeze=-1)) == {"predictor.weight", "predictor.bias"}
+
+
+def test_layers_learn_the_slower_the_lower_they_are():
+    task = task_with(layer_decay=0.5, lr=1.0, warmup=0.0)
+    groups = task.configure_optimizers()["optimizer"].param_groups
+    rates = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
+    model = task.model
+    found = [
+        rates[id(weight)]
+        for weight in (
+            model.predictor.weight,
+            model.encoder.layers[1].fc1.weight,
+            model.encoder.layers[0].fc1.weight,
+            model.patch_embedding.weight,
+        )
+    ]
+    assert found == [1.0, 1.0, 0.5, 0.25]
+
+
+def test_masks_cover_a_stretch_of_frames_and_one_of_bins():
+    torch.manual_seed(0)
+    masked = mask_spectrum(torch.ones(64, 50, 128), 0.5, 0.25)
+    hidden_frames = (masked == 0).all(2).sum(1)
+    hidden_bins = (masked == 0).all(1).sum(1)
+    assert 8 < hidden_frames.float().mean() < 17  # 12 expected
+    assert int(hidden_frames.max()) <= 25
+    assert int(hidden_bins.max()) <= 32
+    assert torch.equal(mask_spectrum(masked, 0.0, 0.0), masked)
+
+
+def test_split_keeps_groups_together_and_every_class_in_training():
+    examples = [Ex(f"{i}.wav", ("a" if i < 40 else "b",), group=str(i // 4)) for i in range(79)] + [Ex("c.wav", ("c",))]
+    training, held_out = split(Labelled(examples, ["a", "b", "c"], "single_label"), 0.2, 0)
+    assert not {e.group for e in training.examples} & {e.group for e in held_out.examples}
+    assert all(training.counts().values())
+    assert 8 <= len(held_out.examples) <= 24
+    again = split(Labelled(examples, ["a", "b", "c"], "single_label"), 0.2, 0)[1]
+    assert again.examples == held_out.examples
+    own = [example._replace(split="val" if i < 3 else "train") for i, example in enumerate(examples)]
+    assert len(split(Labelled(own, ["a", "b", "c"], "single_label"), 0.2, 0)[1].examples) == 3
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    ["model.epochs=0", "model.lr=.nan", "model.layer_decay=0", "augment.mixup=-1", "data.validation=1", "nothing=1"],
+)
+def test_settings_that_cannot_be_followed(assignment):
+    with pytest.raises(SettingsError):
+        finetune_settings(None, [assignment])
+    assert math.isfinite(FinetuneSettings().model.lr)
+
+
+def test_bad_data_are_refused_before_anything_is_trained(folder, weights, tmp_path, monkeypatch, capsys):
+    def said(*data):
+        status = run(monkeypatch, "finetune", *data, "-m", weights, "-o", tmp_path / "run", *QUICK)
+        return status, capsys.readouterr().err
+
+    one = tmp_path / "one"
+    (one / "only").mkdir(parents=True)
+    soundfile.write(one / "only" / "a.wav", sound("tief", 0), RATE)
+    status, text = said(one)
+    assert (status, "two classes or more" in text) == (2, True)
+    (tmp_path / "wrong.csv").write_text("file,what\na.wav,x\n")
+    status, text = said(tmp_path / "wrong.csv")
+    assert (status, "column called label" in text) == (2, True)
+    (tmp_path / "gone.csv").write_text("path,label\na.wav,x\nb.wav,y\n")
+    status, text = said(tmp_path / "gone.csv")
+    assert (status, "None of the 2 sounds is there" in text) == (2, True)
+    assert not (tmp_path / "run").exists()
