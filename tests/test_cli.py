@@ -257,10 +257,11 @@ def test_what_cannot_be_done(run, model, sounds, faulty, tmp_path, line, said):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_no_such_gpu(run, model, sounds, tmp_path):
     status, _, said = run("embed", sounds, "-o", tmp_path / "t.npz", "-m", model, "--device", "cuda")
     assert status == 2
-    assert "CUDA" in said
+    assert "CUDA" in said or "NVIDIA" in said  # by how PyTorch was built
 
 
 # --- convert and models
