@@ -346,18 +346,24 @@ class Crops(Dataset["Crop | Failure"]):
 
     def __getitem__(self, draw: Draw) -> Crop | Failure:
         random = np.random.default_rng(draw.seed)
-        try:
-            samples = self._read(draw, random.random())
-        except AudioError as error:
-            return Failure(self.corpus.path(draw.row), error.reason)
-        except Exception as error:  # a decoder's surprise must not end the run
-            return Failure(self.corpus.path(draw.row), f"decoding failed with {error!r}")
+        samples = self.sound(draw, random)
+        if isinstance(samples, Failure):
+            return samples
         samples = augment_waveform(samples, random, self.data.gain_db, self.data.band_limited)
         patches = int(self.grid.patches(max(len(samples), self.grid.min_samples)))
         shift = int(random.integers(-self.mel_shift, self.mel_shift + 1))
         hidden = random_mask(patches, self.mask, random)
         curve = random.normal(0.0, self.equaliser_db, CURVE_TERMS) / np.sqrt(np.arange(1, CURVE_TERMS + 1))
         return Crop(samples, hidden, shift, tuple(curve.tolist()), draw.counts)
+
+    def sound(self, draw: Draw, random: np.random.Generator) -> Floats | Failure:
+        """A crop as it is in the file, or why there is none."""
+        try:
+            return self._read(draw, random.random())
+        except AudioError as error:
+            return Failure(self.corpus.path(draw.row), error.reason)
+        except Exception as error:  # a decoder's surprise must not end the run
+            return Failure(self.corpus.path(draw.row), f"decoding failed with {error!r}")
 
     def _read(self, draw: Draw, where: float) -> Floats:
         """The crop that begins at the share ``where`` of what the sound has room for."""

@@ -147,12 +147,9 @@ class LabelledCrops(Crops):
 
     def __getitem__(self, draw: Draw) -> LabelledCrop | Failure:  # type: ignore[override]
         random = np.random.default_rng(draw.seed)
-        try:
-            samples = self._read(draw, random.random())
-        except AudioError as error:
-            return Failure(self.corpus.path(draw.row), error.reason)
-        except Exception as error:  # a decoder's surprise must not end the run
-            return Failure(self.corpus.path(draw.row), f"decoding failed with {error!r}")
+        samples = self.sound(draw, random)
+        if isinstance(samples, Failure):
+            return samples
         a = self.augment
         samples = augment_waveform(samples, random, a.gain_db, a.band_limited)
         if a.roll:
