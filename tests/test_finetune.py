@@ -279,3 +279,21 @@ def test_bad_data_are_refused_before_anything_is_trained(folder, weights, tmp_pa
     status, text = said(tmp_path / "gone.csv")
     assert (status, "None of the 2 sounds is there" in text) == (2, True)
     assert not (tmp_path / "run").exists()
+
+
+def test_broken_files_are_named_and_training_ends_when_nothing_gets_better(weights, tmp_path, monkeypatch, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for seed in range(8):  # the same noise in both: there is nothing to learn
+            soundfile.write(tmp_path / "d" / name / f"{seed}.wav", sound("Rauschen", seed), RATE)
+    (tmp_path / "d" / "a" / "broken.wav").write_text("junk")
+    (tmp_path / "d" / "b" / "empty.wav").touch()
+    out = tmp_path / "run"
+    options = ("--epochs", 40, "--set", "model.patience=2", "--set", "data.validation=0.25")
+    assert run(monkeypatch, "finetune", tmp_path / "d", "-m", weights, "-o", out, *QUICK, *options) == 0
+    listed = [json.loads(line)["path"] for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert {path.rpartition("/")[2] for path in listed} <= {"broken.wav", "empty.wav"}
+    assert "Skipped" in capsys.readouterr().err
+    assert torchbeats.load(out / "model.safetensors").labels == ["a", "b"]
+    epoch = 3  # 16 or 17 sounds of 0.6 s, up to 13 a batch
+    assert int(rows(out)[-1]["step"]) < 40 * epoch / 2

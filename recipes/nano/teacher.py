@@ -3,7 +3,7 @@
     python recipes/nano/teacher.py --audio build/nano/audio --model RUN/model.safetensors --out teacher.safetensors
 
 Classes are drawn equally often, and of each a file, and of each a second. At the end the held-out files' accuracy is
-printed, and written beside the model as ``.json``. A plain loop, until the package has `torchbeats finetune`.
+printed, and written beside the model as ``.json``. A plain loop, older than `torchbeats finetune`.
 """
 
 from __future__ import annotations

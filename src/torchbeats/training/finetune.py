@@ -41,7 +41,7 @@ from torchbeats.training.augment import CURVE_TERMS, augment_waveform, equalise,
 from torchbeats.training.data import Batches, Corpus, Crops, Draw, Failure, Floats
 from torchbeats.training.loop import Listener, Report, RunFolder, fit, workers
 from torchbeats.training.settings import Augmentation, Data, FinetuneSettings, LabelledData, Optimiser, Tuning
-from torchbeats.training.task import LabelStatistics, Task
+from torchbeats.training.task import Task
 
 _MAY_CHANGE = ("trainer", "data.workers")
 _COLUMNS = ("loss", "train_accuracy", "score", "accuracy", "mAP", "macro_f1")
@@ -55,7 +55,6 @@ class LabelledCorpus(Corpus):
 
     Args:
         labelled: the examples.
-        targets: ``(N, classes)`` float32.
     """
 
     def __init__(self, labelled: Labelled) -> None:
@@ -244,7 +243,7 @@ class Finetuning(Task):
             weight_decay=settings.weight_decay,
             betas=settings.betas,
         )
-        super().__init__(optimiser, seed, LabelStatistics(1, model.cfg.predictor_class))
+        super().__init__(optimiser, seed)
         self.settings, self.augment = settings, augment
         self.model = model.unfreeze()
         self._freeze(settings.freeze)

@@ -85,12 +85,12 @@ class Task(L.LightningModule):
     Args:
         optimiser: settings.
         seed: of all randomness.
-        statistics: counts the labels.
+        statistics: counts the labels of a codebook, where there is one.
     """
 
-    def __init__(self, optimiser: Optimiser, seed: int, statistics: LabelStatistics) -> None:
+    def __init__(self, optimiser: Optimiser, seed: int, statistics: LabelStatistics | None = None) -> None:
         super().__init__()
-        self.optimiser, self.seed, self.statistics = optimiser, seed, statistics
+        self.optimiser, self.seed, self._statistics = optimiser, seed, statistics
         self.failures: list[Failure] = []
         self.clips = 0
         self._sums: dict[str, Tensor] = {}
@@ -116,7 +116,13 @@ class Task(L.LightningModule):
         world = self.trainer.world_size
         means = {name: float(all_sum(value)) / (self._steps * world) for name, value in self._sums.items()}
         self._sums, self._steps = {}, 0
-        return {**means, **self.statistics.report()}
+        return means if self._statistics is None else {**means, **self._statistics.report()}
+
+    @property
+    def statistics(self) -> LabelStatistics:
+        """What counts the labels."""
+        assert self._statistics is not None
+        return self._statistics
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW; no decay of biases, norms and other vectors."""
