@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,20 +13,19 @@ import soundfile
 import torch
 
 import torchbeats
-from helpers import small_model
+from helpers import golden, small_model, under
 from torchbeats import cli
+from torchbeats.config import BEATsConfig
+from torchbeats.folds import split
+from torchbeats.inputs import InputError
 from torchbeats.labelled import Example as Ex
 from torchbeats.labelled import Labelled, read_labelled
 from torchbeats.training.data import Draw
+from torchbeats.training.examples import LabelledBatch, LabelledCorpus, LabelledCrops, class_weights, collate_labelled
 from torchbeats.training.finetune import (
     Finetune,
     Finetuning,
-    LabelledCorpus,
-    LabelledCrops,
-    class_weights,
-    collate_labelled,
     mask_spectrum,
-    split,
     with_head,
 )
 from torchbeats.training.settings import (
@@ -138,7 +140,7 @@ class Stopped(Exception):
 def test_a_stopped_run_goes_on_to_the_same_result(folder, weights, tmp_path, monkeypatch):
     settings = finetune_settings(None, [value for value in QUICK if value != "--set"], seed=3)
     settings.model.epochs, settings.model.lr, settings.augment.mel_shift = 4, 1e-3, 4
-    training, held_out = split(read_labelled([folder]), 0.3, 0)
+    training, held_out, _ = split(read_labelled([folder]), 0.3, 0)
 
     def tune(name):
         return Finetune(tmp_path / name, torchbeats.load(weights), training, held_out, settings, {}).train()
@@ -242,14 +244,21 @@ def test_masks_cover_a_stretch_of_frames_and_one_of_bins():
 
 def test_split_keeps_groups_together_and_every_class_in_training():
     examples = [Ex(f"{i}.wav", ("a" if i < 40 else "b",), group=str(i // 4)) for i in range(79)] + [Ex("c.wav", ("c",))]
-    training, held_out = split(Labelled(examples, ["a", "b", "c"], "single_label"), 0.2, 0)
+    training, held_out, _ = split(Labelled(examples, ["a", "b", "c"], "single_label"), 0.2, 0)
     assert not {e.group for e in training.examples} & {e.group for e in held_out.examples}
     assert all(training.counts().values())
     assert 8 <= len(held_out.examples) <= 24
     again = split(Labelled(examples, ["a", "b", "c"], "single_label"), 0.2, 0)[1]
     assert again.examples == held_out.examples
-    own = [example._replace(split="val" if i < 3 else "train") for i, example in enumerate(examples)]
-    assert len(split(Labelled(own, ["a", "b", "c"], "single_label"), 0.2, 0)[1].examples) == 3
+    names = ["val"] * 3 + ["test"] * 5 + ["train"] * 72
+    own = [example._replace(split=name) for example, name in zip(examples, names, strict=True)]
+    parts = split(Labelled(own, ["a", "b", "c"], "single_label"), 0.2, 0)
+    assert [len(part.examples) for part in parts] == [72, 3, 5]
+    only = [example._replace(split="test" if i < 4 else None) for i, example in enumerate(examples)]
+    parts = split(Labelled(only, ["a", "b", "c"], "single_label"), 0.2, 0)
+    assert [len(part.examples) for part in parts] == [76, 4, 0]
+    with pytest.raises(InputError, match="all are held out"):
+        split(Labelled(own[:8], ["a", "b", "c"], "single_label"), 0.2, 0)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +284,9 @@ def test_bad_data_are_refused_before_anything_is_trained(folder, weights, tmp_pa
     (tmp_path / "wrong.csv").write_text("file,what\na.wav,x\n")
     status, text = said(tmp_path / "wrong.csv")
     assert (status, "column called label" in text) == (2, True)
+    (tmp_path / "half.csv").write_text("path,label\none/only/a.wav,x\nb.wav,y\n")
+    status, text = said(tmp_path / "half.csv")
+    assert (status, "1 files are not there" in text, "None of the sounds of 'y' is there" in text) == (2, True, True)
     (tmp_path / "gone.csv").write_text("path,label\na.wav,x\nb.wav,y\n")
     status, text = said(tmp_path / "gone.csv")
     assert (status, "None of the 2 sounds is there" in text) == (2, True)
@@ -297,3 +309,100 @@ def test_broken_files_are_named_and_training_ends_when_nothing_gets_better(weigh
     assert torchbeats.load(out / "model.safetensors").labels == ["a", "b"]
     epoch = 3  # 16 or 17 sounds of 0.6 s, up to 13 a batch
     assert int(rows(out)[-1]["step"]) < 40 * epoch / 2
+
+
+def test_gradients_of_a_step_are_those_of_the_reference():
+    about, tensors = golden("gradients")
+    model = torchbeats.BEATs(BEATsConfig(about["cfg"]), freeze=False)
+    model.load_state_dict(under(tensors, "model"), strict=True)
+    settings = Tuning(dropout=0.0, gradient_decay=model.cfg.layer_wise_gradient_decay_ratio)
+    labels = [str(i) for i in range(model.cfg.predictor_class)]
+    model.label_dict = dict(enumerate(labels))
+    task = Finetuning(with_head(model, labels, "multi_label", settings), settings, PLAIN, 10, 0)
+    task._trainer = SimpleNamespace(world_size=1)  # a step asks it only how many processes there are
+    B, samples = tensors["wav"].shape
+    zero = torch.zeros(B, dtype=torch.int64)
+    batch = LabelledBatch(
+        tensors["wav"], zero + samples, tensors["target"], zero, torch.zeros(B, 1), torch.ones(B), failures=[]
+    )
+    task.train()
+    loss = task.step(batch)["loss"]
+    torch.testing.assert_close(loss.detach(), tensors["loss"].squeeze(), rtol=0, atol=2e-5)
+    loss.backward()
+    expected = under(tensors, "grad")
+    typical = torch.stack([value.abs().max() for value in expected.values()]).median()
+    for name, value in expected.items():  # tolerances as for the model itself, see test_encoder.py
+        actual = task.model.get_parameter(name).grad
+        scale = typical if name.endswith("k_proj.bias") else value.abs().max()
+        assert (actual - value).abs().max() / scale < 2e-4, name
+
+
+def test_the_result_can_be_written_for_code_that_expects_the_original_format(tuned, folder, tmp_path, monkeypatch):
+    assert run(monkeypatch, "convert", tuned / "model.safetensors", tmp_path / "m.pt") == 0
+    stored = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert {"cfg", "model", "label_dict"} <= stored.keys()
+    assert stored["cfg"]["finetuned_model"]
+    assert sorted(stored["label_dict"].values()) == sorted(NAMES)
+    wav = torch.from_numpy(sound("tief", 1)).unsqueeze(0)
+    ours, theirs = (torchbeats.BEATs(path) for path in (tuned / "model.safetensors", tmp_path / "m.pt"))
+    torch.testing.assert_close(ours(wav)[1], theirs(wav)[1], rtol=0, atol=0)
+    assert theirs.labels == ours.labels
+
+
+def test_cross_validation_asks_about_every_sound_once(folder, weights, tmp_path, monkeypatch, capsys):
+    with (tmp_path / "list.csv").open("w") as file:
+        print("path,label,speaker", file=file)
+        for name in NAMES:
+            for seed in range(6):
+                print(f"{folder / name / f'{seed}.wav'},{name},{seed % 2}", file=file)
+        print(f"{folder / 'tief' / 'gone.wav'},tief,1", file=file)
+    out = tmp_path / "run"
+    options = (*QUICK, "--epochs", 12, "--set", "model.lr=3e-3", "--set", "model.average=0.9")
+    by = ("--group-from", r"([0-9])\.wav$", "--folds", 2)
+    command = ("finetune", tmp_path / "list.csv", "-m", weights, "-o", out, *by, *options)
+    assert run(monkeypatch, *command) == 0
+    said = capsys.readouterr()
+    assert "1 files are not there" in said.err
+    found = json.loads((out / "validation.json").read_text("utf-8"))
+    assert json.loads(said.out) == found
+    assert (found["held_out"], found["interval_over"]) == ("2 stratified folds, groups kept together", "groups")
+    assert sum(row["examples"] for row in found["classes"]) == 18
+    assert found["figures"]["accuracy"] >= 0.9  # tones and noise
+    assert found["figures"]["accuracy"] == pytest.approx(np.mean(found["by_fold"]))
+    low, high = found["interval"]
+    assert low <= found["figures"]["accuracy"] <= high
+    heard = [np.load(out / f"fold-{k}" / "scores.npz")["heard"].tolist() for k in (1, 2)]
+    assert sorted(heard[0] + heard[1]) == list(range(18))
+    assert not {i % 6 for i in heard[0]} & {i % 6 for i in heard[1]}  # the number is the group
+    before = (out / "fold-1" / "model.safetensors").stat().st_mtime_ns
+    (out / "fold-2" / "scores.npz").unlink()  # as if it had been stopped there
+    (out / "validation.json").unlink()
+    assert run(monkeypatch, *command) == 0
+    assert (out / "fold-1" / "model.safetensors").stat().st_mtime_ns == before
+    assert json.loads((out / "validation.json").read_text("utf-8")) == found
+
+
+def test_a_class_that_is_only_asked_about_is_told(folder, weights, tmp_path, monkeypatch, capsys):
+    with (tmp_path / "list.csv").open("w") as file:
+        print("path,label,split", file=file)
+        for name, split_name in (("tief", "train"), ("hoch ♪", "train"), ("Rauschen", "test")):
+            for seed in range(2):
+                print(f"{folder / name / f'{seed}.wav'},{name},{split_name}", file=file)
+    arguments = ("finetune", tmp_path / "list.csv", "-m", weights, "-o", tmp_path / "run", *QUICK, "--epochs", 1)
+    assert run(monkeypatch, *arguments) == 0
+    assert "nothing to train on for 'Rauschen'" in capsys.readouterr().err
+
+
+def test_a_second_run_in_the_same_folder_is_kept_away(folder, weights, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    code = (
+        "import sys, time; from torchbeats.files import held; "
+        "file = held(sys.argv[1]); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, out / ".lock"], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"held\n"
+        assert run(monkeypatch, "finetune", folder, "-m", weights, "-o", out, *QUICK, "--epochs", 1) == 2
+        other.kill()
+    assert "Another run is at work" in capsys.readouterr().err
+    assert run(monkeypatch, "finetune", folder, "-m", weights, "-o", out, *QUICK, "--epochs", 0.1) == 0

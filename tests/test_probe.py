@@ -17,7 +17,9 @@ import torchbeats
 from helpers import noise, small_model
 from torchbeats import cli
 from torchbeats.evaluation import probe as probing
+from torchbeats.evaluation.metrics import bootstrap
 from torchbeats.evaluation.rows import LayersPlan, rows_of
+from torchbeats.folds import design
 from torchbeats.inference import Plan
 from torchbeats.inputs import InputError
 from torchbeats.labelled import Example, Labelled
@@ -237,7 +239,7 @@ def test_all_layers_at_once_are_those_of_a_plan_each(sounds):
 
 def test_every_example_once_and_classes_spread():
     data = examples(["a"] * 20 + ["b"] * 10 + ["c"])
-    plan = probing.design(data, 5)
+    plan = design(data, 5)
     tested = np.concatenate([fold.test for fold in plan.folds])
     assert sorted(tested.tolist()) == list(range(30))  # c's only one is not among them
     for fold in plan.folds:
@@ -245,21 +247,21 @@ def test_every_example_once_and_classes_spread():
         labels = [data.examples[i].labels[0] for i in fold.test]
         assert (labels.count("a"), labels.count("b")) == (4, 2)
     assert plan.warnings == ["One sound only, learned from and never asked about: 'c'."]
-    other = probing.design(data, 5, seed=1)
+    other = design(data, 5, seed=1)
     assert any((a.test.tolist() != b.test.tolist()) for a, b in zip(plan.folds, other.folds, strict=True))
 
 
 def test_fewer_sounds_than_folds():
-    plan = probing.design(examples(["a", "a", "a", "b", "b"]))
+    plan = design(examples(["a", "a", "a", "b", "b"]))
     assert plan.name == "3 stratified folds"
     with pytest.raises(InputError, match="Every class has one sound only"):
-        probing.design(examples(["a", "b"]))
+        design(examples(["a", "b"]))
 
 
 def test_groups_stay_together():
     groups = [str(i // 3) for i in range(30)]
     data = examples(["a", "b", "c"] * 10, group=groups)
-    plan = probing.design(data, 3)
+    plan = design(data, 3)
     assert plan.name == "3 stratified folds, groups kept together"
     for fold in plan.folds:
         assert not {groups[i] for i in fold.train} & {groups[i] for i in fold.test}
@@ -270,30 +272,30 @@ def test_groups_stay_together():
 def test_order_of_precedence():
     columns = {"split": ["train", "test", "valid"] * 4, "fold": ["1", "2"] * 6, "group": list("xxxyyyzzzwww")}
     data = examples(["a", "b"] * 6, **columns)
-    assert probing.design(data).name == "train and test as given"
-    assert probing.design(data).warnings == ["4 sounds are in other splits than train and test, and left out."]
-    assert probing.design(data, by_group=True).name == "each of 4 groups left out in turn"
-    assert probing.design(data, 3, by_group=True).name == "3 stratified folds, groups kept together"
+    assert design(data).name == "train and test as given"
+    assert design(data).warnings == ["4 sounds are in other splits than train and test, and left out."]
+    assert design(data, by_group=True).name == "each of 4 groups left out in turn"
+    assert design(data, 3, by_group=True).name == "3 stratified folds, groups kept together"
     del columns["split"]
-    assert probing.design(examples(["a", "b"] * 6, **columns)).name == "2 folds as given"
+    assert design(examples(["a", "b"] * 6, **columns)).name == "2 folds as given"
 
 
 def test_a_class_in_one_group_only_is_said():
-    plan = probing.design(examples(["a", "b", "a", "c"], group=list("xxyy")))
+    plan = design(examples(["a", "b", "a", "c"], group=list("xxyy")))
     assert plan.warnings == ["Held out without an example to learn from, so never right: 'b', 'c'."]
 
 
 def test_gaps_in_columns():
     with pytest.raises(InputError, match=r"2\.wav has no group, and others have\."):
-        probing.design(examples(["a", "b", "a"], group=["x", "y", None]))
+        design(examples(["a", "b", "a"], group=["x", "y", None]))
     with pytest.raises(InputError, match=r"1\.wav has no fold, and others have\."):
-        probing.design(examples(["a", "b", "a"], fold=["1", None, "2"]))
+        design(examples(["a", "b", "a"], fold=["1", None, "2"]))
 
 
 def test_a_fold_with_one_class_to_learn_from():
     data = examples(["a", "a", "b", "b"], group=list("xxyy"))
     with pytest.raises(InputError, match="A fold leaves only the class 'b' to learn from"):
-        probing.probe(np.eye(4), data, probing.design(data))
+        probing.probe(np.eye(4), data, design(data))
 
 
 # --- figures
@@ -304,7 +306,7 @@ def test_linear_is_scikit_learns():
     labels = generator.integers(0, 3, 90)
     x = (generator.standard_normal((90, 8)) + 1.5 * np.eye(8)[labels]).astype(np.float32)
     data = examples(["abc"[label] for label in labels])
-    plan = probing.design(data, 3)
+    plan = design(data, 3)
     right = 0
     for fold in plan.folds:
         pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1)).fit(x[fold.train], labels[fold.train])
@@ -321,7 +323,7 @@ def test_linear_is_scikit_learns():
 def test_noise_is_at_chance_and_c_is_chosen():
     generator = np.random.default_rng(0)
     data = examples(["a", "b"] * 100)
-    outcome = probing.probe(generator.standard_normal((200, 20)), data, probing.design(data))
+    outcome = probing.probe(generator.standard_normal((200, 20)), data, design(data))
     assert outcome.figures["accuracy"] == pytest.approx(0.5, abs=0.1)
     assert set(outcome.c) <= set(probing.CS)
     assert outcome.chance == 0.5
@@ -331,8 +333,8 @@ def test_bootstrap_over_groups_is_wider():
     """Ten groups of ten that are right or wrong as a whole know as much as ten examples."""
     truth, units = np.zeros(100, int), np.arange(100) // 10
     scores = np.eye(2)[(units % 2)]
-    alone = probing.bootstrap(truth, scores, np.arange(100))
-    grouped = probing.bootstrap(truth, scores, units)
+    alone = bootstrap(truth, scores, np.arange(100))
+    grouped = bootstrap(truth, scores, units)
     assert alone[0] == pytest.approx(0.4, abs=0.03)
     assert grouped[0] == pytest.approx(0.2, abs=0.06)
 

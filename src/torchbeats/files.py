@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be replaced anyway
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -32,6 +40,45 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     with suppress(OSError):  # not every system syncs folders
         _sync(path.parent, os.O_RDONLY)
+
+
+class Held(Exception):
+    """Another process holds the file."""
+
+
+def held(path: str | os.PathLike[str]) -> IO[str]:
+    """Open a file that no other process can hold until this one closes it, or is gone.
+
+    Where the system or the file system knows no locks, any number of processes can.
+
+    Raises:
+        Held: another process holds it.
+    """
+    file = open(path, "w")  # noqa: SIM115
+    if fcntl is not None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise Held from None
+        except OSError:
+            pass
+    return file
+
+
+def plain(value: Any) -> Any:
+    """The same with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: plain(inside) for key, inside in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inside) for inside in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a value as JSON, with null for numbers that JSON does not have."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(plain(value), ensure_ascii=False, indent=1) + "\n", "utf-8")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -81,6 +81,17 @@ class Labelled:
         """Some of the examples, with the same classes."""
         return Labelled([self.examples[i] for i in chosen], self.classes, self.problem_type)
 
+    def without(self, left_out: Iterable[int]) -> Labelled:
+        """The other examples, likewise."""
+        out = set(left_out)
+        return self.subset(i for i in range(len(self.examples)) if i not in out)
+
+    def there(self) -> tuple[Labelled, list[str]]:
+        """The examples whose files are there, and the paths of those whose are not."""
+        missing = {example.path for example in self.examples if not os.path.exists(example.path)}
+        inside = (i for i, example in enumerate(self.examples) if example.path not in missing)
+        return self.subset(inside), sorted(missing)
+
     def where(self, split: str | None = None, fold: str | None = None) -> Labelled:
         """The examples of a split, of a fold, or of both.
 
@@ -95,7 +106,7 @@ class Labelled:
             chosen = [i for i in chosen if there[i] == wanted]  # type: ignore[assignment]
             if not chosen:
                 known = sorted({value for value in there.values() if value is not None})
-                said = f"there are {_few(known)}" if known else f"no example says its {name}"
+                said = f"there are {few(known)}" if known else f"no example says its {name}"
                 raise InputError(f"There is no example in the {name} {wanted!r}; {said}.")
         return self.subset(chosen)
 
@@ -143,7 +154,7 @@ def read_labelled(
     if not found:
         raise InputError(f"Not one of the {len(examples):,} sounds has a label.")
     if classes is not None and (unknown := [label for label in found if label not in set(classes)]):
-        raise InputError(f"There is no class called {_few(unknown)}; there are {_few(list(classes))}.")
+        raise InputError(f"There is no class called {few(unknown)}; there are {few(list(classes))}.")
     odd = next((example for example in examples if len(example.labels) != 1), None)
     if problem_type == "single_label" and odd is not None:
         said = f"the labels {', '.join(odd.labels)}" if odd.labels else "no label"
@@ -261,6 +272,7 @@ def _seconds(value: Any) -> float | None:
     return seconds
 
 
-def _few(names: Sequence[str], most: int = 8) -> str:
+def few(names: Sequence[str], most: int = 8) -> str:
+    """Some of the names, and how many more there are."""
     shown = ", ".join(repr(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -23,13 +23,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchbeats.files import replacing
+from torchbeats.files import Held, held, replacing
 from torchbeats.inference import Group, Position, Values, first_steps
-
-try:
-    import fcntl
-except ImportError:  # Windows, where an open file cannot be replaced anyway
-    fcntl = None  # type: ignore[assignment]
 
 METADATA_KEY = b"torchbeats"  # of the JSON in the output's metadata
 SUFFIXES = (".parquet", ".npz")
@@ -103,14 +98,10 @@ class Store:
     def _lock(self) -> None:
         """Keep other processes away until this one is gone, or done: two would mix their parts."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._held = (self._folder / "lock").open("w")
-        if fcntl is not None:
-            try:
-                fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                raise StoreError(f"Another run is writing {self.out}; wait for it, or name another output.") from None
-            except OSError:  # a file system without locks: then it is up to the user
-                pass
+        try:
+            self._held = held(self._folder / "lock")
+        except Held:
+            raise StoreError(f"Another run is writing {self.out}; wait for it, or name another output.") from None
 
     def _find_complete(self) -> None:
         there = _read_about(self.out)

@@ -16,13 +16,13 @@ from rich.table import Column, Table
 
 from torchbeats import __version__, checkpoint, hub
 from torchbeats.cli.console import audio_progress, complain, remark
-from torchbeats.cli.labelled import DATA, Format, plain, show
+from torchbeats.cli.labelled import DATA, Format, show
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window, device_called
 from torchbeats.config import BEATsConfig
 from torchbeats.evaluation import plots
 from torchbeats.evaluation.metrics import ClassFigures, Report, report
 from torchbeats.evaluation.rows import Rows, rows_of
-from torchbeats.files import replacing, sha256
+from torchbeats.files import plain, replacing, sha256, write_json
 from torchbeats.inference import BATCH_SECONDS, WINDOW_SECONDS, ScorePlan
 from torchbeats.labelled import Labelled, read_labelled
 from torchbeats.model import BEATs
@@ -160,8 +160,7 @@ def _print(console: Console, found: Report) -> None:
 
 
 def _write(out: Path, found: Report, everything: dict[str, Any], heard: Labelled, rows: Rows) -> None:
-    with replacing(out / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(everything, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    write_json(out / "metrics.json", everything)
     with replacing(out / "classes.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(ClassFigures._fields)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from torchbeats import hub
 from torchbeats.cli.console import complain, remark
-from torchbeats.cli.labelled import DATA
+from torchbeats.cli.labelled import DATA, Format, GroupFrom, note_several, show
 from torchbeats.cli.tables import NAMES
-from torchbeats.labelled import read_labelled
+from torchbeats.files import plain
+from torchbeats.folds import FOLDS, Design, design, groups_from, split
+from torchbeats.inputs import InputError
+from torchbeats.labelled import Labelled, few, read_labelled
+
+if TYPE_CHECKING:
+    from torchbeats.training.finetune import CrossValidated
 
 
 def finetune(
@@ -28,22 +35,44 @@ def finetune(
     freeze: Annotated[
         int | None, typer.Option(help="Layers, counted from the input, that stay as they are; -1: all but the head.")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="32-true, bf16-mixed, 16-mixed and so on. Default: bf16-mixed on a GPU that has it."),
+    ] = None,
+    cross_validate: Annotated[
+        bool,
+        typer.Option(
+            "--cross-validate",
+            help="Fine-tune once for each fold and ask about what was left out: the split or the folds that a list "
+            f"has, or each of its groups in turn; else {FOLDS} stratified folds.",
+        ),
+    ] = False,
+    folds: Annotated[
+        int | None,
+        typer.Option(min=2, help="Cross-validate with so many stratified folds, which keep groups together."),
+    ] = None,
+    group_from: GroupFrom = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of all randomness.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in YAML.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A single setting, over both; --set model.lr=1e-3, say."),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Print all settings as YAML, and do nothing.")] = False,
+    format: Format = None,
+    show_settings: Annotated[bool, typer.Option("--show", help="Print all settings as YAML, and do nothing.")] = False,
 ) -> None:
     """Fine-tune a model on sounds with labels: class folders, or a list with path and label.
 
     The folder gets model.safetensors, which carries its labels; validation.json, metrics.csv, TensorBoard logs and
     run.yaml. A run that was stopped or killed goes on where it was when the same command is given again.
+
+    Sounds are held out to tell how good the model is, and to keep that of the best epoch: those in the split
+    validation (or else test) of a list, or a tenth of each class. A cross-validation gives figures, and a folder for
+    each fold.
     """
     try:
         from torchbeats.cli.training import Display
-        from torchbeats.training.finetune import Finetune, split
+        from torchbeats.training.finetune import CrossValidation, Finetune
     except ModuleNotFoundError as error:
         raise typer.BadParameter(
             f"Training needs a few packages more ({error.name} is missing): pip install 'torchbeats[train]'."
@@ -54,21 +83,51 @@ def finetune(
     from torchbeats.model import BEATs
     from torchbeats.training.settings import finetune_settings
 
-    chosen = finetune_settings(config, set_ or (), seed=seed)
-    for name, value in (("epochs", epochs), ("freeze", freeze)):
-        if value is not None:
-            chosen = finetune_settings(config, [*(set_ or ()), f"model.{name}={value}"], seed=seed)
-    if show:
+    named = {"model.epochs": epochs, "model.freeze": freeze, "trainer.precision": precision}
+    given = [f"{name}={value}" for name, value in named.items() if value is not None]
+    chosen = finetune_settings(config, [*(set_ or ()), *given], seed=seed)
+    if show_settings:
         print(yaml.safe_dump(chosen.to_dict(), sort_keys=False), end="")
         return
-    labelled = read_labelled(data, problem_type)
-    training, held_out = split(labelled, chosen.data.validation, chosen.seed)
+    labelled = _labelled(data, problem_type, group_from)
+    cross = cross_validate or folds is not None
+    parts = split(labelled, chosen.data.validation, chosen.seed)
+    plan = design(labelled, folds, group_from is not None, chosen.seed) if cross else None
     if model is None:
         complain(hub.BUILT_IN_NOTE, "Note")
         model = hub.BUILT_IN
     network = load(hub.resolve(model))
     if not isinstance(network, BEATs):
         raise typer.BadParameter(f"{model} is a tokenizer; a model is needed.")
-    about = {"data": [str(given) for given in data], "model": model}
-    result = Finetune(out, network, training, held_out, chosen, about, Display()).train()
+    about = {"data": [str(one) for one in data], "model": model}
+    if plan is not None:
+        for warning in plan.warnings:
+            complain(warning, "Warning")
+        found = CrossValidation(out, network, labelled, plan, chosen, about, Display()).run()
+        if found is not None:
+            show(format, plain(found.to_dict(plan)), lambda console: _print(console, found, plan))
+            remark(f"{out}: a folder for each fold, and all figures in validation.json.")
+        return
+    if parts.rest.examples:
+        complain(f"The {len(parts.rest.examples):,} sounds for testing are left alone: torchbeats evaluate.", "Note")
+    result = Finetune(out, network, parts.train, parts.validation, chosen, about, Display()).train()
     remark(f"{result}: {len(labelled.classes)} classes. Try it: torchbeats tag FILE -m {result}")
+
+
+def _print(console: Console, found: CrossValidated, plan: Design) -> None:
+    kind = "accuracy" if found.report.problem_type == "single_label" else "mAP"
+    low, high = (f"{100 * end:.1f}" for end in found.interval)
+    by_fold = ", ".join(f"{100 * value:.1f}" for value in found.by_fold)
+    console.print(f"{kind} {100 * found.report.figures[kind]:.1f} %, 95 %: {low} – {high}; by fold {by_fold}")
+    console.print(f"{found.report.examples:,} sounds held out: {plan.name}. Interval: bootstrap over {plan.unit}.")
+
+
+def _labelled(data: list[str], problem_type: str | None, group_from: str | None) -> Labelled:
+    """The sounds that are there; of those that are not it is told before anything long begins."""
+    labelled, missing = read_labelled(data, problem_type).there()
+    if missing:
+        complain(f"{len(missing):,} files are not there, and left out: {few(missing)}.", "Warning")
+    if lost := [name for name, count in labelled.counts().items() if not count]:
+        raise InputError(f"None of the sounds of {few(lost)} is there.")
+    note_several(labelled)
+    return labelled if group_from is None else groups_from(labelled, group_from)

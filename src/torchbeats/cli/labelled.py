@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable
 from enum import Enum
@@ -12,12 +11,25 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from torchbeats.cli.console import complain
+from torchbeats.labelled import Labelled
+
 DATA = Annotated[
     list[str],
     typer.Argument(
         metavar="DATA...",
         help="Folders with a folder of sounds for every class, named after it; lists (.csv, .jsonl, .parquet) with the "
         "columns path and label (several with ; between), and maybe start, end (seconds), split, fold, group.",
+    ),
+]
+
+
+GroupFrom = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REGEX",
+        help="What in a path tells a group (a speaker, a recording) that is held out as a whole: the part in "
+        r"parentheses. `_([a-z]+)_[0-9]+\.wav$`, say.",
     ),
 ]
 
@@ -34,18 +46,16 @@ Format = Annotated[
 ]
 
 
+def note_several(labelled: Labelled) -> None:
+    """Say which sound makes a problem a multi-label one."""
+    if odd := next((example for example in labelled.examples if len(example.labels) != 1), None):
+        said = f"the labels {', '.join(odd.labels)}" if odd.labels else "no label"
+        complain(f"A multi-label problem: {odd.path} has {said}.", "Note")
+
+
 def show(format: Formats | None, results: dict[str, Any], as_table: Callable[[Console], None]) -> None:
     """Print results on standard output as asked, or as suits who reads it."""
     if format is Formats.json or (format is None and not sys.stdout.isatty()):
         print(json.dumps(results, ensure_ascii=False, indent=1))
     else:
         as_table(Console(highlight=False))
-
-
-def plain(value: Any) -> Any:
-    """The same with null for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: plain(inside) for key, inside in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inside) for inside in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

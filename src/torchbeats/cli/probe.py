@@ -14,13 +14,14 @@ from rich.table import Column, Table
 
 from torchbeats import __version__, checkpoint, hub
 from torchbeats.cli.console import audio_progress, complain, console, remark
-from torchbeats.cli.labelled import DATA, Format, plain, show
+from torchbeats.cli.labelled import DATA, Format, GroupFrom, note_several, show
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window, device_called
 from torchbeats.config import BEATsConfig
 from torchbeats.evaluation import probe as probing
-from torchbeats.evaluation.probe import CLASSIFIERS, CS, FOLDS, NEIGHBOURS, Design, Outcome
+from torchbeats.evaluation.probe import CLASSIFIERS, CS, NEIGHBOURS, Outcome
 from torchbeats.evaluation.rows import POOLS, LayersPlan, Rows, cache_folder, cached, rows_of
-from torchbeats.files import sha256
+from torchbeats.files import plain, sha256
+from torchbeats.folds import FOLDS, Design, design, groups_from
 from torchbeats.inference import BATCH_SECONDS, WINDOW_SECONDS
 from torchbeats.labelled import read_labelled
 from torchbeats.model import BEATs
@@ -49,14 +50,7 @@ def probe(
             f"of its groups in turn; else {FOLDS} folds.",
         ),
     ] = None,
-    group_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REGEX",
-            help="What in a path tells a group (a speaker, a recording) that is held out as a whole: the part in "
-            r"parentheses. `_([a-z]+)_[0-9]+\.wav$`, say.",
-        ),
-    ] = None,
+    group_from: GroupFrom = None,
     c: Annotated[
         float | None,
         typer.Option(
@@ -92,8 +86,8 @@ def probe(
         raise typer.BadParameter(str(error)) from error
     labelled = read_labelled(data)
     if group_from is not None:
-        labelled = probing.groups_from(labelled, group_from)
-    probing.design(labelled, folds, group_from is not None)  # says what is wrong before anything is computed
+        labelled = groups_from(labelled, group_from)
+    design(labelled, folds, group_from is not None)  # says what is wrong before anything is computed
     if model is None:
         complain(hub.BUILT_IN_NOTE, "Note")
         model = hub.BUILT_IN
@@ -114,10 +108,8 @@ def probe(
         complain(f"{path}: {reason}.", "Skipped")
     remark(f"Embeddings: {'kept from before' if kept else f'{time.monotonic() - begun:.0f} s'}.")
     heard = labelled.subset(rows.heard.tolist())
-    chosen = probing.design(heard, folds, group_from is not None)
-    if odd := next((example for example in heard.examples if len(example.labels) != 1), None):
-        said = f"the labels {', '.join(odd.labels)}" if odd.labels else "no label"
-        complain(f"A multi-label problem: {odd.path} has {said}.", "Note")
+    chosen = design(heard, folds, group_from is not None)
+    note_several(heard)
     for warning in chosen.warnings:
         complain(warning, "Warning")
     names = plan.names(network)

@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
+RESAMPLES = {"accuracy": 2000, "mAP": 200}  # of the bootstrap
+CONFIDENCE = 0.95
 THRESHOLD = 0.5  # a class of a multi-label problem is predicted from this probability on
 
 
@@ -38,6 +40,16 @@ def average_precision(truth: npt.ArrayLike, scores: npt.ArrayLike) -> Array:
         hits = np.cumsum(positive[order])[last]
         found.append(np.sum(np.diff(hits, prepend=0) * hits / (last + 1)) / hits[-1] if hits[-1] else math.nan)
     return np.array(found)
+
+
+def mean_average_precision(truth: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+    """Mean of `average_precision` over the classes that have examples; NaN where none has."""
+    return _mean(average_precision(truth, scores))
+
+
+def accuracy(truth: Array, scores: Array) -> float:
+    """Share of examples whose class scores highest; ``truth`` is ``(N,)``, ``scores`` ``(N, classes)``."""
+    return float((scores.argmax(1) == truth).mean())
 
 
 def roc_auc(truth: npt.ArrayLike, scores: npt.ArrayLike) -> Array:
@@ -126,6 +138,35 @@ def precision_recall_f1(truth: npt.ArrayLike, predicted: npt.ArrayLike) -> Array
     truth, predicted = _checked(truth, predicted)
     both, said, there = (truth & predicted.astype(bool)).sum(0), predicted.astype(bool).sum(0), truth.sum(0)
     return np.stack([_ratio(both, said), _ratio(both, there), _ratio(2 * both, said + there)], axis=1)
+
+
+def bootstrap(truth: Array, scores: Array, units: Array, seed: int = 0) -> tuple[float, float]:
+    """95 % confidence interval of accuracy or mAP over units drawn with replacement, by percentiles.
+
+    Args:
+        truth: ``(N,)`` or ``(N, classes)``.
+        scores: ``(N, classes)``.
+        units: ``(N,)`` integers; examples with the same are drawn together.
+        seed: of the draws.
+    """
+    generator = np.random.default_rng(seed)
+    _, units = np.unique(units, return_inverse=True)
+    count = int(units.max()) + 1
+    if truth.ndim == 1:
+        right, size = np.bincount(units, scores.argmax(1) == truth), np.bincount(units)
+        draws = np.array([generator.integers(0, count, count) for _ in range(RESAMPLES["accuracy"])])
+        found = right[draws].sum(1) / size[draws].sum(1)
+    else:
+        members = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])
+        found = np.empty(RESAMPLES["mAP"])
+        for i in range(len(found)):
+            drawn = np.concatenate([members[unit] for unit in generator.integers(0, count, count)])
+            found[i] = mean_average_precision(truth[drawn], scores[drawn])
+        found = found[~np.isnan(found)]
+    if not len(found):
+        return math.nan, math.nan
+    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
 
 
 class ClassFigures(NamedTuple):

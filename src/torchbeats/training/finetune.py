@@ -3,22 +3,24 @@
 RUN/run.yaml, metrics.csv, skipped.jsonl, tensorboard/     as in pre-training
 RUN/model.safetensors                                      the result, which carries its labels
 RUN/validation.json                                        what it makes of the sounds that were held out
+
+A cross-validation is a fine-tuning for each fold, in RUN/fold-1 and so on. There
+
+RUN/fold-1/scores.npz                                      is what its model makes of the sounds of the fold
+RUN/validation.json                                        what the models make of all sounds, each of its own fold's
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import lightning as L
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
@@ -26,182 +28,32 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from torchbeats import audio, checkpoint
-from torchbeats.audio import AudioError
+from torchbeats import checkpoint
 from torchbeats.config import BEATsConfig
 from torchbeats.evaluation import metrics
-from torchbeats.evaluation.rows import rows_of
-from torchbeats.files import replacing
+from torchbeats.evaluation.rows import Rows, rows_of
+from torchbeats.files import replacing, write_json
+from torchbeats.folds import Design, Fold, share_of
 from torchbeats.inference import ScorePlan
 from torchbeats.inputs import InputError
-from torchbeats.labelled import Example, Labelled
+from torchbeats.labelled import Labelled, few
 from torchbeats.model import BEATs
-from torchbeats.patches import PatchGrid
-from torchbeats.training.augment import CURVE_TERMS, augment_waveform, equalise, shift_mel
-from torchbeats.training.data import Batches, Corpus, Crops, Draw, Failure, Floats
-from torchbeats.training.loop import Listener, Report, RunFolder, fit, workers
-from torchbeats.training.settings import Augmentation, Data, FinetuneSettings, LabelledData, Optimiser, Tuning
+from torchbeats.training.augment import equalise, shift_mel
+from torchbeats.training.data import Batches, Failure
+from torchbeats.training.examples import (
+    Collate,
+    LabelledBatch,
+    LabelledCorpus,
+    LabelledCrops,
+    as_data,
+    class_weights,
+)
+from torchbeats.training.loop import Listener, Report, RunFolder, fit, leads, workers
+from torchbeats.training.settings import Augmentation, FinetuneSettings, Optimiser, Tuning
 from torchbeats.training.task import Task
 
 _MAY_CHANGE = ("trainer", "data.workers")
 _COLUMNS = ("loss", "train_accuracy", "score", "accuracy", "mAP", "macro_f1")
-
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-class LabelledCorpus(Corpus):
-    """Examples as a corpus to draw crops from.
-
-    Args:
-        labelled: the examples.
-    """
-
-    def __init__(self, labelled: Labelled) -> None:
-        self.examples = labelled.examples
-        self.targets = one_hot(labelled)
-        ends = [_length(example) for example in labelled.examples]
-        table = pa.table({
-            "path": [os.fsencode(example.path) for example in labelled.examples],
-            "seconds": pa.array(ends, pa.float32()),
-            "shard": pa.nulls(len(ends), pa.binary()),
-            "offset": pa.nulls(len(ends), pa.int64()),
-            "size": pa.nulls(len(ends), pa.int64()),
-        })  # fmt: skip
-        super().__init__(table)
-
-    def read(self, row: int, start: float, seconds: float) -> Floats:
-        """A piece of an example; see `audio.excerpt`."""
-        example = self.examples[row]
-        if example.end is not None:
-            seconds = min(seconds, example.end - example.start - start)
-        return audio.excerpt(example.path, example.start + start, seconds)
-
-
-def one_hot(labelled: Labelled) -> Floats:
-    """``(N, classes)`` float32, one where an example belongs."""
-    targets = labelled.targets()
-    return targets if targets.ndim == 2 else np.eye(len(labelled.classes), dtype=np.float32)[targets]
-
-
-def _length(example: Example) -> float:
-    """Seconds of an example; NaN where no header tells, or the file cannot be read, which training will find out."""
-    if example.end is not None:
-        return example.end - example.start
-    try:
-        seconds = audio.duration(example.path)
-    except AudioError:
-        return math.nan
-    return math.nan if seconds is None else max(0.0, seconds - example.start)
-
-
-class LabelledCrop(NamedTuple):
-    """A piece of an example."""
-
-    samples: Floats
-    target: Floats  # (classes,)
-    mix: float  # share that is left to it when it is mixed with another
-    shift: int
-    curve: tuple[float, ...]
-    counts: bool
-
-
-class LabelledBatch(NamedTuple):
-    """Crops of like length, mixed and padded.
-
-    Attributes:
-        wav: ``(B, samples)``, zero behind each crop.
-        samples: ``(B,)`` int64, length of each.
-        targets: ``(B, classes)``, how much of each class is in it.
-        shifts: ``(B,)`` int64, mel bins that it is heard higher.
-        curves: ``(B, K)``, the equaliser that it is heard through.
-        counts: ``(B,)``, one, or zero for what only fills up.
-        failures: sounds that could not be read, and are not in the batch.
-    """
-
-    wav: Tensor
-    samples: Tensor
-    targets: Tensor
-    shifts: Tensor
-    curves: Tensor
-    counts: Tensor
-    failures: list[Failure]
-
-
-class LabelledCrops(Crops):
-    """Reads and changes crops of examples.
-
-    Args:
-        corpus: the examples.
-        data: settings.
-        augment: how crops are changed.
-        grid: of the model's patches.
-    """
-
-    corpus: LabelledCorpus
-
-    def __init__(self, corpus: LabelledCorpus, data: LabelledData, augment: Augmentation, grid: PatchGrid) -> None:
-        super().__init__(corpus, _as_data(data), grid, mel_shift=augment.mel_shift, equaliser_db=augment.equaliser_db)
-        self.augment = augment
-
-    def __getitem__(self, draw: Draw) -> LabelledCrop | Failure:  # type: ignore[override]
-        random = np.random.default_rng(draw.seed)
-        samples = self.sound(draw, random)
-        if isinstance(samples, Failure):
-            return samples
-        a = self.augment
-        samples = augment_waveform(samples, random, a.gain_db, a.band_limited)
-        if a.roll:
-            samples = np.roll(samples, random.integers(len(samples)))
-        mix = max(share := random.beta(a.mixup, a.mixup), 1 - share) if a.mixup else 1.0
-        shift = int(random.integers(-a.mel_shift, a.mel_shift + 1))
-        curve = random.normal(0.0, a.equaliser_db, CURVE_TERMS) / np.sqrt(np.arange(1, CURVE_TERMS + 1))
-        return LabelledCrop(samples, self.corpus.targets[draw.row], mix, shift, tuple(curve.tolist()), draw.counts)
-
-
-def _as_data(data: LabelledData) -> Data:
-    return Data(crop_seconds=[data.seconds], batch_seconds=data.batch_seconds, workers=data.workers)
-
-
-def collate_labelled(items: Iterable[LabelledCrop | Failure], grid: PatchGrid, classes: int) -> LabelledBatch:
-    """Put crops together, each mixed with the one behind it. Where none could be read, silence that does not count."""
-    items = list(items)
-    crops = [item for item in items if isinstance(item, LabelledCrop)]
-    if not crops:
-        silence, nothing = np.zeros(grid.min_samples, np.float32), np.zeros(classes, np.float32)
-        crops = [LabelledCrop(silence, nothing, 1.0, 0, (0.0,) * CURVE_TERMS, False)]
-    lengths = torch.tensor([max(len(crop.samples), grid.min_samples) for crop in crops])
-    wav = torch.zeros(len(crops), int(lengths.max()))
-    for row, crop in zip(wav, crops, strict=True):
-        row[: len(crop.samples)] = torch.from_numpy(crop.samples)
-    targets = torch.from_numpy(np.stack([crop.target for crop in crops]))
-    mix = torch.tensor([crop.mix for crop in crops], dtype=torch.float32).unsqueeze(1)
-    if bool((mix < 1).any()):
-        wav, targets = mix * wav + (1 - mix) * wav.roll(1, 0), mix * targets + (1 - mix) * targets.roll(1, 0)
-        lengths = torch.maximum(lengths, lengths.roll(1, 0))
-    return LabelledBatch(
-        wav,
-        lengths,
-        targets,
-        shifts=torch.tensor([crop.shift for crop in crops]),
-        curves=torch.tensor([crop.curve for crop in crops]),
-        counts=torch.tensor([float(crop.counts) for crop in crops]),
-        failures=[item for item in items if isinstance(item, Failure)],
-    )
-
-
-@dataclasses.dataclass
-class _Collate:
-    """`collate_labelled` for one grid; a class, so that it can be sent to another process."""
-
-    grid: PatchGrid
-    classes: int
-
-    def __call__(self, items: list[LabelledCrop | Failure]) -> LabelledBatch:
-        return collate_labelled(items, self.grid, self.classes)
-
-
-# --- the task ---------------------------------------------------------------------------------------------------------
 
 
 def with_head(model: BEATs, labels: Sequence[str], problem_type: str, tuning: Tuning) -> BEATs:
@@ -376,10 +228,14 @@ class Validate(Callback):
         trainer.should_stop = bool(trainer.strategy.broadcast(stop))
 
 
+def _rows(model: BEATs, labelled: Labelled, seconds: float) -> Rows:
+    return rows_of(labelled.examples, model, ScorePlan(window=seconds))
+
+
 def evaluate(model: BEATs, labelled: Labelled, seconds: float) -> metrics.Report:
     """What a model makes of examples."""
     training = model.training
-    rows = rows_of(labelled.examples, model.eval(), ScorePlan(window=seconds))
+    rows = _rows(model.eval(), labelled, seconds)
     model.train(training)
     return metrics.report(labelled.subset(rows.heard.tolist()).targets(), rows.values, labelled.classes)
 
@@ -408,7 +264,7 @@ class Finetune:
 
     Raises:
         SettingsError: the folder holds a run with other settings.
-        InputError: there are fewer than two classes, or a class has nothing to train on.
+        InputError: there are fewer than two classes.
     """
 
     def __init__(
@@ -427,6 +283,8 @@ class Finetune:
         self.place = RunFolder(folder, listener)
         about = {**about, "classes": labelled.classes, "problem_type": labelled.problem_type, **settings.to_dict()}
         self.place.claim(about, FinetuneSettings().to_dict(), _MAY_CHANGE)
+        if unheard := [name for name, count in labelled.counts().items() if not count]:
+            self.place.listener.warn(f"There is nothing to train on for {few(unheard)}; they will not be known.")
         torch.manual_seed(settings.seed)
         self.model = with_head(model, labelled.classes, labelled.problem_type, settings.model)
         self.corpus = LabelledCorpus(labelled)
@@ -477,9 +335,109 @@ class Finetune:
     def _validation(self, model: Path) -> None:
         assert self.held_out is not None
         found = evaluate(BEATs(model), self.held_out, self.settings.data.seconds)
-        about = {"figures": found.figures, "classes": [row._asdict() for row in found.classes]}
-        with replacing(self.folder / "validation.json") as temporary:
-            temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False).replace("NaN", "null"), "utf-8")
+        write_json(self.folder / "validation.json", figures(found))
+
+
+class CrossValidation:
+    """Fine-tunings that each leave other sounds out, and are asked about them: an honest figure for a recipe.
+
+    A fold's sounds play no part in its training, not even to tell which epoch was the best: the model is that of the
+    last one. To stop early (``model.patience``), a share of the training sounds is held out besides.
+
+    Args:
+        folder: of the run; one that was stopped goes on where it was.
+        model: to begin with, each time.
+        labelled: the examples.
+        plan: what is held out when.
+        settings: of each fine-tuning.
+        about: what else decides the result, for run.yaml.
+        listener: told of the progress.
+
+    Raises:
+        SettingsError: the folder holds a run with other settings.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: BEATs,
+        labelled: Labelled,
+        plan: Design,
+        settings: FinetuneSettings,
+        about: dict[str, Any],
+        listener: Listener | None = None,
+    ) -> None:
+        self.folder, self.model, self.labelled, self.plan, self.settings = folder, model, labelled, plan, settings
+        self.about, self.listener = about, listener
+        self.place = RunFolder(folder, listener)
+        about = {**about, "held_out": plan.name, "classes": labelled.classes, **settings.to_dict()}
+        self.place.claim(about, FinetuneSettings().to_dict(), _MAY_CHANGE)
+
+    def run(self) -> CrossValidated | None:
+        """Do what is not done yet; returns the figures, in the process that leads."""
+        parts = [self._fold(number, fold) for number, fold in enumerate(self.plan.folds, start=1)]
+        if not leads():
+            return None
+        asked = np.concatenate([heard for heard, _ in parts])
+        scores = np.concatenate([values for _, values in parts])
+        truth = self.labelled.subset(asked.tolist()).targets()
+        measure = metrics.accuracy if truth.ndim == 1 else metrics.mean_average_precision
+        ends = np.cumsum([0, *(len(heard) for heard, _ in parts)])
+        found = CrossValidated(
+            metrics.report(truth, scores, self.labelled.classes),
+            metrics.bootstrap(truth, scores, self.plan.units[asked]),
+            [measure(truth[a:b], scores[a:b]) for a, b in pairwise(ends)],
+        )
+        write_json(self.folder / "validation.json", found.to_dict(self.plan))
+        return found
+
+    def _fold(self, number: int, fold: Fold) -> tuple[metrics.Array, metrics.Array]:
+        """Which of the examples were heard, and their scores ``(heard, classes)``."""
+        folder = self.folder / f"fold-{number}"
+        file = folder / "scores.npz"
+        if not file.exists():
+            training, validation = self.labelled.subset(fold.train.tolist()), None
+            if self.settings.model.patience:
+                drawn = share_of(training, self.settings.data.validation, self.settings.seed)
+                training, validation = training.without(drawn), training.subset(drawn)
+            self.place.listener.say(f"Fold {number} of {len(self.plan.folds)}")
+            about = {**self.about, "held_out": f"{self.plan.name}: {number}"}
+            run = Finetune(folder, self.model, training, validation, self.settings, about, self.listener)
+            result = run.train()
+            if leads():
+                rows = _rows(BEATs(result), self.labelled.subset(fold.test.tolist()), self.settings.data.seconds)
+                for failure in rows.failures:
+                    self.place.skip(Failure(*failure))
+                with replacing(file) as temporary, temporary.open("wb") as stream:
+                    np.savez(stream, heard=fold.test[rows.heard], values=rows.values)
+        if not leads():
+            return np.empty(0, np.int64), np.empty((0, 0))
+        with np.load(file) as arrays:
+            return arrays["heard"], arrays["values"]
+
+
+class CrossValidated(NamedTuple):
+    """What a cross-validation found.
+
+    Attributes:
+        report: figures over all sounds that were held out.
+        interval: 95 % confidence of accuracy, or mAP, by a bootstrap over sounds or groups.
+        by_fold: accuracy or mAP of each fold.
+    """
+
+    report: metrics.Report
+    interval: tuple[float, float]
+    by_fold: list[float]
+
+    def to_dict(self, plan: Design) -> dict[str, Any]:
+        """As validation.json has it."""
+        found = {"held_out": plan.name, "interval": self.interval, "interval_over": plan.unit, "by_fold": self.by_fold}
+        return found | figures(self.report)
+
+
+def figures(found: metrics.Report) -> dict[str, Any]:
+    """A report as validation.json has it."""
+    return {"figures": found.figures, "classes": [row._asdict() for row in found.classes]}
 
 
 class _Feed(L.LightningDataModule):
@@ -494,7 +452,7 @@ class _Feed(L.LightningDataModule):
     def _batches(self, first: int = 0, rank: int = 0, world: int = 1) -> Batches:
         settings = self.run.settings
         weights = class_weights(self.run.corpus.targets) if settings.data.balanced else None
-        data = _as_data(settings.data)
+        data = as_data(settings.data)
         return Batches(self.run.corpus, data, settings.seed, self.grid, first, rank, world, weights=weights, fill=False)
 
     def batches_an_epoch(self) -> int:
@@ -511,54 +469,13 @@ class _Feed(L.LightningDataModule):
         return DataLoader(
             self.crops,
             batch_sampler=self._batches(first, trainer.global_rank, trainer.world_size),
-            collate_fn=_Collate(self.grid, len(self.run.labelled.classes)),
+            collate_fn=Collate(self.grid, len(self.run.labelled.classes)),
             num_workers=count,
             prefetch_factor=4 if count else None,
             pin_memory=torch.cuda.is_available(),
         )
 
 
-def class_weights(targets: Floats) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """``(N,)``, how often to draw each example, so that all classes come equally often; by its rarest class."""
-    counts = np.maximum(targets.sum(0), 1)
-    return np.maximum((targets / counts).max(1), 1 / len(targets) / targets.shape[1]).astype(np.float64)
-
-
 def _remark(report: Any) -> str:
     said = f"loss {report['loss']:.3f}"
     return f"{said}, held out {report['score']:.1%}" if "score" in report else said
-
-
-def split(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled | None]:
-    """Training and validation examples: by the list's own split if it has one, else a seeded share of each class.
-
-    Groups, where the list tells them, stay together. A class's last example stays in training.
-    """
-    names = {example.split for example in labelled.examples}
-    held = {"validation", "valid", "val", "dev", "test", "eval"}
-    if names & held:
-        out = [i for i, example in enumerate(labelled.examples) if example.split in held]
-    elif share:
-        out = _drawn(labelled, share, seed)
-    else:
-        out = []
-    inside = sorted(set(range(len(labelled.examples))) - set(out))
-    return labelled.subset(inside), labelled.subset(out) if out else None
-
-
-def _drawn(labelled: Labelled, share: float, seed: int) -> list[int]:
-    random = np.random.default_rng(seed)
-    units: dict[str, list[int]] = {}
-    for i, example in enumerate(labelled.examples):
-        units.setdefault(f"g {example.group}" if example.group is not None else f"e {i}", []).append(i)
-    left = labelled.counts()
-    wanted = {name: share * count for name, count in left.items()}
-    out: list[int] = []
-    for unit in [list(units.values())[i] for i in random.permutation(len(units))]:
-        labels = [label for i in unit for label in labelled.examples[i].labels]
-        if labels and all(wanted[label] >= 0.5 and left[label] > labels.count(label) for label in labels):
-            out += unit
-            for label in labels:
-                wanted[label] -= 1
-                left[label] -= 1
-    return sorted(out)

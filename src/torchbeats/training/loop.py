@@ -22,10 +22,12 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from torchbeats.files import replacing
+from torchbeats.files import Held, held, replacing
 from torchbeats.training.data import Failure
 from torchbeats.training.settings import SettingsError, Trainer
 from torchbeats.training.task import Task, all_items
+
+_LOCK = ".lock"
 
 
 class Listener:
@@ -79,9 +81,14 @@ class RunFolder:
                     f"{self.path} holds a run with other settings: {'; '.join(changed)}. Give the command that began "
                     "it, or another --out."
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(entry.name != _LOCK for entry in self.path.iterdir()):
             raise SettingsError(f"{self.path} is not empty, and holds no run that could go on. Name another --out.")
         if leads():
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self._held = held(self.path / _LOCK)
+            except Held:
+                raise SettingsError(f"Another run is at work in {self.path}; wait for it, or stop it.") from None
             with replacing(file) as temporary:
                 temporary.write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True), "utf-8")
 

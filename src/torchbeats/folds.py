@@ -1,0 +1,224 @@
+"""Labelled sounds → which of them are held out when: once, or each in turn."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from torchbeats.inputs import InputError
+from torchbeats.labelled import Labelled, few
+
+Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+
+FOLDS = 5
+_KINDS = dict.fromkeys(("validation", "valid", "val", "dev"), "validation") | {"test": "test", "eval": "test"}
+
+
+class Fold(NamedTuple):
+    """Indices of the examples that a classifier learns from, and of those that it is asked about."""
+
+    train: Array
+    test: Array
+
+
+@dataclass
+class Design:
+    """Which sounds are held out when.
+
+    Attributes:
+        name: what is done, in words.
+        folds: one after the other.
+        groups: ``(N,)`` int64, the number of each example's group; None where there are none.
+        units: ``(N,)`` int64, what the bootstrap draws: a group's number, or the example's own.
+        unit: "examples" or "groups".
+        warnings: what a reader of the figures should know.
+    """
+
+    name: str
+    folds: list[Fold]
+    groups: Array | None
+    units: Array
+    unit: str
+    warnings: list[str] = field(default_factory=list)
+
+
+def groups_from(data: Labelled, pattern: str) -> Labelled:
+    """The same examples with the group that a regular expression finds in the path: its first group, or all of it.
+
+    Raises:
+        InputError: no regular expression, or a path that it does not fit.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{pattern!r} is not a regular expression: {error}.") from error
+    examples = []
+    for example in data.examples:
+        found = compiled.search(example.path)
+        if found is None:
+            raise InputError(f"The pattern {pattern!r} finds no group in {example.path}.")
+        examples.append(example._replace(group=found[1] if compiled.groups else found[0]))
+    return Labelled(examples, data.classes, data.problem_type)
+
+
+def design(data: Labelled, folds: int | None = None, by_group: bool = False, seed: int = 0) -> Design:
+    """Decide what is held out.
+
+    Groups that are asked for come first, then ``folds``; then what the examples say: a split into train and test,
+    folds, groups, each of which is held out in turn; and else `FOLDS` stratified folds. Folds that are made here keep
+    groups together. A class with one example is always learned from, never asked about.
+
+    Args:
+        data: examples.
+        folds: number of them.
+        by_group: hold out each group in turn, or ``folds`` of them together, whatever else the examples say.
+        seed: of the folds.
+
+    Raises:
+        InputError: fewer than two classes, or nothing that could be held out.
+    """
+    present = [name for name, count in data.counts().items() if count]
+    if len(present) < 2 and data.problem_type == "single_label":
+        raise InputError(f"There is one class only, {few(present)}; two are needed to tell apart.")
+    groups, split, fold = (_column(data, name) for name in ("group", "split", "fold"))
+    if groups is not None and len(set(groups.tolist())) < 2:
+        if by_group:
+            raise InputError(f"All sounds are in one group, {str(groups[0])!r}; none could be held out.")
+        groups = None
+    number = np.arange(len(data.examples))
+    together = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    plan = Design("", [], together, number, "examples")
+    if by_group and groups is None:
+        raise InputError("The sounds have no groups.")
+    if folds is None and not by_group and split is not None and {"train", "test"} <= set(split.tolist()):
+        plan.name, plan.folds = "train and test as given", [Fold(number[split == "train"], number[split == "test"])]
+        if others := int((~np.isin(split, ["train", "test"])).sum()):
+            plan.warnings.append(f"{others:,} sounds are in other splits than train and test, and left out.")
+    elif folds is None and not by_group and fold is not None and len(set(fold.tolist()) - {""}) > 1:
+        if "" in fold:
+            raise InputError(f"{data.examples[int((fold == '').argmax())].path} has no fold, and others have.")
+        plan.folds = _held_out(fold)
+        plan.name = f"{len(plan.folds)} folds as given"
+    elif folds is None and groups is not None:
+        plan.folds = _held_out(groups)
+        plan.name = f"each of {len(plan.folds)} groups left out in turn"
+    else:
+        dealt = dealt_out(data, together, folds or FOLDS, seed)
+        plan.folds = [Fold(number[dealt != k], number[dealt == k]) for k in range(int(dealt.max()) + 1)]
+        if len(plan.folds) < 2:
+            raise InputError("Every class has one sound only; at least two of some are needed.")
+        kept = ", groups kept together" if groups is not None else ""
+        plan.name = f"{len(plan.folds)} stratified folds{kept}"
+    if together is not None and len(np.unique(together[np.concatenate([fold.test for fold in plan.folds])])) > 1:
+        plan.units, plan.unit = together, "groups"
+    plan.warnings += _unlearned(data, plan.folds)
+    return plan
+
+
+def _column(data: Labelled, name: str) -> Array | None:
+    """What examples say of themselves, "" where one does not; None where none does. A missing group is an error."""
+    found = [getattr(example, name) for example in data.examples]
+    if all(value is None for value in found):
+        return None
+    if name == "group" and None in found:
+        raise InputError(f"{data.examples[found.index(None)].path} has no group, and others have.")
+    return np.array([value or "" for value in found])
+
+
+def _held_out(values: Array) -> list[Fold]:
+    return [Fold(np.flatnonzero(values != value), np.flatnonzero(values == value)) for value in np.unique(values)]
+
+
+def dealt_out(data: Labelled, groups: Array | None, folds: int, seed: int) -> Array:
+    """``(N,)`` the fold of each example, -1 for those that are never held out.
+
+    Examples, or groups of them, are dealt out class by class, so that each fold has its share of every class; in
+    multi-label problems by an example's rarest label.
+    """
+    counts = data.counts()
+    classes = [min(example.labels, key=lambda label: counts[label], default="") for example in data.examples]
+    members: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(classes)):
+        members[i if groups is None else int(groups[i])].append(i)
+    strata: dict[str, list[int]] = defaultdict(list)
+    for unit, inside in members.items():
+        strata[Counter(classes[i] for i in inside).most_common(1)[0][0]].append(unit)
+    folds = min(folds, len(members) if groups is not None else max(len(units) for units in strata.values()))
+    dealt, turn, generator = np.full(len(classes), -1), 0, np.random.default_rng(seed)
+    for label in sorted(strata):
+        units = strata[label]
+        if len(units) == 1 and groups is None and label:
+            continue
+        for unit in generator.permutation(units).tolist():
+            dealt[members[unit]] = turn % folds
+            turn += 1
+    return dealt
+
+
+def _unlearned(data: Labelled, folds: Sequence[Fold]) -> Iterator[str]:
+    counts = data.counts()
+    asked = np.zeros(len(data.examples), bool)
+    never: set[str] = set()
+    for fold in folds:
+        asked[fold.test] = True
+        learned = {label for i in fold.train for label in data.examples[i].labels}
+        never |= {label for i in fold.test for label in data.examples[i].labels} - learned
+    tested = {label for example, yes in zip(data.examples, asked, strict=True) if yes for label in example.labels}
+    single = [name for name in data.classes if counts[name] == 1 and name not in tested]
+    if single:
+        yield f"One sound only, learned from and never asked about: {few(single)}."
+    if never:
+        yield f"Held out without an example to learn from, so never right: {few(sorted(never))}."
+
+
+class Split(NamedTuple):
+    """Examples to train on, those to validate on while training (None: no such), and those to leave alone."""
+
+    train: Labelled
+    validation: Labelled | None
+    rest: Labelled
+
+
+def split(labelled: Labelled, share: float, seed: int) -> Split:
+    """Divide examples by the split that they say they are in, if they do, else by a seeded share of each class.
+
+    Where some are for validation, those for testing are left alone; where only some are for testing, they validate.
+    Groups, where there are any, stay together when a share is drawn. A class's last example stays in training.
+
+    Raises:
+        InputError: all of the examples are for validating or testing.
+    """
+    kinds = [_KINDS.get(example.split or "train", "train") for example in labelled.examples]
+    if "validation" not in kinds:
+        kinds = ["validation" if kind == "test" else kind for kind in kinds]
+    if "train" not in kinds:
+        raise InputError("No sound is in the split train; all are held out.")
+    if "validation" not in kinds and share:
+        for i in share_of(labelled, share, seed):
+            kinds[i] = "validation"
+    parts = {kind: labelled.subset(i for i, k in enumerate(kinds) if k == kind) for kind in (*_KINDS.values(), "train")}
+    return Split(parts["train"], parts["validation"] if parts["validation"].examples else None, parts["test"])
+
+
+def share_of(labelled: Labelled, share: float, seed: int) -> list[int]:
+    """Indices of a seeded share of each class's examples, never all of a class; groups stay together."""
+    random = np.random.default_rng(seed)
+    units: dict[str, list[int]] = {}
+    for i, example in enumerate(labelled.examples):
+        units.setdefault(f"g {example.group}" if example.group is not None else f"e {i}", []).append(i)
+    left = labelled.counts()
+    wanted = {name: share * count for name, count in left.items()}
+    out: list[int] = []
+    for unit in [list(units.values())[i] for i in random.permutation(len(units))]:
+        labels = [label for i in unit for label in labelled.examples[i].labels]
+        if labels and all(wanted[label] >= 0.5 and left[label] > labels.count(label) for label in labels):
+            out += unit
+            for label in labels:
+                wanted[label] -= 1
+                left[label] -= 1
+    return sorted(out)
