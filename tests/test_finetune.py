@@ -1,6 +1,7 @@
 """From labelled sounds to a model with labels, through the real command line."""
 
 import csv
+import dataclasses
 import json
 import math
 import subprocess
@@ -20,6 +21,7 @@ from torchbeats.folds import split
 from torchbeats.inputs import InputError
 from torchbeats.labelled import Example as Ex
 from torchbeats.labelled import Labelled, read_labelled
+from torchbeats.training.augment import change_speed
 from torchbeats.training.data import Draw
 from torchbeats.training.examples import LabelledBatch, LabelledCorpus, LabelledCrops, class_weights, collate_labelled
 from torchbeats.training.finetune import (
@@ -181,6 +183,24 @@ def test_mixing_mixes_sounds_and_labels_alike(folder):
     torch.testing.assert_close(mixed.targets, 0.75 * whole.targets + 0.25 * whole.targets.roll(1, 0))
 
 
+def test_a_faster_clip_is_shorter_and_higher():
+    n = np.arange(RATE)
+    samples = np.sin(2 * np.pi * 400 * n / RATE).astype(np.float32)
+    fast = change_speed(samples, 1.25)
+    assert len(fast) == RATE * 4 // 5
+    spectrum = np.abs(np.fft.rfft(fast * np.hanning(len(fast))))
+    assert spectrum.argmax() * RATE / len(fast) == pytest.approx(500, abs=2)
+
+
+def test_speeds_differ_from_clip_to_clip(folder):
+    _, corpus = corpus_of(folder)
+    data = LabelledData(seconds=1.0, batch_seconds=8.0)
+    crops = LabelledCrops(corpus, data, dataclasses.replace(PLAIN, speed=0.2), small_model().grid)
+    lengths = [len(crops[Draw(0, 1.0, (0, 0, i))].samples) / (0.6 * RATE) for i in range(20)]
+    assert 0.83 - 1e-3 <= min(lengths) < 0.92
+    assert 1.1 < max(lengths) <= 1.25 + 1e-3
+
+
 def test_pieces_of_files_are_what_is_heard(folder):
     path = str(folder / "tief" / "1.wav")
     labelled = Labelled([Ex(path, ("tief",), 0.1, 0.3), Ex(path, ("tief",), 0.2)], ["tief", "x"], "single_label")
@@ -257,13 +277,26 @@ def test_split_keeps_groups_together_and_every_class_in_training():
     only = [example._replace(split="test" if i < 4 else None) for i, example in enumerate(examples)]
     parts = split(Labelled(only, ["a", "b", "c"], "single_label"), 0.2, 0)
     assert [len(part.examples) for part in parts] == [76, 4, 0]
+    odd = [example._replace(split="Held-out" if i < 4 else "extra") for i, example in enumerate(examples)]
+    with pytest.raises(InputError, match="no telling what the split 'extra' is for"):
+        split(Labelled(odd, ["a", "b", "c"], "single_label"), 0.2, 0)
+    odd = [example._replace(split="Held-out" if i < 4 else "Train") for i, example in enumerate(examples)]
+    assert len(split(Labelled(odd, ["a", "b", "c"], "single_label"), 0.2, 0).validation.examples) == 4
     with pytest.raises(InputError, match="all are held out"):
         split(Labelled(own[:8], ["a", "b", "c"], "single_label"), 0.2, 0)
 
 
 @pytest.mark.parametrize(
     "assignment",
-    ["model.epochs=0", "model.lr=.nan", "model.layer_decay=0", "augment.mixup=-1", "data.validation=1", "nothing=1"],
+    [
+        "model.epochs=0",
+        "model.lr=.nan",
+        "model.layer_decay=0",
+        "augment.mixup=-1",
+        "augment.speed=0.9",
+        "data.validation=1",
+        "nothing=1",
+    ],
 )
 def test_settings_that_cannot_be_followed(assignment):
     with pytest.raises(SettingsError):

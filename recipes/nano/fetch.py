@@ -776,7 +776,9 @@ def write_summary(out: Path) -> None:
         hours = sum(float(row[-1]) for row in here) / 3600
         lines.append(f"| {corpus.name} | {corpus.about} | {packages} | {corpus.licence} | {len(here)} | {hours:.2f} |")
     write_table(out / "manifest.csv", rows)
-    write_table(out / "train.csv", [row for row in rows if row[COLUMNS.index("split")] == "train"])
+    label, split = COLUMNS.index("label"), COLUMNS.index("split")
+    write_table(out / "train.csv", [row for row in rows if row[split] == "train"])
+    write_table(out / "labelled.csv", [row for row in rows if row[label]])
     (out / "corpora.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

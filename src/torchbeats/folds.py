@@ -16,7 +16,11 @@ from torchbeats.labelled import Labelled, few
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 FOLDS = 5
-_KINDS = dict.fromkeys(("validation", "valid", "val", "dev"), "validation") | {"test": "test", "eval": "test"}
+_KINDS = (
+    {"train": "train", "training": "train"}
+    | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+    | dict.fromkeys(("test", "testing", "eval", "evaluation", "heldout", "holdout"), "test")
+)
 
 
 class Fold(NamedTuple):
@@ -191,9 +195,14 @@ def split(labelled: Labelled, share: float, seed: int) -> Split:
     Groups, where there are any, stay together when a share is drawn. A class's last example stays in training.
 
     Raises:
-        InputError: all of the examples are for validating or testing.
+        InputError: a split of unknown purpose, or none to train on.
     """
-    kinds = [_KINDS.get(example.split or "train", "train") for example in labelled.examples]
+    named = [re.sub("[^a-z]", "", (example.split or "train").lower()) for example in labelled.examples]
+    if unknown := sorted(
+        {str(e.split) for e, name in zip(labelled.examples, named, strict=True) if name not in _KINDS}
+    ):
+        raise InputError(f"There is no telling what the split {few(unknown)} is for: train, validation or test?")
+    kinds = [_KINDS[name] for name in named]
     if "validation" not in kinds:
         kinds = ["validation" if kind == "test" else kind for kind in kinds]
     if "train" not in kinds:
@@ -201,7 +210,7 @@ def split(labelled: Labelled, share: float, seed: int) -> Split:
     if "validation" not in kinds and share:
         for i in share_of(labelled, share, seed):
             kinds[i] = "validation"
-    parts = {kind: labelled.subset(i for i, k in enumerate(kinds) if k == kind) for kind in (*_KINDS.values(), "train")}
+    parts = {kind: labelled.subset(i for i, k in enumerate(kinds) if k == kind) for kind in set(_KINDS.values())}
     return Split(parts["train"], parts["validation"] if parts["validation"].examples else None, parts["test"])
 
 

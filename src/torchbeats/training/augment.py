@@ -1,4 +1,4 @@
-"""Changes to sounds that leave what they are: loudness, bandwidth, pitch."""
+"""Changes to sounds that leave what they are: loudness, bandwidth, pitch, speed."""
 
 from __future__ import annotations
 
@@ -32,6 +32,18 @@ def augment_waveform(samples: Floats, random: np.random.Generator, gain_db: floa
     if gain_db:
         samples = samples * np.float32(10 ** (gain / 20))
     return low_pass(samples, TELEPHONE_HZ) if narrow else samples
+
+
+def change_speed(samples: Floats, factor: float) -> Floats:
+    """Play a clip faster (over 1) or slower, which makes it higher or lower too, as on a tape (Ko et al. 2015).
+
+    Args:
+        samples: ``(samples,)`` at 16 kHz.
+        factor: of the speed; what comes back is that much shorter.
+    """
+    import soxr
+
+    return np.asarray(soxr.resample(samples, SAMPLE_RATE * factor, SAMPLE_RATE, quality="LQ"), np.float32)
 
 
 def low_pass(samples: Floats, hz: float) -> Floats:

@@ -17,7 +17,7 @@ from torchbeats import audio
 from torchbeats.audio import AudioError
 from torchbeats.labelled import Example, Labelled
 from torchbeats.patches import PatchGrid
-from torchbeats.training.augment import CURVE_TERMS, augment_waveform
+from torchbeats.training.augment import CURVE_TERMS, augment_waveform, change_speed
 from torchbeats.training.data import Corpus, Crops, Draw, Failure, Floats
 from torchbeats.training.settings import Augmentation, Data, LabelledData
 
@@ -123,6 +123,8 @@ class LabelledCrops(Crops):
             return samples
         a = self.augment
         samples = augment_waveform(samples, random, a.gain_db, a.band_limited)
+        if a.speed and len(samples):
+            samples = change_speed(samples, 1 + random.uniform(-a.speed, a.speed))
         if a.roll:
             samples = np.roll(samples, random.integers(len(samples)))
         mix = max(share := random.beta(a.mixup, a.mixup), 1 - share) if a.mixup else 1.0

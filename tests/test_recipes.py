@@ -1,0 +1,111 @@
+"""The recipes' own scripts, on data laid out as the real ones are."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+import torchbeats
+from helpers import noise, small_model, tone
+from torchbeats.folds import design, split
+from torchbeats.labelled import read_labelled
+from torchbeats.training.settings import finetune_settings, settings
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def script(name, *arguments):
+    done = subprocess.run(
+        [sys.executable, RECIPES / name, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def write(path, samples):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, 16_000)
+
+
+def test_esc50_becomes_a_list_with_its_folds(tmp_path):
+    meta = tmp_path / "ESC-50" / "meta" / "esc50.csv"
+    meta.parent.mkdir(parents=True)
+    rows = [(f"{fold}-100-A-{i}.wav", fold, i, name, False, 100 * fold + i, "A")
+            for fold in (1, 2, 3) for i, name in enumerate(("dog", "sea_waves"))]  # fmt: skip
+    with meta.open("w", newline="") as file:
+        csv.writer(file).writerows([("filename", "fold", "target", "category", "esc10", "src_file", "take"), *rows])
+    for row in rows:
+        write(tmp_path / "ESC-50" / "audio" / row[0], tone(0.3))
+    out = tmp_path / "list.csv"
+    status, said, _ = script("esc50/prepare.py", "--esc50", tmp_path / "ESC-50", "--out", out)
+    assert (status, said) == (0, f"{out}: 6 clips, 2 classes.\n")
+    labelled = read_labelled([out])
+    assert (labelled.classes, labelled.problem_type) == (["dog", "sea_waves"], "single_label")
+    assert design(labelled).name == "3 folds as given"
+    status, _, said = script("esc50/prepare.py", "--esc50", tmp_path, "--out", out)
+    assert (status, "There is no" in said) == (1, True)
+
+
+def test_audioset_segments_find_their_files(tmp_path):
+    clips = tmp_path / "clips"
+    for name in ("--PJHxphWEs.wav", "a/Y-0123456789_30.000.flac", "b/Yabcdefghij.wav", "unwanted.wav"):
+        write(clips / name, tone(0.3))
+    head = "# Segments csv created\n# num_ytids=3\n# YTID, start_seconds, end_seconds, positive_labels\n"
+    (tmp_path / "train.csv").write_text(
+        head + '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"\n-0123456789, 30.000, 40.000, "/m/04rlf"\n'
+        'gone-gone-g, 0.000, 10.000, "/m/04rlf"\n'
+    )
+    (tmp_path / "eval.csv").write_text(head + 'Yabcdefghij, 0.000, 10.000, "/m/09x0r"\n')
+    out = tmp_path / "list.parquet"
+    lists = ("--train", tmp_path / "train.csv", "--test", tmp_path / "eval.csv")
+    status, said, _ = script("audioset/prepare.py", "--audio", clips, *lists, "--out", out)
+    assert status == 0
+    assert "2 of 3 segments are there" in said
+    labelled = read_labelled([out])
+    assert labelled.problem_type == "multi_label"
+    assert labelled.classes == ["/m/04rlf", "/m/09x0r", "/t/dd00088"]
+    parts = split(labelled, 0.1, 0)
+    assert {Path(e.path).name: e.labels for e in parts.train.examples} == {
+        "--PJHxphWEs.wav": ("/m/09x0r", "/t/dd00088"),
+        "Y-0123456789_30.000.flac": ("/m/04rlf",),
+    }
+    assert [Path(e.path).name for e in parts.validation.examples] == ["Yabcdefghij.wav"]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_settings_are_ones_that_there_are(path):
+    if path.name == "nano.yaml":
+        assert settings("nano", path).iterations == 2
+    else:
+        assert finetune_settings(path).model.epochs > 0
+
+
+def test_fsdd_compares_a_model_with_fresh_weights(tmp_path):
+    recordings = tmp_path / "recordings"
+    for speaker, hertz in (("ada", 300.0), ("bob", 330.0)):
+        for index in range(4):
+            write(recordings / f"0_{speaker}_{index}.wav", tone(0.3, hertz=hertz + 3 * index))
+            write(recordings / f"1_{speaker}_{index}.wav", noise(0.3, seed=index))
+    torchbeats.save(small_model(dropout=0.0), tmp_path / "m.safetensors")
+    quick = [
+        f"--set={one}" for one in ("model.epochs=12", "model.lr=3e-3", "data.workers=0", "trainer.accelerator=cpu")
+    ]
+    places = ("--fsdd", recordings, "--out", tmp_path / "out", "--results", tmp_path / "results")
+    status, said, error = script("fsdd/run.py", *places, "--model", tmp_path / "m.safetensors", "--seeds", 1, *quick)
+    assert status == 0, error
+    with (tmp_path / "results" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    tuned = [float(row["accuracy"]) for row in rows if row["method"] == "fine-tuning" and row["model"] == "m"]
+    assert len(rows) == 2 * 3 * 2  # models, methods, speakers
+    assert sum(tuned) / 2 >= 75  # a tone or noise
+    assert "| m |" in said
+    about = json.loads((tmp_path / "out" / "m-0" / "validation.json").read_text("utf-8"))
+    assert about["held_out"] == "each of 2 groups left out in turn"
+    fresh = torchbeats.load(tmp_path / "out" / "random-0.safetensors").state_dict()
+    assert not torch.equal(
+        fresh["encoder.layers.0.fc1.weight"], small_model().state_dict()["encoder.layers.0.fc1.weight"]
+    )
