@@ -390,7 +390,7 @@ def test_cross_validation_asks_about_every_sound_once(folder, weights, tmp_path,
                 print(f"{folder / name / f'{seed}.wav'},{name},{seed % 2}", file=file)
         print(f"{folder / 'tief' / 'gone.wav'},tief,1", file=file)
     out = tmp_path / "run"
-    options = (*QUICK, "--epochs", 12, "--set", "model.lr=3e-3", "--set", "model.average=0.9")
+    options = (*QUICK, "--epochs", 25, "--set", "model.lr=3e-3", "--set", "model.average=0.9")
     by = ("--group-from", r"([0-9])\.wav$", "--folds", 2)
     command = ("finetune", tmp_path / "list.csv", "-m", weights, "-o", out, *by, *options)
     assert run(monkeypatch, *command) == 0

@@ -132,12 +132,6 @@ class Finetuning(Task):
             below = depth
         return self.settings.layer_decay**below
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Let the average follow."""
-        if self.average is not None and self.trainer.global_step != getattr(self, "_averaged", -1):
-            self._averaged = self.trainer.global_step
-            self.average.update_parameters(self.model)
-
     def step(self, batch: LabelledBatch) -> dict[str, Tensor]:  # type: ignore[override]
         """Cross entropy, of classes or of each class for itself; a mean over the clips of all processes."""
         model = self.model
@@ -187,6 +181,24 @@ def mask_spectrum(features: Tensor, time: float, mel: float) -> Tensor:
 # --- validation -------------------------------------------------------------------------------------------------------
 
 
+class Average(Callback):
+    """Lets the moving average follow each step. A callback: a task's own hook comes behind the saving of state."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Begin, or go on, where the state is."""
+        self.step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, *_: Any) -> None:
+        """Follow, unless gradients still accumulate."""
+        assert isinstance(task, Finetuning)
+        if task.average is not None and trainer.global_step != self.step:
+            self.step = trainer.global_step
+            task.average.update_parameters(task.model)
+
+
 class Validate(Callback):
     """At every epoch's end, find out what the result so far makes of held-out examples; keep the best.
 
@@ -219,9 +231,10 @@ class Validate(Callback):
         if trainer.is_global_zero:
             found = evaluate(task.result(), self.labelled, self.run.settings.data.seconds)
             self.latest = _figures(found)
-            if self.latest["score"] > self.best:
+            if self.latest["score"] > self.best or not self.file.exists():
                 self.best, self.since = self.latest["score"], 0
                 checkpoint.save(task.result(), self.file)
+                write_json(self.run.folder / "validation.json", figures(found))
             else:
                 self.since += 1
         stop = bool(self.run.settings.model.patience) and self.since >= self.run.settings.model.patience
@@ -243,8 +256,8 @@ def evaluate(model: BEATs, labelled: Labelled, seconds: float) -> metrics.Report
 def _figures(found: metrics.Report) -> dict[str, float]:
     """Of a validation, what goes into metrics.csv; "score" is what decides."""
     score = found.figures["accuracy" if found.problem_type == "single_label" else "mAP"]
-    figures = {"score": -math.inf if math.isnan(score) else score}
-    return figures | {n: found.figures[n] for n in ("accuracy", "mAP", "macro_f1") if n in found.figures}
+    decides = {"score": -math.inf if math.isnan(score) else score}
+    return decides | {n: found.figures[n] for n in ("accuracy", "mAP", "macro_f1") if n in found.figures}
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
@@ -319,23 +332,16 @@ class Finetune:
             t,
             report,
             leaves_out=settings.model.layerdrop > 0,
-            callbacks=[] if validate is None else [validate],
+            callbacks=[Average()] if validate is None else [Average(), validate],
         )
         if trainer.is_global_zero:
             if best.exists():
                 best.replace(final)
             else:
                 checkpoint.save(task.result(), final)
-            if self.held_out is not None:
-                self._validation(final)
             state.unlink(missing_ok=True)
         trainer.strategy.barrier()
         return final
-
-    def _validation(self, model: Path) -> None:
-        assert self.held_out is not None
-        found = evaluate(BEATs(model), self.held_out, self.settings.data.seconds)
-        write_json(self.folder / "validation.json", figures(found))
 
 
 class CrossValidation:
