@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import soundfile
-import torch
 
 import torchbeats
 from helpers import noise, small_model, tone
@@ -84,7 +83,7 @@ def test_settings_are_ones_that_there_are(path):
         assert finetune_settings(path).model.epochs > 0
 
 
-def test_fsdd_compares_a_model_with_fresh_weights(tmp_path):
+def test_fsdd_probes_and_fine_tunes_a_model(tmp_path):
     recordings = tmp_path / "recordings"
     for speaker, hertz in (("ada", 300.0), ("bob", 330.0)):
         for index in range(4):
@@ -95,17 +94,15 @@ def test_fsdd_compares_a_model_with_fresh_weights(tmp_path):
         f"--set={one}" for one in ("model.epochs=12", "model.lr=3e-3", "data.workers=0", "trainer.accelerator=cpu")
     ]
     places = ("--fsdd", recordings, "--out", tmp_path / "out", "--results", tmp_path / "results")
-    status, said, error = script("fsdd/run.py", *places, "--model", tmp_path / "m.safetensors", "--seeds", 1, *quick)
+    status, said, error = script(
+        "fsdd/run.py", *places, "--model", tmp_path / "m.safetensors", "--only", "model", "--seeds", 1, *quick
+    )
     assert status == 0, error
     with (tmp_path / "results" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     tuned = [float(row["accuracy"]) for row in rows if row["method"] == "fine-tuning" and row["model"] == "m"]
-    assert len(rows) == 2 * 3 * 2  # models, methods, speakers
+    assert len(rows) == 3 * 2  # methods, speakers
     assert sum(tuned) / 2 >= 75  # a tone or noise
     assert "| m |" in said
     about = json.loads((tmp_path / "out" / "m-0" / "validation.json").read_text("utf-8"))
     assert about["held_out"] == "each of 2 groups left out in turn"
-    fresh = torchbeats.load(tmp_path / "out" / "random-0.safetensors").state_dict()
-    assert not torch.equal(
-        fresh["encoder.layers.0.fc1.weight"], small_model().state_dict()["encoder.layers.0.fc1.weight"]
-    )
