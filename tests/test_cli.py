@@ -273,6 +273,12 @@ def test_convert_round_trip(run, model, tmp_path):
     assert set(torch.load(there, weights_only=True)) == {"cfg", "model"}
     assert run("convert", there, back) == (0, "", "")
     assert stored(back) == stored(model)
+    small = tmp_path / "half.safetensors"
+    assert run("convert", model, small, "--half")[0] == 0
+    assert small.stat().st_size < 0.6 * there.stat().st_size
+    halves, wholes = torchbeats.load(small).state_dict(), torchbeats.load(there).state_dict()
+    for name, whole in wholes.items():
+        torch.testing.assert_close(halves[name], whole, rtol=2**-11, atol=2**-24)  # float16 has 11 bits
     status, _, said = run("convert", model, there)
     assert status == 2
     assert f"{there} exists; use --overwrite" in said.replace("- ", "-")

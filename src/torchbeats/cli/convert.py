@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from torchbeats import checkpoint
@@ -23,6 +24,9 @@ def convert(
             help="A .safetensors file with weights, config and labels; or a .pt file as the research code reads it.",
         ),
     ],
+    half: Annotated[
+        bool, typer.Option("--half", help="Store float16 numbers: half the size, and loaded as float32 all the same.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
 ) -> None:
     """Convert a checkpoint of any published family. The output is complete or absent."""
@@ -31,7 +35,7 @@ def convert(
     if target.exists() and not overwrite:
         raise typer.BadParameter(f"{target} exists; use --overwrite to replace it.")
     model = load(source)
-    checkpoint.save(model, target)
+    checkpoint.save(model, target, torch.float16 if half else None)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     labels = f", {len(model.label_dict)} labels" if model.label_dict else ""
     remark(
