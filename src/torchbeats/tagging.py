@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torchbeats import audio, hub
+from torchbeats import audio, hub, labels
 from torchbeats.inference import (
     BATCH_SECONDS,
     SHORTEST_SECONDS,
@@ -23,9 +23,9 @@ from torchbeats.inference import (
     Times,
     groups_of,
 )
-from torchbeats.labels import display_name
 from torchbeats.loading import load
 from torchbeats.model import BEATs
+from torchbeats.onnx_engine import OnnxModel
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
 
 Indices: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
@@ -173,12 +173,9 @@ def tagger(name_or_path: str | os.PathLike[str] | None) -> str | os.PathLike[str
     return hub.BUILT_IN_TAGGER
 
 
-def class_names(model: BEATs) -> list[str]:
+def class_names(model: BEATs | OnnxModel) -> list[str]:
     """A readable name for each output of a model: AudioSet ids become names; "class 7" where its file has none."""
-    known = model.label_dict or {}
-    return [
-        display_name(known[index]) if index in known else f"class {index}" for index in range(model.cfg.predictor_class)
-    ]
+    return labels.class_names(model.label_dict, model.cfg.predictor_class)
 
 
 def likeliest(probabilities: Floats, top: int, threshold: float = 0.0) -> Indices:
@@ -241,7 +238,7 @@ def regions(rows: Iterable[Tags]) -> Iterator[Region]:
 
 def tag(
     inputs: Sound | Iterable[Sound],
-    model: BEATs | str | os.PathLike[str] | None = None,
+    model: BEATs | OnnxModel | str | os.PathLike[str] | None = None,
     *,
     top: int = TOP,
     threshold: float = 0.0,
@@ -256,7 +253,7 @@ def tag(
 
     Args:
         inputs: as for `embed`.
-        model: a fine-tuned `BEATs`, or what `load` takes.
+        model: a fine-tuned `BEATs` or `OnnxModel`, or what `load` takes.
         top: labels in a row, at most.
         threshold: the probability that a label must have.
         every: seconds of a row in a timeline; a row a file where not given, the mean over its windows.

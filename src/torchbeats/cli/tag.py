@@ -19,11 +19,10 @@ import typer
 
 from torchbeats import hub, timeline
 from torchbeats.cli.console import audio_progress, complain, remark
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Inputs, Jobs, device_called
+from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Inputs, Jobs, device_called, opened
 from torchbeats.files import replacing
 from torchbeats.inference import BATCH_SECONDS, Group, Listener, ScorePlan, groups
 from torchbeats.inputs import find_audio
-from torchbeats.loading import load
 from torchbeats.tagging import (
     TOP,
     Tags,
@@ -102,6 +101,7 @@ def tag(
         ),
     ] = None,
     batch_seconds: BatchSeconds = BATCH_SECONDS,
+    engine: Engine = None,
     device: Device = "auto",
     jobs: Jobs = None,
 ) -> None:
@@ -127,7 +127,7 @@ def tag(
             threshold = TRACK_THRESHOLD if ending == ".txt" else 0.0
         check_choice(top, threshold)
         plan = plan_for(every, window, batch_seconds)
-        place = device_called(device)
+        device_called(device)
         name = tagger(model)
     except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
         raise typer.BadParameter(str(error)) from error
@@ -140,7 +140,7 @@ def tag(
             f"A {kind} is of one recording, and the inputs name {len(paths):,}. Make one for each, or use .csv or "
             ".jsonl for all of them."
         )
-    network = load(hub.resolve(name), device=place)
+    network, _ = opened(hub.resolve(name), engine, device)
     try:
         plan.check(network)
     except ValueError as error:
