@@ -1,7 +1,7 @@
 """Embed and tag a sound with ONNX Runtime alone: neither torch nor torchbeats is needed where this runs.
 
-    torchbeats export beats-iter3-plus-as2m-finetuned model.onnx --int8
-    python examples/onnx_without_torch.py model.onnx sound.wav           # at 16 kHz
+torchbeats export beats-iter3-plus-as2m-finetuned model.onnx --int8
+python examples/onnx_without_torch.py model.onnx sound.wav           # at 16 kHz
 """
 
 import json

@@ -217,8 +217,8 @@ def _refuse_obvious(path: Path) -> None:
     if path.suffix == ".onnx":
         raise CheckpointError(
             path,
-            "this is an exported model, which `torchbeats embed`, tag and evaluate take; for anything else name the "
-            "checkpoint that it was made from.",
+            "this is an exported model, which embed, tag and evaluate take; for anything else name the checkpoint that "
+            "it was made from.",
         )
     with path.open("rb") as file:
         start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()

@@ -61,6 +61,7 @@ class OnnxModel(nn.Module):
 
     def _open(self, name: str | os.PathLike[str], content: str | bytes) -> None:
         super().__init__()
+        self._name = os.fspath(name)
         onnxruntime = require("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
@@ -151,6 +152,13 @@ class OnnxModel(nn.Module):
         x = torch.from_numpy(self._run("patches", wav, samples))
         counts = torch.full((len(x),), x.size(1)) if samples is None else self.grid.patches(samples)
         return Encoded(x, mask_behind(counts, x.size(1)), counts, self.grid.bands)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Always a `CheckpointError`: weights stay in the file, so this cannot be saved as a checkpoint."""
+        raise CheckpointError(
+            self._name,
+            "this is an exported model; its weights are to be had from the checkpoint that it was made from.",
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnnxModel:
         moved = fn(torch.zeros(1))

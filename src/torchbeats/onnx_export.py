@@ -6,6 +6,7 @@ leaves every weight where a quantised product finds it. Tests hold it to the mod
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import math
@@ -101,6 +102,8 @@ def serialized(
     chosen = check(model, takes, outputs, layer)
     onnx = require("onnx")
 
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        model = copy.deepcopy(model).float()
     graph = _Graph(int8)
     with torch.no_grad():
         _Writer(model, graph).write(takes, chosen, layer)
@@ -135,7 +138,7 @@ def serialized(
 def check(model: nn.Module, takes: str, outputs: Iterable[str] | None, layer: int | None) -> tuple[str, ...]:
     """The outputs that are meant; a ``ValueError`` where an export makes no sense. Arguments as for `export`."""
     if not isinstance(model, BEATs):
-        raise ValueError(f"This is a {type(model).__name__}; only a BEATs model can be exported.")
+        raise ValueError(f"Only a BEATs model can be exported; this has the type {type(model).__name__}.")
     if takes not in INPUTS:
         raise ValueError(f"A graph takes {' or '.join(INPUTS)}, not {takes!r}.")
     depth = model.cfg.encoder_layers
@@ -211,7 +214,7 @@ class _Graph:
         """A constant with a name of its own."""
         from onnx import numpy_helper
 
-        array = value.detach().cpu().float().numpy() if isinstance(value, Tensor) else value
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
         self._weights.append(numpy_helper.from_array(np.asarray(array, order="C"), self._scope + name))
         self.bytes += array.nbytes
         return self._scope + name
@@ -286,7 +289,7 @@ class _Graph:
         """``x @ weight.T + bias``, in float32 where ``exact``."""
         with self.scope(name):
             product = self._int8_product if self.int8 and not exact else self._product
-            y = product(x, weight.detach().cpu().float().t())
+            y = product(x, weight.detach().cpu().t())
             return y if bias is None else self.add("Add", y, self.weight(bias, "bias"))
 
     def _product(self, x: str, weight: Tensor) -> str:

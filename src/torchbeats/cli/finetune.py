@@ -68,7 +68,7 @@ def finetune(
         model = hub.BUILT_IN
     network = load(hub.resolve(model))
     if not isinstance(network, BEATs):
-        raise typer.BadParameter(f"{model} is a tokenizer; a model is needed.")
+        raise typer.BadParameter(f"{model} is a tokenizer or an exported model; a BEATs checkpoint is needed.")
     about = {"data": [str(given) for given in data], "model": model}
     result = Finetune(out, network, training, held_out, chosen, about, Display()).train()
     remark(f"{result}: {len(labelled.classes)} classes. Try it: torchbeats tag FILE -m {result}")
