@@ -176,7 +176,8 @@ class Plan(BasePlan):
     def check(self, model: nn.Module) -> None:
         """Raise a ``ValueError`` where the model is none that embeds, or has no such layer."""
         if isinstance(model, OnnxModel):
-            return model.check("embedding" if self.pool == "mean" else "patches", self.layer)
+            model.check("embedding" if self.pool == "mean" else "patches", self.layer)
+            return
         if not isinstance(model, BEATs):
             raise ValueError("This is a tokenizer; embeddings need a BEATs model.")
         depth = len(model.encoder.layers)
@@ -184,7 +185,6 @@ class Plan(BasePlan):
             raise ValueError(
                 f"The model has {depth} layers, and its input as number 0; there is no layer {self.layer}."
             )
-        return None
 
     def windows(self, blocks: Iterable[Floats], grid: PatchGrid) -> Iterator[tuple[int, Floats]]:
         """Cut a stream of samples into ``(start, samples)`` windows."""
@@ -195,7 +195,7 @@ class Plan(BasePlan):
     def rows(self, model: Any, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
         """What becomes of a batch ``(B, samples)``: ``(rows, D)`` float32 for each clip."""
         if self.pool == "mean" and isinstance(model, OnnxModel):
-            return iter(model.compute("embedding", wav, lengths)[:, np.newaxis])
+            return iter(model.compute("embedding", wav, lengths).numpy()[:, np.newaxis])
         encoded = model.encode(wav, lengths, layer=self.layer)
         pooled = self.pooled(encoded).float().cpu().numpy()
         return _own(pooled, encoded.step_counts()) if self.by_step else iter(pooled[:, np.newaxis])
@@ -240,10 +240,10 @@ class ScorePlan(BasePlan):
     def check(self, model: nn.Module) -> None:
         """Raise a ``ValueError`` where the model has no label head."""
         if isinstance(model, OnnxModel):
-            return model.check("probabilities")
+            model.check("probabilities")
+            return
         if not isinstance(model, BEATs) or model.predictor is None:
             raise ValueError("This model has no label head; take one that was fine-tuned.")
-        return None
 
     def windows(self, blocks: Iterable[Floats], grid: PatchGrid) -> Iterator[tuple[int, Floats]]:
         """Cut a stream of samples into ``(start, samples)`` windows."""
@@ -252,7 +252,7 @@ class ScorePlan(BasePlan):
     def rows(self, model: Any, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
         """What becomes of a batch ``(B, samples)``: ``(1, classes)`` float32 probabilities for each clip."""
         if isinstance(model, OnnxModel):
-            return iter(model.compute("probabilities", wav, lengths)[:, np.newaxis])
+            return iter(model.compute("probabilities", wav, lengths).numpy()[:, np.newaxis])
         probabilities = model.probabilities(model.logits(wav, lengths=lengths))
         return iter(probabilities.float().cpu().numpy()[:, np.newaxis])
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -120,7 +119,24 @@ class OnnxModel(nn.Module):
     def _depth(self) -> int:
         return self.cfg.encoder_layers if self.layer is None else int(self.layer)
 
-    def compute(self, output: str, wav: Tensor, lengths: Tensor | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def forward(self, wav: Tensor, *, lengths: Tensor | None = None) -> tuple[Tensor, ...]:
+        """As `BEATs.forward`: ``(x,)``, or ``(x, probabilities, padding_mask)`` from a file with probabilities."""
+        if "probabilities" not in self.outputs:
+            return (self.encode(wav, lengths).x,)
+        self.check("patches")
+        wav, samples = prepare(wav, self.grid.min_samples, lengths=lengths)
+        x, probabilities = self._run(("patches", "probabilities"), wav, samples)
+        encoded = self._encoded(x, samples)
+        return encoded.x, probabilities, encoded.padding_mask
+
+    def encode(self, wav: Tensor, lengths: Tensor | None = None, *, layer: int | None = None) -> Encoded:
+        """Features of every patch, as `BEATs.encode` gives them; ``layer`` must be the one that was exported."""
+        self.check("patches", layer)
+        wav, samples = prepare(wav, self.grid.min_samples, lengths=lengths)
+        (x,) = self._run(("patches",), wav, samples)
+        return self._encoded(x, samples)
+
+    def compute(self, output: str, wav: Tensor, lengths: Tensor | None = None) -> Tensor:
         """One of the file's outputs.
 
         Args:
@@ -134,22 +150,18 @@ class OnnxModel(nn.Module):
                 lacks that output.
         """
         self.check(output)
-        return self._run(output, *prepare(wav, self.grid.min_samples, lengths=lengths))
+        return self._run((output,), *prepare(wav, self.grid.min_samples, lengths=lengths))[0]
 
-    def _run(self, output: str, wav: Tensor, samples: Tensor | None) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """As `compute`, with what `waveform.prepare` gave."""
+    def _run(self, outputs: Sequence[str], wav: Tensor, samples: Tensor | None) -> list[Tensor]:
+        """Outputs for what `waveform.prepare` gave."""
         given, counts = wav.float(), torch.full((len(wav),), wav.size(1)) if samples is None else samples
         if self._takes == "fbank":
             with torch.inference_mode():
                 given, counts = self.fbank(wav), frames(counts)
-        feed = {self._takes: given.numpy(), "lengths": counts.numpy()}
-        return self._session.run([output], feed)[0]
+        feed = {self._takes: given.detach().numpy(), "lengths": counts.numpy()}
+        return [torch.from_numpy(found) for found in self._session.run(list(outputs), feed)]
 
-    def encode(self, wav: Tensor, lengths: Tensor | None = None, *, layer: int | None = None) -> Encoded:
-        """Features of every patch, as `BEATs.encode` gives them; ``layer`` must be the one that was exported."""
-        self.check("patches", layer)
-        wav, samples = prepare(wav, self.grid.min_samples, lengths=lengths)
-        x = torch.from_numpy(self._run("patches", wav, samples))
+    def _encoded(self, x: Tensor, samples: Tensor | None) -> Encoded:
         counts = torch.full((len(x),), x.size(1)) if samples is None else self.grid.patches(samples)
         return Encoded(x, mask_behind(counts, x.size(1)), counts, self.grid.bands)
 

@@ -288,20 +288,19 @@ class _Graph:
     def linear(self, x: str, weight: Tensor, bias: Tensor | None, name: str, exact: bool = False) -> str:
         """``x @ weight.T + bias``, in float32 where ``exact``."""
         with self.scope(name):
-            product = self._int8_product if self.int8 and not exact else self._product
-            y = product(x, weight.detach().cpu().t())
+            if self.int8 and not exact:
+                y = self._int8_product(x, weight.detach().cpu())
+            else:
+                y = self.add("MatMul", x, self.weight(weight.t(), "weight"))
             return y if bias is None else self.add("Add", y, self.weight(bias, "bias"))
 
-    def _product(self, x: str, weight: Tensor) -> str:
-        return self.add("MatMul", x, self.weight(weight, "weight"))
-
     def _int8_product(self, x: str, weight: Tensor) -> str:
-        """Inputs rounded to one scale, found as they come; weights to one for each output."""
+        """``x @ weight.T``: inputs rounded to one scale, found as they come; weights to one for each output."""
         if x not in self._quantised:  # queries, keys and values have the same
             self._quantised[x] = self.split("DynamicQuantizeLinear", x, results=3)
         rounded, scale, zero = self._quantised[x]
-        steps = weight.abs().amax(0).clamp_min(torch.finfo(torch.float32).tiny) / INT8_RANGE
-        integers = (weight / steps).round().to(torch.int8).numpy()
+        steps = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / INT8_RANGE
+        integers = (weight / steps[:, None]).round().to(torch.int8).t()
         y = self.add("MatMulInteger", rounded, self.weight(integers, "weight"), zero)
         return self.add("Mul", self.cast(y, "FLOAT"), self.add("Mul", scale, self.weight(steps, "weight_scale")))
 

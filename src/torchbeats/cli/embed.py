@@ -95,7 +95,7 @@ def embed(
         "weights": f"sha256:{sha256(weights)}",
         "pool": plan.pool,
         "shape": [network.grid.bands, dim] if by_band else [dim],
-        "layer": plan.layer,
+        "layer": network.layer if isinstance(network, OnnxModel) else plan.layer,
         "window": plan.window,
         "hop": plan.hop,
         "batch_seconds": plan.batch_seconds,
