@@ -78,7 +78,7 @@ def export(
         takes: "waveform", or "fbank" for a graph without the front end.
         outputs: some of "embedding", "probabilities", "steps" and "patches"; all that the model has where not given.
         layer: whose output; the model's where not given. 0 is the encoder's input to the first layer.
-        int8: the encoder's weights as 8-bit integers, a quarter of the size; values then agree to about a percent,
+        int8: the encoder's weights as 8-bit integers, under a third of the size; values then agree to about a percent,
             and those of a clip depend a little on the clips beside it.
 
     Raises:

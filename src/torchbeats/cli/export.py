@@ -22,7 +22,7 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="Weights as 8-bit integers: a quarter of the size, values to about a percent."),
+        typer.Option("--int8", help="Weights as 8-bit integers: under a third of the size, values to about a percent."),
     ] = False,
     fbank: Annotated[
         bool,
