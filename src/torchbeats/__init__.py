@@ -26,6 +26,8 @@ from torchbeats.layers import (
 )
 from torchbeats.loading import load
 from torchbeats.model import BEATs
+from torchbeats.onnx_engine import OnnxModel
+from torchbeats.onnx_export import MissingPackageError, export
 from torchbeats.tagging import Tags, tag
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer, Tokenizers, Tokens
 
@@ -43,8 +45,10 @@ __all__ = [
     "GLU_Linear",
     "GradMultiply",
     "HubError",
+    "MissingPackageError",
     "MultiheadAttention",
     "NormEMAVectorQuantizer",
+    "OnnxModel",
     "RandomProjectionConfig",
     "RandomProjectionTokenizer",
     "SamePad",
@@ -57,6 +61,7 @@ __all__ = [
     "TransformerEncoder",
     "TransformerSentenceEncoderLayer",
     "embed",
+    "export",
     "gelu",
     "gelu_accurate",
     "get_activation_fn",

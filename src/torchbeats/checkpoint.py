@@ -187,14 +187,14 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
         about = {
             "version": FORMAT_VERSION,
             "kind": next(kind for kind, settings in KINDS.items() if type(config) is settings),
-            "config": _plain(config.to_dict()),
+            "config": plain_settings(config.to_dict()),
             "labels": label_dict,
         }
         with replacing(path) as temporary:
             tensors = {name: tensor.contiguous() for name, tensor in state.items()}
             save_file(tensors, temporary, {METADATA_KEY: json.dumps(about)})
     elif path.suffix in SUFFIXES and isinstance(config, BEATsConfig):
-        content: dict[str, Any] = {"cfg": _plain(config.to_dict()), "model": state}
+        content: dict[str, Any] = {"cfg": plain_settings(config.to_dict()), "model": state}
         if label_dict is not None:
             content["label_dict"] = label_dict
         with replacing(path) as temporary:
@@ -214,6 +214,12 @@ def _refuse_obvious(path: Path) -> None:
     size = path.stat().st_size
     if size == 0:
         raise CheckpointError(path, "the file is empty. Download it again.")
+    if path.suffix == ".onnx":
+        raise CheckpointError(
+            path,
+            "this is an exported model, which embed, tag and evaluate take; for anything else name the checkpoint that "
+            "it was made from.",
+        )
     with path.open("rb") as file:
         start = file.read(512).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
@@ -266,7 +272,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that JSON can hold; a checkpoint may have carried others, which no model is built from."""
 
     def plain(value: Any) -> bool:

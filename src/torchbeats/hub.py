@@ -20,6 +20,7 @@ from torchbeats.files import sha256
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+PATHS = (*SUFFIXES, ".onnx")  # what ends so reads as a path
 SIDECARS = ("config.yaml", "config.json", "label_map.json")  # what some checkpoints cannot be read or named without
 
 _HUB_NAME = re.compile(
@@ -118,7 +119,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         return BUILT_INS[text]
     if isinstance(name_or_path, str) and (source := MODELS.get(text) or _parse(text)):
         return _fetch(source)
-    if not isinstance(name_or_path, str) or path.suffix in SUFFIXES or path.name != text:
+    if not isinstance(name_or_path, str) or path.suffix in PATHS or path.name != text:
         published = [s.name for s in MODELS.values() if s.file and PurePosixPath(s.file).name == path.name]
         hint = f" The name {published[0]} downloads the published file." if published else ""
         raise FileNotFoundError(f"There is no checkpoint at {text} (that is {path.absolute()}).{hint}")
@@ -137,7 +138,7 @@ def is_cached(source: Source) -> bool:
 def _parse(text: str) -> Source | None:
     """Read ``[datasets/]owner/repo[/path/in/repo][@revision]``; None where it reads as a path."""
     match = _HUB_NAME.fullmatch(text)
-    if match is None or (not match["file"] and match["repo"].endswith(SUFFIXES)) or Path(match["repo"]).is_dir():
+    if match is None or (not match["file"] and match["repo"].endswith(PATHS)) or Path(match["repo"]).is_dir():
         return None
     repo, file, revision = match["repo"], match["file"], match["revision"] or "main"
     return Source(text, repo, file, revision, "dataset" if match["dataset"] else "model")

@@ -32,6 +32,7 @@ from torchbeats.backbone import Encoded
 from torchbeats.inputs import find_audio
 from torchbeats.loading import load
 from torchbeats.model import BEATs
+from torchbeats.onnx_engine import OnnxModel
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
 from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
 
@@ -174,6 +175,9 @@ class Plan(BasePlan):
 
     def check(self, model: nn.Module) -> None:
         """Raise a ``ValueError`` where the model is none that embeds, or has no such layer."""
+        if isinstance(model, OnnxModel):
+            model.check("embedding" if self.pool == "mean" else "patches", self.layer)
+            return
         if not isinstance(model, BEATs):
             raise ValueError("This is a tokenizer; embeddings need a BEATs model.")
         depth = len(model.encoder.layers)
@@ -190,6 +194,8 @@ class Plan(BasePlan):
 
     def rows(self, model: Any, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
         """What becomes of a batch ``(B, samples)``: ``(rows, D)`` float32 for each clip."""
+        if self.pool == "mean" and isinstance(model, OnnxModel):
+            return iter(model.compute("embedding", wav, lengths).numpy()[:, np.newaxis])
         encoded = model.encode(wav, lengths, layer=self.layer)
         pooled = self.pooled(encoded).float().cpu().numpy()
         return _own(pooled, encoded.step_counts()) if self.by_step else iter(pooled[:, np.newaxis])
@@ -233,6 +239,9 @@ class ScorePlan(BasePlan):
 
     def check(self, model: nn.Module) -> None:
         """Raise a ``ValueError`` where the model has no label head."""
+        if isinstance(model, OnnxModel):
+            model.check("probabilities")
+            return
         if not isinstance(model, BEATs) or model.predictor is None:
             raise ValueError("This model has no label head; take one that was fine-tuned.")
 
@@ -242,6 +251,8 @@ class ScorePlan(BasePlan):
 
     def rows(self, model: Any, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
         """What becomes of a batch ``(B, samples)``: ``(1, classes)`` float32 probabilities for each clip."""
+        if isinstance(model, OnnxModel):
+            return iter(model.compute("probabilities", wav, lengths).numpy()[:, np.newaxis])
         probabilities = model.probabilities(model.logits(wav, lengths=lengths))
         return iter(probabilities.float().cpu().numpy()[:, np.newaxis])
 
@@ -333,7 +344,7 @@ class Listener:
 
 def embed(
     inputs: Sound | Iterable[Sound],
-    model: BEATs | str | os.PathLike[str] | None = None,
+    model: BEATs | OnnxModel | str | os.PathLike[str] | None = None,
     *,
     pool: str = "mean",
     layer: int | None = None,
@@ -351,7 +362,7 @@ def embed(
     Args:
         inputs: a file, a folder or a list of files (.csv, .txt, .jsonl); an array or tensor at 16 kHz, mono or
             channels by samples; a pair (array, its sample rate); or an iterable of any of these.
-        model: a `BEATs`, or what `load` takes; None for the small built-in one.
+        model: a `BEATs`, an `OnnxModel`, or what `load` takes; None for the small built-in one.
         pool: "mean" or "bands", a row a window; "steps" or "patches", a row a step of 160 ms. See `Plan`.
         layer: whose output; the model's where not given.
         window: seconds that the model sees at once; a last piece shorter than half a second joins the window before.

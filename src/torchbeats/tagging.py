@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torchbeats import audio, hub
+from torchbeats import audio, hub, labels
 from torchbeats.inference import (
     BATCH_SECONDS,
     SHORTEST_SECONDS,
@@ -24,9 +24,9 @@ from torchbeats.inference import (
     Times,
     groups_of,
 )
-from torchbeats.labels import display_name
 from torchbeats.loading import load
 from torchbeats.model import BEATs
+from torchbeats.onnx_engine import OnnxModel
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
 
 Indices: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
@@ -159,12 +159,9 @@ def check_choice(top: int, threshold: float) -> None:
         raise ValueError(f"The threshold is a probability, from 0 to 1, not {threshold}.")
 
 
-def class_names(model: BEATs) -> list[str]:
+def class_names(model: BEATs | OnnxModel) -> list[str]:
     """A readable name for each output of a model: AudioSet ids become names; "class 7" where its file has none."""
-    known = model.label_dict or {}
-    return [
-        display_name(known[index]) if index in known else f"class {index}" for index in range(model.cfg.predictor_class)
-    ]
+    return labels.class_names(model.label_dict, model.cfg.predictor_class)
 
 
 def likeliest(probabilities: Floats, top: int, threshold: float = 0.0) -> Indices:
@@ -227,7 +224,7 @@ def regions(rows: Iterable[Tags]) -> Iterator[Region]:
 
 def tag(
     inputs: Sound | Iterable[Sound],
-    model: BEATs | str | os.PathLike[str] | None = None,
+    model: BEATs | OnnxModel | str | os.PathLike[str] | None = None,
     *,
     top: int = TOP,
     threshold: float = 0.0,
@@ -242,8 +239,8 @@ def tag(
 
     Args:
         inputs: as for `embed`.
-        model: a fine-tuned `BEATs`, or what `load` takes; the built-in tagger where not given, with a warning that says
-            so.
+        model: a fine-tuned `BEATs` or `OnnxModel`, or what `load` takes; the built-in tagger where not given, with a
+            warning that says so.
         top: labels in a row, at most.
         threshold: the probability that a label must have.
         every: seconds of a row in a timeline; a row a file where not given, the mean over its windows.

@@ -10,11 +10,12 @@ import typer
 
 from torchbeats import __version__
 from torchbeats.audio import AudioWarning
-from torchbeats.cli import convert, embed, evaluate, finetune, models, pretrain, probe, tag, tokens
+from torchbeats.cli import convert, embed, evaluate, export, finetune, models, pretrain, probe, tag, tokens
 from torchbeats.cli.console import complain
 from torchbeats.families import CheckpointError
 from torchbeats.hub import HubError
 from torchbeats.inputs import InputError
+from torchbeats.onnx_export import MissingPackageError
 from torchbeats.store import StoreError
 from torchbeats.training.settings import SettingsError
 
@@ -48,9 +49,10 @@ app.command("finetune")(finetune.finetune)
 app.command("pretrain")(pretrain.pretrain)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
+app.command("export")(export.export)
 
 # What a user can mend is told in a sentence; anything else is a fault of ours and keeps its traceback.
-_USER_ERRORS = (CheckpointError, HubError, InputError, SettingsError, StoreError, OSError)
+_USER_ERRORS = (CheckpointError, HubError, InputError, MissingPackageError, SettingsError, StoreError, OSError)
 
 
 def main() -> None:

@@ -8,12 +8,13 @@ from typing import Annotated
 import torch
 import typer
 
-from torchbeats import __version__, checkpoint, hub
+from torchbeats import __version__, hub
 from torchbeats.cli.console import complain
 from torchbeats.cli.tables import (
     NAMES,
     BatchSeconds,
     Device,
+    Engine,
     Inputs,
     Jobs,
     Output,
@@ -22,12 +23,13 @@ from torchbeats.cli.tables import (
     described,
     device_called,
     fill,
+    opened,
 )
 from torchbeats.config import BEATsConfig
 from torchbeats.files import sha256
 from torchbeats.inference import BATCH_SECONDS, POOLS, WINDOW_SECONDS, Plan
 from torchbeats.inputs import find_audio
-from torchbeats.model import BEATs
+from torchbeats.onnx_engine import OnnxModel
 from torchbeats.store import Store
 
 Pool = Enum("Pool", {name: name for name in POOLS}, type=str)  # type: ignore[misc]
@@ -56,6 +58,7 @@ def embed(
         float | None, typer.Option(help="Seconds from a window's start to the next. Default: the window.")
     ] = None,
     batch_seconds: BatchSeconds = BATCH_SECONDS,
+    engine: Engine = None,
     device: Device = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Numbers to compute in.")] = Dtype.float32,  # type: ignore[attr-defined]
     jobs: Jobs = None,
@@ -68,7 +71,7 @@ def embed(
     """
     try:
         plan = Plan(pool.value, layer, hop, window=window, batch_seconds=batch_seconds)
-        place = device_called(device)
+        device_called(device)
     except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
         raise typer.BadParameter(str(error)) from error
     paths = find_audio(inputs)
@@ -76,7 +79,12 @@ def embed(
         complain(hub.BUILT_IN_NOTE, "Note")
         model = hub.BUILT_IN
     weights = hub.resolve(model)
-    network = BEATs(checkpoint.read(weights, expect=BEATsConfig)).to(place, DTYPES[dtype.value])
+    network, computes = opened(weights, engine, device, DTYPES[dtype.value], layer, expect=BEATsConfig)
+    if isinstance(network, OnnxModel):
+        try:
+            plan.check(network)
+        except ValueError as error:
+            raise typer.BadParameter(f"{model}: {error}") from error
     if layer is not None and not 0 <= layer <= network.cfg.encoder_layers:
         raise typer.BadParameter(f"The model has {network.cfg.encoder_layers} layers; there is no layer {layer}.")
     dim, by_band = network.cfg.encoder_embed_dim, plan.pool in ("bands", "patches")
@@ -87,11 +95,12 @@ def embed(
         "weights": f"sha256:{sha256(weights)}",
         "pool": plan.pool,
         "shape": [network.grid.bands, dim] if by_band else [dim],
-        "layer": plan.layer,
+        "layer": network.layer if isinstance(network, OnnxModel) else plan.layer,
         "window": plan.window,
         "hop": plan.hop,
         "batch_seconds": plan.batch_seconds,
         "dtype": dtype.value,
+        "engine": computes,
         "inputs": described(paths),
     }
     fill(Store(output, about, width, overwrite), paths, network, plan, jobs, "embeddings")

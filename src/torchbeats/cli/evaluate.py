@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from torchbeats import __version__, checkpoint, hub
+from torchbeats import __version__, hub
 from torchbeats.cli.console import audio_progress, complain, remark
 from torchbeats.cli.labelled import DATA, Format, show
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window, device_called
+from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Jobs, Window, device_called, opened
 from torchbeats.config import BEATsConfig
 from torchbeats.evaluation import plots
 from torchbeats.evaluation.metrics import ClassFigures, Report, report
@@ -26,6 +26,7 @@ from torchbeats.files import plain, replacing, sha256, write_json
 from torchbeats.inference import BATCH_SECONDS, WINDOW_SECONDS, ScorePlan
 from torchbeats.labelled import Labelled, read_labelled
 from torchbeats.model import BEATs
+from torchbeats.onnx_engine import OnnxModel
 from torchbeats.store import METADATA_KEY
 
 CALLED = {
@@ -55,6 +56,7 @@ def evaluate(
     format: Format = None,
     window: Window = WINDOW_SECONDS,
     batch_seconds: BatchSeconds = BATCH_SECONDS,
+    engine: Engine = None,
     device: Device = "auto",
     jobs: Jobs = None,
 ) -> None:
@@ -67,11 +69,11 @@ def evaluate(
     """
     try:
         plan = ScorePlan(window=window, batch_seconds=batch_seconds)
-        place = device_called(device)
+        device_called(device)
     except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
         raise typer.BadParameter(str(error)) from error
     weights = hub.resolve(model)
-    network = BEATs(checkpoint.read(weights, expect=BEATsConfig)).to(place)
+    network, _ = opened(weights, engine, device, expect=BEATsConfig)
     try:
         plan.check(network)
     except ValueError as error:
@@ -117,7 +119,7 @@ def evaluate(
         remark(f"{out}: figures of {len(heard.examples):,} sounds.")
 
 
-def class_names(model: BEATs) -> tuple[list[str], dict[str, str]]:
+def class_names(model: BEATs | OnnxModel) -> tuple[list[str], dict[str, str]]:
     """What a model's classes are called, and what else they may be called in data: the labels as its file has them."""
     if model.label_dict is None:
         return [str(number) for number in range(model.cfg.predictor_class)], {}

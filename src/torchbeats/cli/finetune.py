@@ -98,7 +98,7 @@ def finetune(
         model = hub.BUILT_IN
     network = load(hub.resolve(model))
     if not isinstance(network, BEATs):
-        raise typer.BadParameter(f"{model} is a tokenizer; a model is needed.")
+        raise typer.BadParameter(f"{model} is a tokenizer or an exported model; a BEATs checkpoint is needed.")
     about = {"data": [str(one) for one in data], "model": model}
     if plan is not None:
         for warning in plan.warnings:

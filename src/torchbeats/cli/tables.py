@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import os
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
+from torchbeats import checkpoint
 from torchbeats.cli.console import audio_progress, complain, remark
 from torchbeats.inference import BasePlan, groups
+from torchbeats.loading import load
+from torchbeats.model import BEATs
+from torchbeats.onnx_engine import OnnxModel
+from torchbeats.onnx_export import SUFFIX
 from torchbeats.store import Store
+
+
+class Engines(str, Enum):
+    """What computes."""
+
+    torch = "torch"
+    onnx = "onnx"
+
 
 NAMES = (
     "A name from `torchbeats models`, a checkpoint file, or owner/repo or owner/repo/file on the Hugging Face Hub, "
@@ -33,6 +47,13 @@ Window = Annotated[
 ]
 BatchSeconds = Annotated[float, typer.Option(help="Seconds of audio in a batch; less takes less memory.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one.")]
+Engine = Annotated[
+    Engines | None,
+    typer.Option(
+        help="What computes: torch; or onnx, which is ONNX Runtime on the CPU. Default: onnx for an .onnx file from "
+        "`torchbeats export`, else torch."
+    ),
+]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Threads that decode. Default: up to 4.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 
@@ -44,6 +65,45 @@ def device_called(name: str) -> torch.device:
     device = torch.device(name)
     torch.empty(0, device=device)  # says at once if it is not there
     return device
+
+
+def opened(
+    weights: Path,
+    engine: Engines | None,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    layer: int | None = None,
+    expect: Any = None,
+) -> tuple[Any, str]:
+    """A model, ready to compute, and the name of its engine.
+
+    Args:
+        weights: a checkpoint, or an .onnx file.
+        engine: what is to compute; what suits the file where not given.
+        device: as `device_called` has it.
+        dtype: for torch.
+        layer: whose output is wanted.
+        expect: `BEATsConfig` where a tokenizer is to be refused at once.
+    """
+    exported = weights.suffix == SUFFIX
+    if exported and engine is Engines.torch:
+        raise typer.BadParameter(f"{weights} is for ONNX Runtime; for torch name the checkpoint that it was made from.")
+    if exported or engine is Engines.onnx:
+        if torch.device("cpu" if device == "auto" else device).type != "cpu":
+            raise typer.BadParameter("The engine onnx computes on the CPU; leave --device out, or use --engine torch.")
+        if dtype != torch.float32:
+            raise typer.BadParameter(
+                "--dtype is for the engine torch; for smaller numbers, export the model with --int8."
+            )
+        if exported:
+            return OnnxModel(weights), "onnx"
+    model = load(weights) if expect is None else BEATs(checkpoint.read(weights, expect=expect))
+    if engine is Engines.onnx:
+        try:
+            return OnnxModel.of(model, layer), "onnx"
+        except ValueError as error:
+            raise typer.BadParameter(f"{weights}: {error}") from error
+    return model.to(device_called(device), dtype), "torch"
 
 
 def described(paths: list[str]) -> str:

@@ -19,11 +19,10 @@ import typer
 
 from torchbeats import hub, timeline
 from torchbeats.cli.console import audio_progress, complain, remark
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Inputs, Jobs, device_called
+from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Inputs, Jobs, device_called, opened
 from torchbeats.files import replacing
 from torchbeats.inference import BATCH_SECONDS, Group, Listener, ScorePlan, groups
 from torchbeats.inputs import find_audio
-from torchbeats.loading import load
 from torchbeats.tagging import (
     TOP,
     Tags,
@@ -100,6 +99,7 @@ def tag(
         ),
     ] = None,
     batch_seconds: BatchSeconds = BATCH_SECONDS,
+    engine: Engine = None,
     device: Device = "auto",
     jobs: Jobs = None,
 ) -> None:
@@ -125,7 +125,7 @@ def tag(
             threshold = TRACK_THRESHOLD if ending == ".txt" else 0.0
         check_choice(top, threshold)
         plan = plan_for(every, window, batch_seconds)
-        place = device_called(device)
+        device_called(device)
     except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
         raise typer.BadParameter(str(error)) from error
     paths = find_audio(inputs)
@@ -140,7 +140,7 @@ def tag(
     if model is None:
         complain(hub.BUILT_IN_TAGGER_NOTE, "Note")
         model = hub.BUILT_IN_TAGGER
-    network = load(hub.resolve(model), device=place)
+    network, _ = opened(hub.resolve(model), engine, device)
     try:
         plan.check(network)
     except ValueError as error:
