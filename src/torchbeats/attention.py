@@ -161,8 +161,8 @@ class MultiheadAttention(nn.Module):
         if self.embed_dim != C:
             raise ValueError(f"query has {C} channels; this module was built for {self.embed_dim}.")
         key, value = self._sources(query, key, value, incremental_state, static_kv)
-        k = None if key is None else self.k_proj(key.transpose(0, 1))  # (B, S, C): batch first inside
-        v = None if value is None else self.v_proj(value.transpose(0, 1))
+        k = None if key is None else kernels.linear(self.k_proj, key.transpose(0, 1))  # (B, S, C): batch first inside
+        v = None if value is None else kernels.linear(self.v_proj, value.transpose(0, 1))
         k, v, key_padding_mask, cached = self._with_cache(k, v, key_padding_mask, incremental_state)
         S = k.size(1)
 
@@ -174,7 +174,7 @@ class MultiheadAttention(nn.Module):
             key_padding_mask = key_padding_mask.bool()
             key_padding_mask = key_padding_mask & ~key_padding_mask.all(-1, keepdim=True)
 
-        q = self._heads(self.q_proj(query.transpose(0, 1)))
+        q = self._heads(kernels.linear(self.q_proj, query.transpose(0, 1)))
         k, v = self._heads(k), self._heads(v)
         if before_softmax:
             scores = self._masked_scores(q, k, attn_mask, key_padding_mask)
@@ -188,7 +188,7 @@ class MultiheadAttention(nn.Module):
             attn = F.dropout(weights, dropout) @ v
         else:
             attn = kernels.attention(q, k, v, bias, gate, key_padding_mask, attn_mask, dropout)
-        attn = self.out_proj(attn.transpose(1, 2).reshape(B, T, C)).transpose(0, 1)
+        attn = kernels.linear(self.out_proj, attn.transpose(1, 2).reshape(B, T, C)).transpose(0, 1)
         if weights is not None and not need_head_weights:
             weights = weights.mean(1)
         return attn, weights, position_bias

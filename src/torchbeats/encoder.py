@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchbeats import kernels
 from torchbeats.attention import MultiheadAttention
 from torchbeats.config import BEATsConfig
-from torchbeats.layers import GLU_Linear, GradMultiply, SamePad, get_activation_fn
+from torchbeats.layers import GLU_Linear, GradMultiply, SamePad, gelu, get_activation_fn
 
 
 class TransformerSentenceEncoderLayer(nn.Module):
@@ -123,14 +123,20 @@ class TransformerSentenceEncoderLayer(nn.Module):
         if not self.layer_norm_first:
             x = self.self_attn_layer_norm(x)
 
+        x = kernels.by_rows(self._feed_forward, x)
+        return x.transpose(0, 1), weights, pos_bias
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        """The part behind attention, with its residual connection and its norm."""
         residual = x
         if self.layer_norm_first:
             x = self.final_layer_norm(x)
-        x = self.dropout2(self.activation_fn(self.fc1(x)))
-        x = self._add(residual, self.dropout3(self.fc2(x)))
-        if not self.layer_norm_first:
-            x = self.final_layer_norm(x)
-        return x.transpose(0, 1), weights, pos_bias
+        if self.activation_fn is gelu:
+            x = kernels.linear(self.fc1, x, gelu=True)
+        else:
+            x = self.activation_fn(kernels.linear(self.fc1, x))
+        x = self._add(residual, self.dropout3(kernels.linear(self.fc2, self.dropout2(x))))
+        return x if self.layer_norm_first else self.final_layer_norm(x)
 
     def _add(self, residual: Tensor, x: Tensor) -> Tensor:
         """``residual_scale * residual + x``, in one pass over memory."""
