@@ -113,7 +113,7 @@ def spread(table: Tensor, queries: int, keys: int) -> Tensor:
 
 def in_graph() -> bool:
     """Whether operations are being recorded, for any input, rather than done: compiled, exported or traced."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def _differentiable(*tensors: Tensor | None) -> bool:
@@ -341,7 +341,7 @@ def _onednn_product(layer: nn.Module, x: Tensor) -> Callable[..., Tensor] | None
         and layer.weight.dtype == torch.float32
         and layer.weight.is_contiguous()
         and not (layer._forward_hooks or layer._forward_pre_hooks)
-        and not _differentiable(x, layer.weight, layer.bias)
+        and not _differentiable(x, *layer.parameters())
         and x.numel()
     ):
         return None
