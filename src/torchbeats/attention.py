@@ -207,9 +207,10 @@ class MultiheadAttention(nn.Module):
         return kernels.spread(self.bias_table(query_length, key_length, offset), query_length, key_length)
 
     def bias_table(self, query_length: int, key_length: int, offset: int = 0) -> Tensor:
-        """Position bias of every head by distance: ``(H, T + S - 1)``, the bias of key j and query i at ``j - i + T - 1``.
+        """All that there is to `compute_bias`, whose arguments it takes: the bias depends on the distance alone.
 
-        All that there is to `compute_bias`, whose arguments it takes: the bias depends on the distance alone.
+        Returns:
+            ``(H, T + S - 1)``, the bias of key j and query i at ``j - i + T - 1``.
         """
         return self._bias_by_distance(1 - query_length - offset, key_length - offset).t().contiguous()
 

@@ -100,8 +100,8 @@ class TransformerSentenceEncoderLayer(nn.Module):
             self_attn_mask: ``(T, T)``, added to the scores.
             self_attn_padding_mask: ``(B, T)`` bool, True = padding.
             need_weights: return attention weights.
-            pos_bias: position bias of an earlier layer, ``(H, T, T)``, or by distance, ``(H, 2 * T - 1)``; made here where
-                not given.
+            pos_bias: position bias of an earlier layer, ``(H, T, T)``, or by distance, ``(H, 2 * T - 1)``; made here
+                where not given.
 
         Returns:
             ``x`` ``(T, B, C)``; weights averaged over heads ``(B, T, T)``, or None; ``pos_bias`` for the next layer.
@@ -123,7 +123,8 @@ class TransformerSentenceEncoderLayer(nn.Module):
         if not self.layer_norm_first:
             x = self.self_attn_layer_norm(x)
 
-        x = kernels.by_rows(self._feed_forward, x)
+        parts = (self.fc1, self.dropout2, self.fc2, self.dropout3, self.final_layer_norm)
+        x = kernels.by_rows(self._feed_forward, x, *parts)
         return x.transpose(0, 1), weights, pos_bias
 
     def _feed_forward(self, x: Tensor) -> Tensor:

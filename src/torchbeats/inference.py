@@ -8,6 +8,7 @@ depends on the inputs alone: a run that starts again at a group's end computes t
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import queue
 import threading
@@ -526,6 +527,19 @@ class _Clip:
         self.samples = np.empty(0, np.float32)
 
 
+def _apart(samples: Floats) -> Floats:
+    """A copy in pages of its own, which go back to the system with it.
+
+    Windows wait for their group's end. Beside the blocks that they were cut from, which go at once, they would keep
+    twice their size of a decoding thread's heap.
+    """
+    if len(samples) < SAMPLE_RATE:  # of those there may be more than a process may have maps
+        return samples
+    copy: Floats = np.frombuffer(mmap.mmap(-1, samples.nbytes, access=mmap.ACCESS_COPY), np.float32)
+    copy[:] = samples
+    return copy
+
+
 # What comes out of decoding an input: its windows, then None, or the reason why there are no more.
 _Event: TypeAlias = "_Clip | str | None"
 
@@ -549,7 +563,7 @@ def _decode_ahead(
         end: str | None = None
         try:
             for start, samples in plan.windows(_blocks(sound), grid):
-                if not put(_Clip(name, start, start + len(samples), samples)):
+                if not put(_Clip(name, start, start + len(samples), _apart(samples))):
                     return
         except (AudioError, ValueError, OSError) as error:
             end = error.reason if isinstance(error, AudioError) else str(error).removesuffix(".")

@@ -1,18 +1,17 @@
-"""Every fast path: attention with a gated position bias, linear layers, the position convolution.
+"""Every fast path: attention with a gated position bias, linear layers, work done some rows at a time.
 
 This is the only place that chooses by device, dtype, length and autograd: the model never asks which way it got. All
 ways agree to rounding. A graph that is compiled, exported or traced takes one path for every length.
 
 Attention is ``softmax(q k' / sqrt(D) + gate * bias + masks) v``. The bias of a whole model depends on the distance
-between key and query alone, so it comes as a table ``(H, T + S - 1)``, the bias of key j and query i at ``j - i + T - 1``.
-Queries i to n of such a table have one too, a slice of it, so that nothing has to be as large as ``(T, S)``.
+between key and query alone, so it comes as a table ``(H, T + S - 1)``, the bias of key j and query i standing at
+``j - i + T - 1``. That of some consecutive queries is a slice of it; so nothing has to be as large as ``(T, S)``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 CACHED_SCORES = 2**19  # 2 MB: attention scores that a processor core's caches hold, more or less
+FEWEST_QUERIES = 256  # at a time: each product rearranges all keys first
 SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}  # gated bias made at once for a fused call, in numbers: 16 MB, 256 MB
 ROWS_AT_ONCE = 1024  # of a feed-forward part: enough for a matrix product at full speed, few enough for the cache
 
@@ -257,15 +257,15 @@ def _in_cache(
     B, H, T, D = q.shape
     S = k.size(2)
     if bias is not None and bias.dim() == 2:
-        # With the keys in reverse, the bias of key j and query i stands at i + j of the reversed table: each query's row
-        # is a piece of the table, one further on than the row before, and the square a view of them.
+        # With the keys in reverse, the bias of key j and query i stands at i + j of the reversed table: each query's
+        # row is a piece of the table, one further on than the row before, and the square a view of them.
         bias = bias.flip(1).unfold(1, S, 1).unsqueeze(0)
         k, v = k.flip(2), v.flip(2)
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.flip(1)
         attn_mask = None if attn_mask is None else attn_mask.flip(3)
-    clips, heads, queries = (
-        max(1, min(most, CACHED_SCORES // size)) for most, size in ((B, H * T * S), (H, T * S), (T, S))
-    )
+    clips = max(1, min(B, CACHED_SCORES // (H * T * S)))
+    heads = max(1, min(H, CACHED_SCORES // (T * S)))
+    queries = min(T, max(FEWEST_QUERIES, CACHED_SCORES // S))
     out = q.new_empty(B, T, H, D).transpose(1, 2)  # as the projection behind wants it
     buffer = q.new_empty(clips * heads * queries * S)
 
@@ -325,8 +325,8 @@ def linear(layer: nn.Module, x: Tensor, gelu: bool = False) -> Tensor:
 def _onednn_product(layer: nn.Module, x: Tensor) -> Callable[..., Tensor] | None:
     """OneDNN's matrix product, where it can stand for ``layer(x)``, in float32 on a CPU with AVX-512.
 
-    PyTorch takes MKL's, which leaves a fifth of the speed unused on processors that are not Intel's; TorchInductor takes
-    this one too. Its GELU costs nothing, since it is applied while the product is in cache.
+    PyTorch takes MKL's, which on an AMD EPYC leaves a fifth of the speed unused; TorchInductor takes this one too. Its
+    GELU costs next to nothing, applied while the product is in cache.
     """
     if not (
         _ONEDNN_PRODUCT is not None
@@ -340,7 +340,7 @@ def _onednn_product(layer: nn.Module, x: Tensor) -> Callable[..., Tensor] | None
         and type(layer.weight) is nn.Parameter
         and layer.weight.dtype == torch.float32
         and layer.weight.is_contiguous()
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not _watched(layer)
         and not _differentiable(x, *layer.parameters())
         and x.numel()
     ):
@@ -356,13 +356,29 @@ def _find_onednn_product() -> Callable[..., Tensor] | None:
 _ONEDNN_PRODUCT = _find_onednn_product()
 
 
-def by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)`` for a function that treats every row of ``(B, T, C)`` alike, some rows at a time where that helps.
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody wants to see what goes in and out, as it is called in the plain way."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+def by_rows(function: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Module) -> Tensor:
+    """``function(x)`` for a function that treats every row alike, some rows at a time where that helps.
 
     On a CPU without autograd what it makes in between then stays in cache, and its size does not grow with the batch.
+
+    Args:
+        function: ``(..., C)`` to ``(..., C)``.
+        x: ``(B, T, C)``.
+        modules: all that it calls.
     """
     B, T, C = x.shape
-    if in_graph() or torch.is_grad_enabled() or x.device.type != "cpu" or B * T <= ROWS_AT_ONCE:
+    if (
+        in_graph()
+        or x.device.type != "cpu"
+        or B * T <= ROWS_AT_ONCE
+        or _differentiable(x, *(parameter for module in modules for parameter in module.parameters()))
+        or any(_watched(module) for module in modules)
+    ):
         return function(x)
     rows = x.reshape(B * T, C)
     out = torch.empty_like(rows)
