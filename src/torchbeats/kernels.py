@@ -51,10 +51,11 @@ def attention(
         ``(B, H, T, D)``.
     """
     differentiable = _differentiable(q, k, v, bias, gate, attn_mask)
-    plain = q.device.type == "cpu" and q.dtype == torch.float32 and not differentiable and dropout == 0
+    inference = not differentiable and dropout == 0
+    plain = inference and q.device.type == "cpu" and q.dtype == torch.float32
     if plain and not in_graph() and (bias is not None or key_padding_mask is not None):
         return _in_cache(q, k, v, bias, gate, key_padding_mask, attn_mask)
-    if _may_flex(q) and bias is not None and bias.dim() == 2 and attn_mask is None and dropout == 0:
+    if inference and bias is not None and bias.dim() == 2 and attn_mask is None and _may_flex(q):
         return _flex(q, k, v, bias, gate, key_padding_mask)
     if in_graph() or (bias is None and attn_mask is None):
         return _fused(q, k, v, bias, gate, key_padding_mask, attn_mask, dropout)
