@@ -375,6 +375,25 @@ def test_position_bias_is_returned_for_each_head_and_accepted_by_the_next_layer(
     assert not torch.allclose(first(query, key, position_bias=0 * bias)[0], first(query, key)[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("mode", [{"need_weights": False}, {"need_weights": True}, {"before_softmax": True}])
+@pytest.mark.parametrize("options", [{}, {"add_bias_kv": True, "add_zero_attn": True}])
+@pytest.mark.parametrize("grad", [False, True])
+def test_position_bias_may_be_given_by_distance(options, mode, grad):
+    module = attention(**GATED, **options)
+    query, key = torch.randn(5, 2, C), torch.randn(7, 2, C)
+    table = module.bias_table(5, 7)
+    assert table.shape == (H, 5 + 7 - 1)
+    with torch.set_grad_enabled(grad):
+        *expected, bias = module(query, key, **mode)
+        *actual, passed_on = module(query, key, position_bias=table, **mode)
+    assert passed_on is table
+    assert torch.equal(kernels.spread(table, 5, 7), bias)
+    for one, other in zip(actual, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            close(one, other)
+
+
 @pytest.mark.parametrize("need_weights", [False, True])
 def test_position_bias_may_differ_from_clip_to_clip(need_weights):
     module = attention(gru_rel_pos=True)

@@ -63,7 +63,7 @@ BAD = {"stub.wav", "text.wav", "zero.wav"}
 
 def write_sounds(folder, lengths):
     for seed, (name, seconds) in enumerate(lengths.items()):
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
         soundfile.write(folder / name, noise(seconds, seed=seed), RATE)
     return folder
 
@@ -188,6 +188,16 @@ def test_options_reach_the_result(run, model, sounds, tmp_path):
     assert starts.tolist() == [0, 0, *(0, 0.5, 1), *(0, 0.5)]
 
 
+def test_window_full(run, model, tmp_path):
+    folder, out = write_sounds(tmp_path / "sounds", {"a.wav": 25.0, "b.wav": 1.0}), tmp_path / "t.parquet"
+    assert run("embed", folder, "-o", out, "-m", model, "--window=full")[0] == 0
+    rows = pq.read_table(out).to_pylist()
+    assert [(row["start"], row["end"]) for row in rows] == [(0, 25), (0, 1)]
+    wav = torch.from_numpy(soundfile.read(folder / "a.wav", dtype="float32")[0]).unsqueeze(0)
+    expected = torchbeats.load(model).encode(wav).pooled()[0]
+    np.testing.assert_allclose(rows[0]["embedding"], expected.numpy(), atol=1e-4)
+
+
 def test_complete_output(run, model, mixed, tmp_path):
     command = ("embed", mixed, "-o", tmp_path / "t.parquet", "-m", model)
     assert run(*command)[0] == 1
@@ -231,7 +241,8 @@ USAGE = {
     "window": ("{s} -o {t}/t.npz -m {m} --window 0.1", "window must have at least 0.5 s, not 0.1"),
     "window nan": ("{s} -o {t}/t.npz -m {m} --window nan", "window must have"),
     "window infinite": ("{s} -o {t}/t.npz -m {m} --window inf", "window must have"),
-    "window no number": ("{s} -o {t}/t.npz -m {m} --window ten", "Invalid value for '--window'"),
+    "window no number": ("{s} -o {t}/t.npz -m {m} --window ten", "Invalid value for '--window': 'ten' is neither"),
+    "hop for whole sounds": ("{s} -o {t}/t.npz -m {m} --window full --hop 5", "leave it out"),
     "hop": ("{s} -o {t}/t.npz -m {m} --hop 20", "hop must lie between 0.05 s and the window's 10.0 s"),
     "hop for steps": ("{s} -o {t}/t.npz -m {m} --hop 5 --pool steps", "leave the hop out"),
     "batch": ("{s} -o {t}/t.npz -m {m} --batch-seconds 0", "batch must hold some seconds"),

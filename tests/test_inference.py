@@ -224,6 +224,17 @@ def test_windows(model, setting, times):
         np.testing.assert_allclose(row.embedding, alone(model, piece, "mean")[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_window_may_be_the_whole_sound(model, pool):
+    sounds = [clip(33.3), clip(0.05, 1), clip(61.0, 2)]
+    rows = list(embed(sounds, model=model, pool=pool, window=None))
+    expected = np.concatenate([alone(model, samples, pool) for samples in sounds])
+    np.testing.assert_allclose(stacked(rows), expected, atol=1e-4)
+    assert [row.start for row in rows if row.start == 0] == [0] * 3
+    if pool == "mean":
+        assert [(row.start, row.end) for row in rows] == [(0, 33.3), (0, 0.05), (0, 61)]
+
+
 @pytest.mark.parametrize("seconds", [25.0, 9.935, 9.93, 10.4, 19.85, 30.3, 0.1, 0.335])
 def test_steps_join_over_windows(model, seconds):
     samples = clip(seconds)
@@ -299,6 +310,7 @@ SETTINGS = [
     ({"window": 0.4}, "at least 0.5 s, not 0.4"),
     ({"window": float("nan")}, "at least 0.5 s, not nan"),
     ({"window": float("inf")}, "[Ww]indow"),
+    ({"window": None, "hop": 5}, "each sound is one window, leave it out"),
     ({"window": -1}, "at least 0.5 s, not -1"),
     ({"hop": 0}, "hop must lie between 0.05 s and the window's 10.0 s"),
     ({"hop": 11}, "hop must lie"),

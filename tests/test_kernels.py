@@ -1,12 +1,17 @@
-"""All ways to compute attention agree, in values and in gradients."""
+"""All ways to compute attention agree, in values and in gradients; so do those of linear layers and rows."""
 
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from helpers import small_model
 from torchbeats import kernels
 
 # Outputs are means of values of unit scale, so float32 in another order differs by a few 1e-7; see the golden files.
@@ -36,7 +41,8 @@ def cases(draw):
     B, H, T, S, D = (draw(st.integers(1, top)) for top in (3, 3, 9, 9, 5))
     case = {"q": torch.randn(B, H, T, D), "k": torch.randn(B, H, S, D), "v": torch.randn(B, H, S, D)}
     if draw(st.booleans()):
-        case["bias"] = torch.randn(draw(st.sampled_from([1, B])), H, T, S)
+        shape = (H, T + S - 1) if draw(st.booleans()) else (draw(st.sampled_from([1, B])), H, T, S)
+        case["bias"] = torch.randn(shape)
         if draw(st.booleans()):
             case["gate"] = torch.randn(B, H, T, 1)
     case["key_padding_mask"] = padding(draw(st.sampled_from(PADDINGS)), B, S)
@@ -49,6 +55,9 @@ def by_definition(q, k, v, bias=None, gate=None, key_padding_mask=None, attn_mas
     """The formula, in float64."""
     scores = q.double() @ k.double().transpose(-2, -1) / math.sqrt(q.size(-1))
     if bias is not None:
+        if bias.dim() == 2:  # by distance
+            T, S = scores.shape[2:]
+            bias = torch.stack([bias[:, T - 1 - i : T - 1 - i + S] for i in range(T)], dim=1)
         scores = scores + (bias.double() if gate is None else gate.double() * bias.double())
     if attn_mask is not None:
         scores = scores + attn_mask.double()
@@ -70,12 +79,86 @@ def without_autograd(**case):
         return kernels.attention(**case)
 
 
+def small_blocks(case, way):
+    """With room for a clip or two, a head, or a few queries, as long sequences have it."""
+    B, H, T, S = *case["q"].shape[:3], case["k"].size(2)
+    for room in (2 * H * T * S, T * S, 2 * S):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "CACHED_SCORES", room)
+            patch.setattr(kernels, "FEWEST_QUERIES", 1)
+            patch.setattr(kernels, "SCORES_AT_ONCE", {"cpu": B * room, "cuda": B * room})
+            yield way(**case)
+
+
+def in_a_graph(q, k, v, bias, gate=None, key_padding_mask=None):
+    with torch.no_grad():
+        return kernels._flex(q, k, v, bias, gate, key_padding_mask)
+
+
 @settings(max_examples=80, deadline=None)
 @given(cases())
 def test_all_ways_agree(case):
     expected = by_definition(**case)
     for way in (without_autograd, fused, by_weights):
         torch.testing.assert_close(way(**case), expected, **CLOSE, msg=lambda text, way=way: f"{way.__name__}: {text}")
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases())
+def test_blocks_of_any_size_agree(case):
+    expected = by_definition(**case)
+    for way in (without_autograd, fused):
+        for y in small_blocks(case, way):
+            torch.testing.assert_close(y, expected, **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@settings(max_examples=15, deadline=None)
+@given(cases())
+def test_the_kernel_of_cuda_graphs_agrees(case):
+    T, S = case["q"].size(2), case["k"].size(2)
+    case["bias"] = torch.randn(case["q"].size(1), T + S - 1)
+    case.pop("attn_mask", None)
+    torch.testing.assert_close(in_a_graph(**case), by_definition(**case), **CLOSE)
+
+
+@pytest.mark.parametrize("how", ["compiled", "exported", "strictly exported"])
+def test_only_compiled_graphs_have_the_kernel_of_cuda(monkeypatch, how):
+    class Attention(nn.Module):
+        def forward(self, *arguments):
+            return kernels.attention(*arguments)
+
+    asked = []
+    monkeypatch.setattr(kernels, "_flex", lambda q, *_: asked.append(1) or q)
+    assert not kernels._may_flex(torch.empty(0))
+    # The same question, whatever the device.
+    monkeypatch.setattr(kernels, "_may_flex", lambda _: torch.compiler.is_compiling() and not kernels._exporting())
+    q = torch.randn(2, 3, 5, 16)
+    arguments = (q, q, q, torch.randn(3, 9), torch.randn(2, 3, 5, 1))
+    with torch.no_grad():
+        if how == "compiled":
+            torch.compiler.reset()
+            torch.compile(Attention(), backend="eager")(*arguments)
+        else:
+            torch.export.export(Attention(), arguments, strict=how != "exported")
+    assert bool(asked) == (how == "compiled")
+
+
+@settings(max_examples=10, deadline=None)
+@given(cases())
+def test_gradients_of_blocks_agree(case):
+    names = [name for name in ("q", "k", "v", "bias", "gate") if name in case]
+    upstream = torch.randn(case["q"].shape)
+
+    def gradients(way):
+        leaves = {name: case[name].clone().requires_grad_() for name in names}
+        for y in way({**case, **leaves}):
+            y.backward(upstream)
+        return [leaves[name].grad for name in names]
+
+    expected = gradients(lambda case: [by_definition(**case)])
+    of_blocks = gradients(lambda case: small_blocks(case, kernels.attention))
+    torch.testing.assert_close([g / 3 for g in of_blocks], expected, rtol=0, atol=2e-4)
 
 
 @settings(max_examples=25, deadline=None)
@@ -131,6 +214,98 @@ def test_half_precision_survives_large_scores(dtype, learned):
     weights = kernels.attention_weights(q, k)
     assert weights.dtype == dtype
     torch.testing.assert_close(weights.detach(), torch.full_like(weights, 0.25))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_in_blocks_is_like_float32(dtype, monkeypatch):
+    torch.manual_seed(0)
+    B, H, T, D = 2, 3, 40, 16
+    q, k, v = torch.randn(3, B, H, T, D)
+    case = {"bias": torch.randn(H, 2 * T - 1), "gate": torch.rand(B, H, T, 1)}
+    half = {name: value.to(dtype) for name, value in case.items()}
+    monkeypatch.setattr(kernels, "SCORES_AT_ONCE", {"cpu": 7 * B * H * T, "cuda": 0})
+    y = kernels.attention(q.to(dtype), k.to(dtype), v.to(dtype), **half)
+    assert y.dtype == dtype
+    assert F.cosine_similarity(y.float(), kernels.attention(q, k, v, **case), dim=-1).min() >= 0.999
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most memory that a tensor of any operation had, in float32 numbers."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.untyped_storage().nbytes() // 4)
+        return result
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("mode", ["float32", "bfloat16", "learning"])
+def test_no_square_of_a_long_sequence_is_ever_made(mode, padded, monkeypatch):
+    T = 1600
+    encoder = small_model(encoder_layers=2).encoder
+    x = torch.randn(2, T, 48)
+    mask = torch.arange(T) >= torch.tensor([[T], [1300]]) if padded else None
+    monkeypatch.setattr(kernels, "CACHED_SCORES", 2**16)
+    monkeypatch.setattr(kernels, "SCORES_AT_ONCE", {"cpu": 2**20, "cuda": 2**20})
+    if mode == "learning":
+        encoder.requires_grad_(True)
+    with torch.set_grad_enabled(mode == "learning"), Largest() as largest:
+        dtype = torch.bfloat16 if mode == "bfloat16" else torch.float32
+        y = encoder.to(dtype)(x.to(dtype), mask)[0]
+        if mode == "learning":
+            y.sum().backward()
+    assert T < largest.numbers < T * T / 2
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(5,), (2, 3, 5), (0, 5)])
+def test_linear_is_the_layer(shape, bias, gelu):
+    layer, x = nn.Linear(5, 7, bias=bias), torch.randn(shape)
+    expected = F.gelu(layer(x)) if gelu else layer(x)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            y = kernels.linear(layer, x, gelu=gelu)
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-6)
+        assert y.requires_grad == grad
+
+
+def test_linear_takes_other_axes_orders_and_what_is_no_linear_layer():
+    layer, x = nn.Linear(5, 7), torch.randn(5, 3).t()
+    with torch.no_grad():
+        torch.testing.assert_close(kernels.linear(layer, x), F.linear(x, layer.weight, layer.bias), rtol=0, atol=1e-6)
+        assert kernels.linear(nn.Identity(), x) is x
+
+        class Doubled(nn.Linear):
+            def forward(self, x):
+                return 2 * super().forward(x)
+
+        doubled = Doubled(5, 7)
+        torch.testing.assert_close(kernels.linear(doubled, x), doubled(x))
+
+
+def test_who_watches_a_layer_sees_it_called_once_for_all_rows():
+    model, x = small_model(encoder_layers=1).encoder, torch.randn(2, 1100, 48)
+    with torch.no_grad():
+        expected, seen = model(x)[0], []
+        layer = model.layers[0]
+        for part in (layer.fc1, layer.fc2, layer.self_attn.q_proj):
+            part.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+        torch.testing.assert_close(model(x)[0], expected, **CLOSE)
+    assert seen == [(2, 1100, 48), (2, 1100, 96), (2, 1100, 48)]
+
+
+def test_rows_at_a_time_are_all_rows():
+    x = torch.randn(3, 700, 2)
+    sizes = []
+    y = kernels.by_rows(lambda rows: sizes.append(rows.shape[:-1].numel()) or 2 * rows, x)
+    assert torch.equal(y, 2 * x)
+    assert sizes == [kernels.ROWS_AT_ONCE, kernels.ROWS_AT_ONCE, 3 * 700 - 2 * kernels.ROWS_AT_ONCE]
+    assert torch.equal(kernels.by_rows(lambda rows: 2 * rows, x.transpose(0, 1)), 2 * x.transpose(0, 1))
 
 
 def test_dropout_leaves_out_weights_and_scales_the_rest():

@@ -147,20 +147,22 @@ class MultiheadAttention(nn.Module):
             before_softmax: return ``(scores, values, position_bias)``: scores ``(B * H, T, S)`` are scaled, less their
                 row maximum, then masked, without position bias; values are ``(B * H, S, D)``.
             need_head_weights: return the attention weights of every head.
-            position_bias: ``(H, T, S)`` or ``(B * H, T, S)``, used in place of the module's own.
+            position_bias: ``(H, T, S)`` or ``(B * H, T, S)``, used in place of the module's own; or by distance,
+                ``(H, T + S - 1)``, as `bias_table` gives it.
 
         Returns:
             attn: ``(T, B, C)``.
             attn_weights: None, ``(B, T, S)``, or ``(B, H, T, S)`` with ``need_head_weights``; learned and zero keys at
                 the end of S where the module appends them.
-            position_bias: ``(H, T, S)``, to be given to the next layer; None where there is none.
+            position_bias: ``(H, T, S)``, to be given to the next layer, or what was given to this one; None where there
+                is none.
         """
         T, B, C = query.shape
         if self.embed_dim != C:
             raise ValueError(f"query has {C} channels; this module was built for {self.embed_dim}.")
         key, value = self._sources(query, key, value, incremental_state, static_kv)
-        k = None if key is None else self.k_proj(key.transpose(0, 1))  # (B, S, C): batch first inside
-        v = None if value is None else self.v_proj(value.transpose(0, 1))
+        k = None if key is None else kernels.linear(self.k_proj, key.transpose(0, 1))  # (B, S, C): batch first inside
+        v = None if value is None else kernels.linear(self.v_proj, value.transpose(0, 1))
         k, v, key_padding_mask, cached = self._with_cache(k, v, key_padding_mask, incremental_state)
         S = k.size(1)
 
@@ -172,7 +174,7 @@ class MultiheadAttention(nn.Module):
             key_padding_mask = key_padding_mask.bool()
             key_padding_mask = key_padding_mask & ~key_padding_mask.all(-1, keepdim=True)
 
-        q = self._heads(self.q_proj(query.transpose(0, 1)))
+        q = self._heads(kernels.linear(self.q_proj, query.transpose(0, 1)))
         k, v = self._heads(k), self._heads(v)
         if before_softmax:
             scores = self._masked_scores(q, k, attn_mask, key_padding_mask)
@@ -186,7 +188,7 @@ class MultiheadAttention(nn.Module):
             attn = F.dropout(weights, dropout) @ v
         else:
             attn = kernels.attention(q, k, v, bias, gate, key_padding_mask, attn_mask, dropout)
-        attn = self.out_proj(attn.transpose(1, 2).reshape(B, T, C)).transpose(0, 1)
+        attn = kernels.linear(self.out_proj, attn.transpose(1, 2).reshape(B, T, C)).transpose(0, 1)
         if weights is not None and not need_head_weights:
             weights = weights.mean(1)
         return attn, weights, position_bias
@@ -202,12 +204,15 @@ class MultiheadAttention(nn.Module):
         Returns:
             ``(H, T, S)``.
         """
-        device = self.relative_attention_bias.weight.device
-        # The bias depends on the distance alone: T + S - 1 values a head, then spread over the square.
-        values = self._bias_by_distance(1 - query_length - offset, key_length - offset).t().contiguous()  # (H, ·)
-        column = torch.arange(key_length, device=device)
-        row = torch.arange(query_length - 1, -1, -1, device=device)
-        return values[:, row[:, None] + column]
+        return kernels.spread(self.bias_table(query_length, key_length, offset), query_length, key_length)
+
+    def bias_table(self, query_length: int, key_length: int, offset: int = 0) -> Tensor:
+        """All that there is to `compute_bias`, whose arguments it takes: the bias depends on the distance alone.
+
+        Returns:
+            ``(H, T + S - 1)``, the bias of key j and query i at ``j - i + T - 1``.
+        """
+        return self._bias_by_distance(1 - query_length - offset, key_length - offset).t().contiguous()
 
     def bias_between(self, places: Tensor, length: int) -> Tensor:
         """Position bias of every head between some places of a sequence.
@@ -370,14 +375,19 @@ class MultiheadAttention(nn.Module):
         return attn_mask[None, None] if attn_mask.dim() == 2 else attn_mask.unflatten(0, (-1, self.num_heads))
 
     def _full_bias(self, position_bias: Tensor | None, B: int, T: int, S: int, appended: int) -> Tensor | None:
-        """``position_bias`` as ``(1 or B, H, T, S + appended)``, zero for appended keys."""
+        """``position_bias`` as ``(1 or B, H, T, S + appended)``, zero for appended keys; or as it is, by distance."""
         if position_bias is None:
             return None
         H = self.num_heads
-        if tuple(position_bias.shape) not in ((H, T, S), (B * H, T, S)):
+        if tuple(position_bias.shape) not in ((H, T, S), (B * H, T, S), (H, T + S - 1)):
             raise ValueError(
-                f"position_bias is {tuple(position_bias.shape)}; it must be ({H}, {T}, {S}) or ({B} * {H}, {T}, {S})."
+                f"position_bias is {tuple(position_bias.shape)}; it must be ({H}, {T}, {S}), ({B} * {H}, {T}, {S}) or, "
+                f"by distance, ({H}, {T} + {S} - 1)."
             )
+        if position_bias.dim() == 2:
+            if not appended:
+                return position_bias
+            position_bias = kernels.spread(position_bias, T, S)
         bias = position_bias.unflatten(0, (-1, H))
         return F.pad(bias, (0, appended)) if appended else bias
 
@@ -390,7 +400,8 @@ class MultiheadAttention(nn.Module):
         # The eight outputs are only ever used as two sums of four, which is a linear layer of two outputs.
         weight = self.grep_linear.weight.unflatten(0, (2, 4)).sum(1)
         bias = self.grep_linear.bias.unflatten(0, (2, 4)).sum(1)
-        a, b = torch.sigmoid(F.linear(q, weight, bias)).chunk(2, dim=-1)
+        # The transposes spare a copy: as (B, T, H, D) the queries lie in memory.
+        a, b = torch.sigmoid(F.linear(q.transpose(1, 2), weight, bias)).transpose(1, 2).chunk(2, dim=-1)
         return a * (b * self.grep_a - 1.0) + 2.0
 
     def _masked_scores(self, q: Tensor, k: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor:

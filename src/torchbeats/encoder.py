@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchbeats import kernels
 from torchbeats.attention import MultiheadAttention
 from torchbeats.config import BEATsConfig
-from torchbeats.layers import GLU_Linear, GradMultiply, SamePad, get_activation_fn
+from torchbeats.layers import GLU_Linear, GradMultiply, SamePad, gelu, get_activation_fn
 
 
 class TransformerSentenceEncoderLayer(nn.Module):
@@ -99,7 +100,8 @@ class TransformerSentenceEncoderLayer(nn.Module):
             self_attn_mask: ``(T, T)``, added to the scores.
             self_attn_padding_mask: ``(B, T)`` bool, True = padding.
             need_weights: return attention weights.
-            pos_bias: position bias of an earlier layer, ``(H, T, T)``; made here where not given.
+            pos_bias: position bias of an earlier layer, ``(H, T, T)``, or by distance, ``(H, 2 * T - 1)``; made here
+                where not given.
 
         Returns:
             ``x`` ``(T, B, C)``; weights averaged over heads ``(B, T, T)``, or None; ``pos_bias`` for the next layer.
@@ -121,14 +123,21 @@ class TransformerSentenceEncoderLayer(nn.Module):
         if not self.layer_norm_first:
             x = self.self_attn_layer_norm(x)
 
+        parts = (self.fc1, self.dropout2, self.fc2, self.dropout3, self.final_layer_norm)
+        x = kernels.by_rows(self._feed_forward, x, *parts)
+        return x.transpose(0, 1), weights, pos_bias
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        """The part behind attention, with its residual connection and its norm."""
         residual = x
         if self.layer_norm_first:
             x = self.final_layer_norm(x)
-        x = self.dropout2(self.activation_fn(self.fc1(x)))
-        x = self._add(residual, self.dropout3(self.fc2(x)))
-        if not self.layer_norm_first:
-            x = self.final_layer_norm(x)
-        return x.transpose(0, 1), weights, pos_bias
+        if self.activation_fn is gelu:
+            x = kernels.linear(self.fc1, x, gelu=True)
+        else:
+            x = self.activation_fn(kernels.linear(self.fc1, x))
+        x = self._add(residual, self.dropout3(kernels.linear(self.fc2, self.dropout2(x))))
+        return x if self.layer_norm_first else self.final_layer_norm(x)
 
     def _add(self, residual: Tensor, x: Tensor) -> Tensor:
         """``residual_scale * residual + x``, in one pass over memory."""
@@ -317,9 +326,7 @@ class TransformerEncoder(nn.Module):
         x = F.dropout(x, self.dropout, self.training)
 
         hiddens = [x] if output_all_hiddens else []
-        pos_bias = None
-        if places is not None and (first := self._attentions()[0]).has_relative_attention_bias:
-            pos_bias = first.bias_between(places.indices, places.length).flatten(0, 1)
+        pos_bias = self._position_bias(x, places)
         for layer in self.layers[:layers]:
             if self.training and self.layer_wise_gradient_decay_ratio != 1.0:
                 x = GradMultiply.apply(x, self.layer_wise_gradient_decay_ratio)
@@ -329,6 +336,16 @@ class TransformerEncoder(nn.Module):
             if output_all_hiddens:
                 hiddens.append(x)
         return x, hiddens
+
+    def _position_bias(self, x: Tensor, places: Places | None) -> Tensor | None:
+        """What all layers add to their scores, made once from the table they share."""
+        first = getattr(self.layers[0], "self_attn", None)
+        if not (isinstance(first, MultiheadAttention) and first.has_relative_attention_bias):
+            return None
+        if places is not None:
+            return first.bias_between(places.indices, places.length).flatten(0, 1)
+        T = x.size(1)
+        return kernels.bias_for_layers(first.bias_table(T, T), T)
 
 
 def _spread_shared_table(

@@ -8,6 +8,7 @@ depends on the inputs alone: a run that starts again at a group's end computes t
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import queue
 import threading
@@ -103,18 +104,18 @@ class BasePlan(ABC):
     """How sounds are cut up, and what rows are made of each piece. As it stands, a row for every step.
 
     Args:
-        window: seconds that the model sees at once, rounded to whole steps.
-        batch_seconds: audio in a batch, padding included.
+        window: seconds that the model sees at once, rounded to whole steps; None for all of a sound, however long.
+        batch_seconds: audio in a batch, padding included; a longer window makes a batch of its own.
 
     Raises:
         ValueError: a setting that makes no sense, named.
     """
 
-    window: float = WINDOW_SECONDS
+    window: float | None = WINDOW_SECONDS
     batch_seconds: float = BATCH_SECONDS
 
     def __post_init__(self) -> None:
-        if not SHORTEST_SECONDS <= self.window < math.inf:
+        if self.window is not None and not SHORTEST_SECONDS <= self.window < math.inf:
             raise ValueError(f"A window must have at least {SHORTEST_SECONDS} s, not {self.window}.")
         if not self.batch_seconds > 0:
             raise ValueError(f"A batch must hold some seconds of audio, not {self.batch_seconds}.")
@@ -134,6 +135,8 @@ class BasePlan(ABC):
 
     def windows(self, blocks: Iterable[Floats], grid: PatchGrid) -> Iterator[tuple[int, Floats]]:
         """Cut a stream of samples into ``(start, samples)`` windows."""
+        if self.window is None:
+            return _whole(blocks)
         steps = max(1, round(self.window * SAMPLE_RATE / grid.step_samples))
         # Each window starts at the step that follows the last one's steps.
         return _windows(blocks, grid.samples(steps), steps * grid.step_samples)
@@ -149,7 +152,8 @@ class Plan(BasePlan):
             all its bands, 8 × C.
         layer: whose output: 0 is the encoder's input to the first, None the model's output.
         hop: seconds from a window's start to the next; the window's length where not given.
-        window: seconds that the model sees at once. For "steps" and "patches" rounded to whole steps.
+        window: seconds that the model sees at once; None for all of a sound, however long. For "steps" and "patches"
+            rounded to whole steps.
         batch_seconds: audio in a batch, padding included.
 
     Raises:
@@ -219,7 +223,7 @@ class ScorePlan(BasePlan):
 
     Args:
         hop: seconds from a window's start to the next; the window's length where not given.
-        window: seconds that the model sees at once.
+        window: seconds that the model sees at once; None for all of a sound, however long.
         batch_seconds: audio in a batch, padding included.
 
     Raises:
@@ -283,13 +287,23 @@ def _windows(blocks: Iterable[Floats], length: int, hop: int) -> Iterator[tuple[
     return audio.windows(blocks, length, hop, round(SHORTEST_SECONDS * SAMPLE_RATE))
 
 
-def _windows_every(blocks: Iterable[Floats], window: float, hop: float | None) -> Iterator[tuple[int, Floats]]:
+def _whole(blocks: Iterable[Floats]) -> Iterator[tuple[int, Floats]]:
+    """One window with everything in it; none where there is nothing."""
+    if held := list(blocks):
+        yield 0, np.concatenate(held)
+
+
+def _windows_every(blocks: Iterable[Floats], window: float | None, hop: float | None) -> Iterator[tuple[int, Floats]]:
+    if window is None:
+        return _whole(blocks)
     length = round(window * SAMPLE_RATE)
     return _windows(blocks, length, length if hop is None else round(hop * SAMPLE_RATE))
 
 
-def _check_hop(hop: float | None, window: float) -> None:
-    if hop is not None and not SHORTEST_SECONDS / 10 <= hop <= window:
+def _check_hop(hop: float | None, window: float | None) -> None:
+    if hop is not None and window is None:
+        raise ValueError("A hop leads from one window to the next; where each sound is one window, leave it out.")
+    if hop is not None and window is not None and not SHORTEST_SECONDS / 10 <= hop <= window:
         raise ValueError(f"The hop must lie between {SHORTEST_SECONDS / 10} s and the window's {window} s.")
 
 
@@ -348,7 +362,7 @@ def embed(
     *,
     pool: str = "mean",
     layer: int | None = None,
-    window: float = WINDOW_SECONDS,
+    window: float | None = WINDOW_SECONDS,
     hop: float | None = None,
     batch_seconds: float = BATCH_SECONDS,
     device: str | torch.device | None = None,
@@ -366,6 +380,7 @@ def embed(
         pool: "mean" or "bands", a row a window; "steps" or "patches", a row a step of 160 ms. See `Plan`.
         layer: whose output; the model's where not given.
         window: seconds that the model sees at once; a last piece shorter than half a second joins the window before.
+            None for all of a sound at once, however long: memory grows with its length, time with the square of it.
         hop: seconds from a window's start to the next; the window's length where not given.
         batch_seconds: audio in a batch; less of it takes less memory.
         device: the model goes there; where it is, if not given.
@@ -387,7 +402,7 @@ def tokenize(
     inputs: Sound | Iterable[Sound],
     tokenizer: Tokenizers | RandomProjectionTokenizer | str | os.PathLike[str],
     *,
-    window: float = WINDOW_SECONDS,
+    window: float | None = WINDOW_SECONDS,
     batch_seconds: float = BATCH_SECONDS,
     device: str | torch.device | None = None,
     jobs: int | None = None,
@@ -400,7 +415,7 @@ def tokenize(
         inputs: as for `embed`.
         tokenizer: one, or what `load` makes one of.
         window: seconds that the tokenizer sees at once, rounded to whole steps; a last piece shorter than half a second
-            joins the window before.
+            joins the window before. None for all of a sound at once.
         batch_seconds: audio in a batch; less of it takes less memory.
         device: the tokenizer goes there; where it is, if not given.
         jobs: threads that decode; up to four where not given.
@@ -523,6 +538,19 @@ class _Clip:
         self.samples = np.empty(0, np.float32)
 
 
+def _apart(samples: Floats) -> Floats:
+    """A copy in pages of its own, which go back to the system with it.
+
+    Windows wait for their group's end. Beside the blocks that they were cut from, which go at once, they would keep
+    twice their size of a decoding thread's heap.
+    """
+    if len(samples) < SAMPLE_RATE:  # of those there may be more than a process may have maps
+        return samples
+    copy: Floats = np.frombuffer(mmap.mmap(-1, samples.nbytes, access=mmap.ACCESS_COPY), np.float32)
+    copy[:] = samples
+    return copy
+
+
 # What comes out of decoding an input: its windows, then None, or the reason why there are no more.
 _Event: TypeAlias = "_Clip | str | None"
 
@@ -546,7 +574,7 @@ def _decode_ahead(
         end: str | None = None
         try:
             for start, samples in plan.windows(_blocks(sound), grid):
-                if not put(_Clip(name, start, start + len(samples), samples)):
+                if not put(_Clip(name, start, start + len(samples), _apart(samples))):
                     return
         except (AudioError, ValueError, OSError) as error:
             end = error.reason if isinstance(error, AudioError) else str(error).removesuffix(".")

@@ -1,17 +1,28 @@
-"""Attention with a gated position bias, ``softmax(q k' / sqrt(D) + gate * bias + masks) v``, as suits the case.
+"""Every fast path: attention with a gated position bias, linear layers, work done some rows at a time.
 
-This is the only place that chooses: the model never asks which way it got. All ways agree to rounding.
+This is the only place that chooses by device, dtype, length and autograd: the model never asks which way it got. All
+ways agree to rounding. A graph that is compiled, exported or traced takes one path for every length.
+
+Attention is ``softmax(q k' / sqrt(D) + gate * bias + masks) v``. The bias of a whole model depends on the distance
+between key and query alone, so it comes as a table ``(H, T + S - 1)``, the bias of key j and query i standing at
+``j - i + T - 1``. That of some consecutive queries is a slice of it; so nothing has to be as large as ``(T, S)``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
+from torch.utils.checkpoint import checkpoint
 
-CACHED_SCORES = 2**20  # 4 MB: attention scores that a processor core's caches hold, more or less
+CACHED_SCORES = 2**19  # 2 MB: attention scores that a processor core's caches hold, more or less
+FEWEST_QUERIES = 256  # at a time: each product rearranges all keys first
+SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}  # gated bias made at once for a fused call, in numbers: 16 MB, 256 MB
+ROWS_AT_ONCE = 1024  # of a feed-forward part: enough for a matrix product at full speed, few enough for the cache
 
 
 def attention(
@@ -30,7 +41,7 @@ def attention(
         q: queries ``(B, H, T, D)``.
         k: keys ``(B, H, S, D)``.
         v: values ``(B, H, S, D)``.
-        bias: position bias ``(1 or B, H, T, S)``, added to the scores.
+        bias: position bias ``(1 or B, H, T, S)``, or by distance ``(H, T + S - 1)``, added to the scores.
         gate: ``(B, H, T, 1)``, multiplied with ``bias``.
         key_padding_mask: ``(B, S)`` bool, True = no query looks here. A row must not be True throughout.
         attn_mask: added to the scores, ``(1 or B, 1 or H, T, S)``.
@@ -39,14 +50,16 @@ def attention(
     Returns:
         ``(B, H, T, D)``.
     """
-    tensors = [t for t in (q, k, v, bias, gate, attn_mask) if t is not None]
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    plain = q.device.type == "cpu" and q.dtype == torch.float32 and not differentiable and dropout == 0
-    if plain and not torch.compiler.is_compiling() and (bias is not None or key_padding_mask is not None):
+    differentiable = _differentiable(q, k, v, bias, gate, attn_mask)
+    inference = not differentiable and dropout == 0
+    plain = inference and q.device.type == "cpu" and q.dtype == torch.float32
+    if plain and not in_graph() and (bias is not None or key_padding_mask is not None):
         return _in_cache(q, k, v, bias, gate, key_padding_mask, attn_mask)
-
-    added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, added, dropout)
+    if inference and bias is not None and bias.dim() == 2 and attn_mask is None and _may_flex(q):
+        return _flex(q, k, v, bias, gate, key_padding_mask)
+    if in_graph() or (bias is None and attn_mask is None):
+        return _fused(q, k, v, bias, gate, key_padding_mask, attn_mask, dropout)
+    return _in_query_blocks(q, k, v, bias, gate, key_padding_mask, attn_mask, dropout, differentiable)
 
 
 def attention_weights(
@@ -59,7 +72,7 @@ def attention_weights(
 ) -> Tensor:
     """The weights themselves, ``(B, H, T, S)``, for callers who ask for them. Arguments as in `attention`."""
     scores = wide_scores(q, k)
-    added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, scores.dtype)
+    added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, scores)
     if added is None:
         return torch.softmax(scores, dim=-1).to(q.dtype)
     weights = torch.softmax(scores + added, dim=-1)
@@ -75,6 +88,39 @@ def wide_scores(q: Tensor, k: Tensor) -> Tensor:
         return q.to(wide) * q.size(-1) ** -0.5 @ k.to(wide).transpose(-2, -1)
 
 
+def bias_for_layers(table: Tensor, length: int) -> Tensor:
+    """A model's position bias in the form in which `attention` takes it fastest, layer after layer.
+
+    Args:
+        table: by distance, ``(H, 2 * length - 1)``.
+        length: T.
+
+    Returns:
+        ``table``; or ``(H, T, T)`` where every layer would have to spread it again, as for autograd.
+    """
+    if in_graph():
+        by_distance = _may_flex(table) and not _differentiable(table)
+    else:
+        by_distance = not _differentiable(table) or len(table) * length**2 > SCORES_AT_ONCE["cuda"]
+    return table if by_distance else spread(table, length, length)
+
+
+def spread(table: Tensor, queries: int, keys: int) -> Tensor:
+    """Bias by distance ``(H, queries + keys - 1)`` to ``(H, queries, keys)``."""
+    column = torch.arange(keys, device=table.device)
+    row = torch.arange(queries - 1, -1, -1, device=table.device)
+    return table[:, row[:, None] + column]
+
+
+def in_graph() -> bool:
+    """Whether operations are being recorded, for any input, rather than done: compiled, exported or traced."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
+def _differentiable(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def _blind(added: Tensor) -> Tensor:
     """Queries that no key is left for, ``(..., T, 1)``. They attend to nothing, as in the fused call."""
     return torch.isneginf(added).all(-1, keepdim=True)
@@ -85,23 +131,115 @@ def _added_to_scores(
     gate: Tensor | None,
     key_padding_mask: Tensor | None,
     attn_mask: Tensor | None,
-    dtype: torch.dtype,
+    like: Tensor,
 ) -> Tensor | None:
-    """Everything that is added to the scores, in one tensor that broadcasts to ``(B, H, T, S)``."""
-    added = bias
-    if bias is not None and gate is not None:
-        if torch.compiler.is_compiling() and dtype != torch.float32:
-            # Spelt out, or torch.export asks whether T is less than T squared, and gives up.
-            gate = gate.repeat(1, 1, 1, bias.size(-1))
-        added = gate * bias
-    if attn_mask is not None:
-        added = attn_mask if added is None else added + attn_mask
+    """Everything that is added to the scores, in one tensor of ``like``'s dtype that broadcasts to ``(B, H, T, S)``."""
+    dtype = like.dtype
+    if bias is not None and bias.dim() == 2:
+        queries = like.size(2)
+        bias = spread(bias, queries, bias.size(1) + 1 - queries)
+    masks = attn_mask
     if key_padding_mask is not None:
-        # Added rather than filled in, for torch.export's sake again.
+        # Added rather than filled in, for torch.export's sake.
         hidden = torch.zeros(key_padding_mask.shape, dtype=dtype, device=key_padding_mask.device)
         hidden = hidden.masked_fill(key_padding_mask, -math.inf)[:, None, None, :]
-        added = hidden if added is None else added + hidden
-    return None if added is None else added.to(dtype)
+        masks = hidden if masks is None else masks + hidden
+    if bias is None or gate is None:
+        added = bias if masks is None else masks if bias is None else bias + masks
+        return None if added is None else added.to(dtype)
+    if in_graph() and dtype != torch.float32:
+        # Spelt out, or torch.export asks whether T is less than T squared, and gives up.
+        gate = gate.repeat(1, 1, 1, bias.size(-1))
+    gate, bias = gate.to(dtype), bias.to(dtype)
+    return gate * bias if masks is None else torch.addcmul(masks.to(dtype), gate, bias)  # one tensor of that size
+
+
+def _fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """PyTorch's own call, which wants the gated bias of every clip spelt out."""
+    added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, q)
+    return F.scaled_dot_product_attention(q, k, v, added, dropout)
+
+
+def _in_query_blocks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    dropout: float,
+    differentiable: bool,
+) -> Tensor:
+    """As `_fused`, for so many queries at a time that their gated bias takes a bounded room, with autograd too."""
+    B, H, T, _ = q.shape
+    S = k.size(2)
+    most = SCORES_AT_ONCE["cpu" if q.device.type == "cpu" and not differentiable else "cuda"]
+    size = max(1, min(T, most // (B * H * S)))
+    if size == T:
+        return _fused(q, k, v, bias, gate, key_padding_mask, attn_mask, dropout)
+    blocks = []
+    for first in range(0, T, size):
+        rows = slice(first, min(first + size, T))
+        arguments = (
+            q[:, :, rows],
+            k,
+            v,
+            _bias_of(bias, rows, T, S),
+            None if gate is None else gate[:, :, rows],
+            key_padding_mask,
+            None if attn_mask is None else attn_mask[:, :, rows],
+            dropout,
+        )
+        # Autograd would keep the gated bias of every block: it makes it again instead.
+        blocks.append(checkpoint(_fused, *arguments, use_reentrant=False) if differentiable else _fused(*arguments))
+    return torch.cat(blocks, dim=2)
+
+
+def _bias_of(bias: Tensor | None, rows: slice, T: int, S: int) -> Tensor | None:
+    """What ``bias``, in either form, says of some of the T queries."""
+    if bias is None or bias.dim() == 4:
+        return None if bias is None else bias[:, :, rows]
+    return bias[:, T - rows.stop : T - rows.start + S - 1]
+
+
+def _may_flex(like: Tensor) -> bool:
+    """Whether a graph for this tensor's device can have an attention kernel that makes the bias itself.
+
+    On a CPU, torch 2.13 cannot lower this score function; outside of a graph, FlexAttention is not fused at all.
+    """
+    return like.device.type == "cuda" and torch.compiler.is_compiling() and not _exporting()
+
+
+def _exporting() -> bool:
+    # torch 2.6 cannot tell exporting from compiling: there no graph has this kernel.
+    asked: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)
+    return asked is None or asked()
+
+
+def _flex(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, gate: Tensor | None, key_padding_mask: Tensor | None
+) -> Tensor:
+    """FlexAttention (arXiv 2412.05496): bias, gate and padding are looked up score by score, inside the kernel."""
+    T = q.size(2)
+
+    def score(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        bias = table[h, j - i + (T - 1)]
+        score = score + (bias if gate is None else gate[b, h, i, 0] * bias)
+        return score if key_padding_mask is None else torch.where(key_padding_mask[b, j], -math.inf, score)
+
+    attended = flex_attention(q, k, v, score_mod=score)
+    assert isinstance(attended, Tensor)
+    return attended
 
 
 def _in_cache(
@@ -113,43 +251,139 @@ def _in_cache(
     key_padding_mask: Tensor | None,
     attn_mask: Tensor | None,
 ) -> Tensor:
-    """For float32 on a CPU without autograd: as many clips at a time as have their scores in cache, worked on in place.
+    """For float32 on a CPU without autograd: as many clips, heads or queries at a time as have their scores in cache.
 
-    The scores of a whole batch do not fit there, and a fused call wants the gated bias of the whole batch spelt out.
+    They are worked on in place there: bias, product, softmax. Memory grows with T + S.
     """
     B, H, T, D = q.shape
     S = k.size(2)
-    at_once = max(1, min(B, CACHED_SCORES // max(1, H * T * S)))
-    q = q * D**-0.5
-    out = q.new_empty(B, H, T, D)
-    buffer = q.new_empty(at_once * H * T * S)
-    for first in range(0, B, at_once):
-        clips = slice(first, first + at_once)
-        query, key, value = q[clips], k[clips], v[clips]
-        hidden, keys = None, S
+    if bias is not None and bias.dim() == 2:
+        # With the keys in reverse, the bias of key j and query i stands at i + j of the reversed table: each query's
+        # row is a piece of the table, one further on than the row before, and the square a view of them.
+        bias = bias.flip(1).unfold(1, S, 1).unsqueeze(0)
+        k, v = k.flip(2), v.flip(2)
+        key_padding_mask = None if key_padding_mask is None else key_padding_mask.flip(1)
+        attn_mask = None if attn_mask is None else attn_mask.flip(3)
+    clips = max(1, min(B, CACHED_SCORES // (H * T * S)))
+    heads = max(1, min(H, CACHED_SCORES // (T * S)))
+    queries = min(T, max(FEWEST_QUERIES, CACHED_SCORES // S))
+    out = q.new_empty(B, T, H, D).transpose(1, 2)  # as the projection behind wants it
+    buffer = q.new_empty(clips * heads * queries * S)
+
+    for b in (slice(first, first + clips) for first in range(0, B, clips)):
+        keys, hidden = slice(0, S), None
         if key_padding_mask is not None:
-            hidden = key_padding_mask[clips]
-            # Keys behind the longest of these clips are left out; with one clip at a time, no other is hidden.
-            keys = int((~hidden).any(0).nonzero()[-1]) + 1
-            key, value, hidden = key[:, :, :keys], value[:, :, :keys], hidden[:, :keys]
-            if not bool(hidden.any()):
-                hidden = None
-        added = _added_to_scores(
-            None if bias is None else (bias if bias.size(0) == 1 else bias[clips])[..., :keys],
-            None if gate is None else gate[clips],
-            hidden,
-            None if attn_mask is None else (attn_mask if attn_mask.size(0) == 1 else attn_mask[clips])[..., :keys],
-            q.dtype,
-        )
-        n = len(query)
-        scores = buffer[: n * H * T * keys].view(n * H, T, keys)
-        query, key = query.reshape(n * H, T, D), key.reshape(n * H, keys, D).transpose(1, 2)
-        if added is None:
-            torch.bmm(query, key, out=scores)
-        else:
-            torch.baddbmm(added.expand(n, H, T, keys).reshape(n * H, T, keys), query, key, out=scores)
-        torch.softmax(scores, dim=-1, out=scores)
-        if attn_mask is not None and added is not None:
-            scores.view(n, H, T, keys).masked_fill_(_blind(added), 0)
-        torch.bmm(scores, value.reshape(n * H, keys, D), out=out[clips].view(n * H, T, D))
+            # Keys that are hidden in all of these clips, at either end, are left out.
+            hidden = key_padding_mask[b]
+            seen = (~hidden).any(0).nonzero()
+            keys = slice(int(seen[0]), int(seen[-1]) + 1)
+            hidden = hidden[:, None, None, keys] if bool(hidden[:, keys].any()) else None
+        S_b = keys.stop - keys.start
+        for h in (slice(first, first + heads) for first in range(0, H, heads)):
+            key = k[b, h, keys].flatten(0, 1).transpose(1, 2)
+            value = v[b, h, keys].flatten(0, 1)
+            for t in (slice(first, first + queries) for first in range(0, T, queries)):
+                query = q[b, h, t]
+                shape = (*query.shape[:3], S_b)
+                scores = buffer[: math.prod(shape)].view(shape)
+                if bias is not None:
+                    block = bias[b if len(bias) > 1 else slice(1), h, t, keys]
+                    if gate is None:
+                        scores.copy_(block)
+                    else:
+                        torch.mul(gate[b, h, t], block, out=scores)
+                if attn_mask is not None:
+                    block = attn_mask[
+                        b if attn_mask.size(0) > 1 else slice(1), h if attn_mask.size(1) > 1 else slice(1), t, keys
+                    ]
+                    scores = scores.copy_(block) if bias is None else scores.add_(block)
+                flat = scores.flatten(0, 1)
+                flat.baddbmm_(query.flatten(0, 1), key, beta=bias is not None or attn_mask is not None, alpha=D**-0.5)
+                if hidden is not None:
+                    scores.masked_fill_(hidden, -math.inf)
+                blind = None if attn_mask is None else _blind(scores)
+                torch.softmax(scores, dim=-1, out=scores)
+                if blind is not None:
+                    scores.masked_fill_(blind, 0)
+                out[b, h, t] = torch.bmm(flat, value).view_as(query)
     return out
+
+
+def linear(layer: nn.Module, x: Tensor, gelu: bool = False) -> Tensor:
+    """``layer(x)``, and the GELU of that where asked.
+
+    Args:
+        layer: `nn.Linear`, or what somebody has put in the place of one.
+        x: ``(..., channels)``.
+        gelu: apply `torch.nn.functional.gelu` too.
+    """
+    if (product := _onednn_product(layer, x)) is not None:
+        return product(x.contiguous(), layer.weight, layer.bias, "gelu" if gelu else "none", [], "none")
+    y: Tensor = layer(x)
+    return F.gelu(y.float()).type_as(y) if gelu else y
+
+
+def _onednn_product(layer: nn.Module, x: Tensor) -> Callable[..., Tensor] | None:
+    """OneDNN's matrix product, where it can stand for ``layer(x)``, in float32 on a CPU with AVX-512.
+
+    PyTorch takes MKL's, which on an AMD EPYC leaves a fifth of the speed unused; TorchInductor takes this one too. Its
+    GELU costs next to nothing, applied while the product is in cache.
+    """
+    if not (
+        _ONEDNN_PRODUCT is not None
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not in_graph()
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.enabled
+        # What else calls itself a linear layer may be quantised, adapted or watched.
+        and type(layer).forward is nn.Linear.forward
+        and type(layer.weight) is nn.Parameter
+        and layer.weight.dtype == torch.float32
+        and layer.weight.is_contiguous()
+        and not _watched(layer)
+        and not _differentiable(x, *layer.parameters())
+        and x.numel()
+    ):
+        return None
+    return _ONEDNN_PRODUCT
+
+
+def _find_onednn_product() -> Callable[..., Tensor] | None:
+    found = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if found else None
+
+
+_ONEDNN_PRODUCT = _find_onednn_product()
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody wants to see what goes in and out, as it is called in the plain way."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+def by_rows(function: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Module) -> Tensor:
+    """``function(x)`` for a function that treats every row alike, some rows at a time where that helps.
+
+    On a CPU without autograd what it makes in between then stays in cache, and its size does not grow with the batch.
+
+    Args:
+        function: ``(..., C)`` to ``(..., C)``.
+        x: ``(B, T, C)``.
+        modules: all that it calls.
+    """
+    B, T, C = x.shape
+    if (
+        in_graph()
+        or x.device.type != "cpu"
+        or B * T <= ROWS_AT_ONCE
+        or _differentiable(x, *(parameter for module in modules for parameter in module.parameters()))
+        or any(_watched(module) for module in modules)
+    ):
+        return function(x)
+    rows = x.reshape(B * T, C)
+    out = torch.empty_like(rows)
+    for first in range(0, B * T, ROWS_AT_ONCE):
+        some = slice(first, first + ROWS_AT_ONCE)
+        out[some] = function(rows[some])
+    return out.view(B, T, C)

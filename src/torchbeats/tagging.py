@@ -83,6 +83,8 @@ class TimelinePlan(ScorePlan):
     """
 
     def __post_init__(self) -> None:
+        if self.window is None:
+            raise ValueError("A timeline needs a window of some seconds.")
         if self.hop is not None and not SHORTEST_EVERY <= self.hop <= self.window:
             raise ValueError(
                 f"The rows of a timeline must have between {SHORTEST_EVERY} s and the window's {self.window} s, not "
@@ -93,6 +95,7 @@ class TimelinePlan(ScorePlan):
     @property
     def _samples(self) -> tuple[int, int, int, int]:
         """Of a row; of what a window has before it; of what it has behind it; of the shortest row."""
+        assert self.window is not None
         length = round(self.window * SAMPLE_RATE)
         hop = length if self.hop is None else round(self.hop * SAMPLE_RATE)
         before = (length - hop) // 2

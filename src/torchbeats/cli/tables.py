@@ -41,9 +41,26 @@ Inputs = Annotated[
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The table: .parquet or .npz.")]
+
+
+def _window(text: str | float) -> float | None:
+    """Seconds, or None for "full"."""
+    if text == "full":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number of seconds nor full.") from None
+
+
 Window = Annotated[
-    float,
-    typer.Option(help="Seconds of audio that the model sees at once. A rest of less than 0.5 s joins the last window."),
+    float | None,
+    typer.Option(
+        parser=_window,
+        metavar="SECONDS|full",
+        help="Seconds of audio that the model sees at once, or full for each sound as a whole. A rest of less than "
+        "0.5 s joins the last window.",
+    ),
 ]
 BatchSeconds = Annotated[float, typer.Option(help="Seconds of audio in a batch; less takes less memory.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one.")]
