@@ -15,8 +15,9 @@ import torch
 import torchbeats
 from helpers import noise, small_model, small_tokenizer, tone
 from torchbeats import AudioWarning, audio, embed
-from torchbeats.inference import GROUP_BATCHES, POOLS, Embedding, Listener, Plan, Position, groups
+from torchbeats.inference import GROUP_BATCHES, Embedding, Listener, Position, groups
 from torchbeats.patches import SAMPLE_RATE
+from torchbeats.plans import POOLS, Plan
 
 RAGGED = [3.0, 0.05, 1.0, 0.16, 7.3, 0.175, 2.999, 0.0001, 5.0, 0.5, 1.001]  # seconds; a step takes 0.175
 

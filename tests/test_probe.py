@@ -20,9 +20,9 @@ from torchbeats.evaluation import probe as probing
 from torchbeats.evaluation.metrics import bootstrap
 from torchbeats.evaluation.rows import LayersPlan, rows_of
 from torchbeats.folds import design
-from torchbeats.inference import Plan
 from torchbeats.inputs import InputError
 from torchbeats.labelled import Example, Labelled
+from torchbeats.plans import Plan
 
 RATE = 16_000
 

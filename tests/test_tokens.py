@@ -31,7 +31,8 @@ from torchbeats import (
     store,
     tokenize,
 )
-from torchbeats.inference import Group, Position, TokenPlan, groups
+from torchbeats.inference import Group, Position, groups
+from torchbeats.plans import TokenPlan
 from torchbeats.store import Store
 
 run, fork = test_cli.run, test_cli.fork  # fixtures

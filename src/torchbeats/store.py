@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchbeats.files import Held, held, replacing
-from torchbeats.inference import Group, Position, Values, first_steps
+from torchbeats.inference import Group, Position, first_steps
+from torchbeats.plans import Values
 
 METADATA_KEY = b"torchbeats"  # of the JSON in the output's metadata
 SUFFIXES = (".parquet", ".npz")

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchbeats.audio import Floats
 from torchbeats.fbank import HIGH_HZ, LOW_HZ, Fbank, mel
-from torchbeats.inference import Floats
 from torchbeats.patches import FRAME_SHIFT, N_MELS, SAMPLE_RATE, PatchGrid, frames
 from torchbeats.tagging import Indices, TimelinePlan
 

@@ -27,9 +27,9 @@ from torchbeats.cli.tables import (
 )
 from torchbeats.config import BEATsConfig
 from torchbeats.files import sha256
-from torchbeats.inference import BATCH_SECONDS, POOLS, WINDOW_SECONDS, Plan
 from torchbeats.inputs import find_audio
 from torchbeats.onnx_engine import OnnxModel
+from torchbeats.plans import BATCH_SECONDS, POOLS, WINDOW_SECONDS, Plan
 from torchbeats.store import Store
 
 Pool = Enum("Pool", {name: name for name in POOLS}, type=str)  # type: ignore[misc]

@@ -23,10 +23,10 @@ from torchbeats.evaluation import plots
 from torchbeats.evaluation.metrics import ClassFigures, Report, report
 from torchbeats.evaluation.rows import Rows, rows_of
 from torchbeats.files import plain, replacing, sha256, write_json
-from torchbeats.inference import BATCH_SECONDS, WINDOW_SECONDS, ScorePlan
 from torchbeats.labelled import Labelled, read_labelled
 from torchbeats.model import BEATs
 from torchbeats.onnx_engine import OnnxModel
+from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, ScorePlan
 from torchbeats.store import METADATA_KEY
 
 CALLED = {

@@ -22,9 +22,9 @@ from torchbeats.evaluation.probe import CLASSIFIERS, CS, NEIGHBOURS, Outcome
 from torchbeats.evaluation.rows import POOLS, LayersPlan, Rows, cache_folder, cached, rows_of
 from torchbeats.files import plain, sha256
 from torchbeats.folds import FOLDS, Design, design, groups_from
-from torchbeats.inference import BATCH_SECONDS, WINDOW_SECONDS
 from torchbeats.labelled import read_labelled
 from torchbeats.model import BEATs
+from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS
 
 Pool = Enum("Pool", {name: name for name in POOLS}, type=str)  # type: ignore[misc]
 

@@ -13,11 +13,12 @@ import typer
 
 from torchbeats import checkpoint
 from torchbeats.cli.console import audio_progress, complain, remark
-from torchbeats.inference import BasePlan, groups
+from torchbeats.inference import groups
 from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.onnx_engine import OnnxModel
 from torchbeats.onnx_export import SUFFIX
+from torchbeats.plans import BasePlan
 from torchbeats.store import Store
 
 

@@ -21,8 +21,9 @@ from torchbeats import hub, timeline
 from torchbeats.cli.console import audio_progress, complain, remark
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Inputs, Jobs, device_called, opened
 from torchbeats.files import replacing
-from torchbeats.inference import BATCH_SECONDS, Group, Listener, ScorePlan, groups
+from torchbeats.inference import Group, Listener, groups
 from torchbeats.inputs import find_audio
+from torchbeats.plans import BATCH_SECONDS, ScorePlan
 from torchbeats.tagging import (
     TOP,
     Tags,

@@ -21,9 +21,9 @@ from torchbeats.cli.tables import (
     fill,
 )
 from torchbeats.files import sha256
-from torchbeats.inference import BATCH_SECONDS, WINDOW_SECONDS, TokenPlan, label_type
 from torchbeats.inputs import find_audio
 from torchbeats.loading import load
+from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, TokenPlan, label_type
 from torchbeats.store import Store
 
 

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchbeats.audio import Floats
 from torchbeats.files import replacing
-from torchbeats.inference import BasePlan, Floats, Listener, Piece, Plan, Values, groups
+from torchbeats.inference import Listener, Piece, groups
 from torchbeats.inputs import InputError
 from torchbeats.labelled import Example
 from torchbeats.patches import PatchGrid
+from torchbeats.plans import BasePlan, Plan, Values
 
 POOLS = ("mean", "bands")
 

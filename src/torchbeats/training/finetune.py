@@ -34,10 +34,10 @@ from torchbeats.evaluation import metrics
 from torchbeats.evaluation.rows import Rows, rows_of
 from torchbeats.files import replacing, write_json
 from torchbeats.folds import Design, Fold, share_of
-from torchbeats.inference import ScorePlan
 from torchbeats.inputs import InputError
 from torchbeats.labelled import Labelled, few
 from torchbeats.model import BEATs
+from torchbeats.plans import ScorePlan
 from torchbeats.training.augment import equalise, shift_mel
 from torchbeats.training.data import Batches, Failure
 from torchbeats.training.examples import (
