@@ -89,7 +89,7 @@ def draw_models(phases: list[Phase], file: Path) -> None:
             phase.line(accuracy, "accuracy", 100)
             phase.line(accuracy, "majority", 100, ":", f"{phase.name}: commonest label")
     _label(loss, "Masked modelling", "loss (cross entropy, nats)")
-    _label(accuracy, "Hidden labels predicted", "share of hidden patches, %")
+    _label(accuracy, "Hidden labels predicted", "share of hidden patches, %", legend="center right")
     _from_nothing(accuracy)
     _save(figure, file)
 
@@ -110,13 +110,13 @@ def draw_labels(phases: list[Phase], file: Path) -> None:
     _save(figure, file)
 
 
-def _label(axes: Axes, title: str, y: str) -> None:
+def _label(axes: Axes, title: str, y: str, legend: str = "best") -> None:
     axes.set_title(title)
     axes.set_xlabel("steps of the phase")
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc=legend)
     else:
         axes.text(0.5, 0.5, "no such phase", ha="center", transform=axes.transAxes)
 
