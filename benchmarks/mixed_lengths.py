@@ -91,8 +91,8 @@ def main():
     title = f"# {options.files} files of mixed lengths, {exact:.0f} s, {options.size}, float32, {options.rounds} rounds"
     heads = ("", "× real time (median; range)", "speed, of SpeechBrain's in batches", "difference from one by one")
     note = (
-        "The difference is the largest of any value of the embeddings, of their spread. With windows of 10 s, longer files "
-        "are heard in pieces, so their embeddings are others, not worse ones."
+        "The difference is the largest of any value of the embeddings, of their spread. Windows of 10 s hear "
+        "longer files in pieces: other embeddings, not worse ones."
     )
     bench.write(
         options,
