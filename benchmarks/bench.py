@@ -48,7 +48,9 @@ class Worker:
         ours = name not in PEERS
         environment = dict(os.environ)
         if ours:
-            environment["PYTHONPATH"] = str(Path(torchbeats.__file__).parents[1])
+            # The torchbeats that is imported here, wherever it came from.
+            paths = [str(Path(torchbeats.__file__).parents[1]), environment.get("PYTHONPATH")]
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         else:
             environment.pop("PYTHONPATH", None)  # of our environment, not of the peers'
         engine = "torchbeats" if name in ("onnx", "int8") else name

@@ -56,7 +56,7 @@ def main():
     parser = bench.parser(__doc__)
     parser.add_argument("--files", type=int, default=48)
     parser.add_argument("--total", type=float, default=299.0, help="seconds in all")
-    options = bench.parse(parser, files=4, total=34.0)
+    options = bench.parse(parser, rounds=1, files=4, total=34.0)
     with bench.temporary() as folder:
         folder = Path(folder)
         weights = bench.checkpoint(options, folder)
