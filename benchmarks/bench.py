@@ -27,7 +27,7 @@ TITLES = {
     "speechbrain": "SpeechBrain 1.1.2",
     "avex": "AVEX 1.4.0",
     "openbeats": "OpenBEATs 0.1.1",
-    "products": "matrix products alone",
+    "products": "float32 matrix products alone",
 }
 PEERS = ("speechbrain", "avex", "openbeats")
 

@@ -126,7 +126,7 @@ class Products:
     """No model: the matrix products that the encoder cannot do without, and nothing else.
 
     They are those of its linear layers and of attention, in the shapes of one batch. The position convolution, the
-    front end, softmax, norms and activations cost nothing here, so no implementation in these numbers reaches this.
+    front end, softmax, norms and activations cost nothing here, so nothing that computes in float32 reaches this.
     """
 
     def load(self, checkpoint, device):
