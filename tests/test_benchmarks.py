@@ -1,0 +1,29 @@
+"""The benchmarks run, without peers and with little sound."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.mark.parametrize("name", ["throughput", "mixed_lengths", "long_recordings", "cold_start"])
+def test_quick(name, tmp_path, monkeypatch):
+    out = tmp_path / "table.md"
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--peers", "--threads", "1", "--out", str(out)])
+    importlib.import_module(name).main()
+    text = out.read_text()
+    assert sum(line.startswith("| ") for line in text.splitlines()) > 2  # more than a head and its rule
+    assert f"`python benchmarks/{name}.py --quick --peers" in text
+
+
+def test_mixed_lengths_are_what_they_are_said_to_be(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    mixed = importlib.import_module("mixed_lengths")
+    made = mixed.lengths(48, 299.0, np.random.default_rng(0))
+    assert made.sum() == pytest.approx(299)
+    assert (made.min(), made.max()) == pytest.approx((0.5, 30))
