@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/python examples/neighbours.py
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .
