@@ -144,6 +144,7 @@ def test_the_command_from_sounds_to_embeddings(tmp_path):
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     logs = {name for name in files if name.startswith("tensorboard/")}
     assert files - logs == {
+        ".lock",
         "run.yaml",
         "corpus.parquet",
         "statistics.json",

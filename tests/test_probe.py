@@ -199,7 +199,7 @@ def test_what_is_refused_before_any_sound_is_read(run, model, listed, tmp_path):
     (tmp_path / "one/dog").mkdir()
     soundfile.write(tmp_path / "one/dog/a.wav", noise(0.2), RATE)
     for arguments, said in (
-        ((tmp_path / "one",), "There is one class only, 'dog'; a probe needs two to tell apart."),
+        ((tmp_path / "one",), "There is one class only, 'dog'; two are needed to tell apart."),
         ((given, "--layer", "last"), "The layer must be a number or all, not 'last'."),
         ((given, "--layer", "3"), "there is no layer 3"),
         ((given, "--c", "0"), "--c must be positive"),
