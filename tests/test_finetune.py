@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,8 +23,15 @@ from torchbeats.inputs import InputError
 from torchbeats.labelled import Example as Ex
 from torchbeats.labelled import Labelled, read_labelled
 from torchbeats.training.augment import change_speed
-from torchbeats.training.data import Draw
-from torchbeats.training.examples import LabelledBatch, LabelledCorpus, LabelledCrops, class_weights, collate_labelled
+from torchbeats.training.data import Batches, Draw
+from torchbeats.training.examples import (
+    LabelledBatch,
+    LabelledCorpus,
+    LabelledCrops,
+    as_data,
+    class_weights,
+    collate_labelled,
+)
 from torchbeats.training.finetune import (
     Finetune,
     Finetuning,
@@ -216,6 +224,19 @@ def test_rare_classes_are_drawn_as_often_as_others():
     targets[:90, 0] = targets[90:, 1] = 1
     weights = class_weights(targets)
     assert weights[:90].sum() == pytest.approx(weights[90:].sum())
+
+
+def test_long_sounds_are_drawn_no_oftener_than_short_ones_of_rare_classes(tmp_path):
+    examples = []
+    for name, seconds in (("long", 30.0), ("short", 0.5)):
+        path = str(tmp_path / f"{name}.wav")
+        soundfile.write(path, sound("Rauschen", 0, seconds), RATE)
+        examples += [Ex(path, (name,), 0.0, seconds)] * 4
+    corpus = LabelledCorpus(Labelled(examples, ["long", "short"], "single_label"))
+    data = as_data(LabelledData(seconds=1.0, batch_seconds=8.0))
+    batches = Batches(corpus, data, 0, small_model().grid, weights=class_weights(corpus.targets), fill=False)
+    drawn = [draw.row >= 4 for batch in islice(batches, 100) for draw in batch]
+    assert np.mean(drawn) == pytest.approx(0.5, abs=0.1)
 
 
 def task_with(**tuning):

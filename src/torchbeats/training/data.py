@@ -284,7 +284,7 @@ class Batches:
         if self.weights is None:
             order = random.permutation(len(rows))
         else:
-            odds = self.weights[rows]
+            odds = self.weights[rows] / np.bincount(rows)[rows]  # a long sound has several rows
             order = random.choice(len(rows), len(rows), p=odds / odds.sum())
         seconds = random.choice(self.crop_seconds, len(order))
         lengths = np.minimum(self.known[rows[order]], seconds) * SAMPLE_RATE
