@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -245,7 +246,9 @@ def machine(options):
 
 def write(options, name, parts):
     """Print a table, and keep it."""
-    command = f"python benchmarks/{name}.py {' '.join(sys.argv[1:])}".strip()
+    # Where things lie on this machine is nobody's business.
+    here = re.compile(r"--(peers-python|out)(=| )\S+ ?|--verbose ?")
+    command = f"python benchmarks/{name}.py {here.sub('', ' '.join(sys.argv[1:]))}".strip()
     text = "\n\n".join([*(part.strip() for part in parts), f"`{command}`"]) + "\n"
     print(text)
     out = options.out or (None if options.quick else RESULTS / f"{name}.md")
