@@ -436,6 +436,25 @@ def test_cross_validation_asks_about_every_sound_once(folder, weights, tmp_path,
     assert json.loads((out / "validation.json").read_text("utf-8")) == found
 
 
+def test_a_fold_of_which_nothing_can_be_read_does_not_cost_the_others(folder, weights, tmp_path, monkeypatch, capsys):
+    (tmp_path / "junk.wav").write_text("junk")
+    with (tmp_path / "list.csv").open("w") as file:
+        print("path,label,group", file=file)
+        for name in ("tief", "Rauschen"):
+            for seed in range(4):
+                print(f"{folder / name / f'{seed}.wav'},{name},{seed % 2}", file=file)
+        print(f"{tmp_path / 'junk.wav'},tief,broken", file=file)
+    out = tmp_path / "run"
+    command = ("finetune", tmp_path / "list.csv", "-m", weights, "-o", out, *QUICK, "--epochs", 1, "--cross-validate")
+    assert run(monkeypatch, *command) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert sum(row["examples"] for row in found["classes"]) == 8
+    assert [value is None for value in found["by_fold"]] == [False, False, True]
+    assert "junk.wav" in said.err
+    assert "junk.wav" in (out / "skipped.jsonl").read_text()
+
+
 def test_a_class_that_is_only_asked_about_is_told(folder, weights, tmp_path, monkeypatch, capsys):
     with (tmp_path / "list.csv").open("w") as file:
         print("path,label,split", file=file)

@@ -117,7 +117,7 @@ def finetune(
 def _print(console: Console, found: CrossValidated, plan: Design) -> None:
     kind = "accuracy" if found.report.problem_type == "single_label" else "mAP"
     low, high = (f"{100 * end:.1f}" for end in found.interval)
-    by_fold = ", ".join(f"{100 * value:.1f}" for value in found.by_fold)
+    by_fold = ", ".join(f"{100 * value:.1f}" if value == value else "?" for value in found.by_fold)
     console.print(f"{kind} {100 * found.report.figures[kind]:.1f} %, 95 %: {low} – {high}; by fold {by_fold}")
     console.print(f"{found.report.examples:,} sounds held out: {plan.name}. Interval: bootstrap over {plan.unit}.")
 

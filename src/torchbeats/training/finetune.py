@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from torchbeats import checkpoint
 from torchbeats.config import BEATsConfig
 from torchbeats.evaluation import metrics
-from torchbeats.evaluation.rows import Rows, rows_of
+from torchbeats.evaluation.rows import rows_of
 from torchbeats.files import replacing, write_json
 from torchbeats.folds import Design, Fold, share_of
 from torchbeats.inputs import InputError
@@ -241,14 +241,10 @@ class Validate(Callback):
         trainer.should_stop = bool(trainer.strategy.broadcast(stop))
 
 
-def _rows(model: BEATs, labelled: Labelled, seconds: float) -> Rows:
-    return rows_of(labelled.examples, model, ScorePlan(window=seconds))
-
-
 def evaluate(model: BEATs, labelled: Labelled, seconds: float) -> metrics.Report:
     """What a model makes of examples."""
     training = model.training
-    rows = _rows(model.eval(), labelled, seconds)
+    rows = rows_of(labelled.examples, model.eval(), ScorePlan(window=seconds))
     model.train(training)
     return metrics.report(labelled.subset(rows.heard.tolist()).targets(), rows.values, labelled.classes)
 
@@ -386,13 +382,15 @@ class CrossValidation:
             return None
         asked = np.concatenate([heard for heard, _ in parts])
         scores = np.concatenate([values for _, values in parts])
+        if not len(asked):
+            raise InputError("Not one of the sounds that were held out can be read.")
         truth = self.labelled.subset(asked.tolist()).targets()
         measure = metrics.accuracy if truth.ndim == 1 else metrics.mean_average_precision
         ends = np.cumsum([0, *(len(heard) for heard, _ in parts)])
         found = CrossValidated(
             metrics.report(truth, scores, self.labelled.classes),
             metrics.bootstrap(truth, scores, self.plan.units[asked]),
-            [measure(truth[a:b], scores[a:b]) for a, b in pairwise(ends)],
+            [measure(truth[a:b], scores[a:b]) if a < b else math.nan for a, b in pairwise(ends)],
         )
         write_json(self.folder / "validation.json", found.to_dict(self.plan))
         return found
@@ -411,15 +409,22 @@ class CrossValidation:
             run = Finetune(folder, self.model, training, validation, self.settings, about, self.listener)
             result = run.train()
             if leads():
-                rows = _rows(BEATs(result), self.labelled.subset(fold.test.tolist()), self.settings.data.seconds)
-                for failure in rows.failures:
-                    self.place.skip(Failure(*failure))
+                heard, values = self._ask(BEATs(result), fold)
                 with replacing(file) as temporary, temporary.open("wb") as stream:
-                    np.savez(stream, heard=fold.test[rows.heard], values=rows.values)
+                    np.savez(stream, heard=heard, values=values)
         if not leads():
             return np.empty(0, np.int64), np.empty((0, 0))
         with np.load(file) as arrays:
             return arrays["heard"], arrays["values"]
+
+    def _ask(self, model: BEATs, fold: Fold) -> tuple[metrics.Array, metrics.Array]:
+        plan = ScorePlan(window=self.settings.data.seconds)
+        examples = self.labelled.subset(fold.test.tolist()).examples
+        try:
+            rows = rows_of(examples, model, plan, on_failure=lambda path, why: self.place.skip(Failure(path, why)))
+        except InputError:  # nothing of this fold can be read, which must not cost the others
+            return fold.test[:0], np.empty((0, len(self.labelled.classes)), np.float32)
+        return fold.test[rows.heard], rows.values
 
 
 class CrossValidated(NamedTuple):
@@ -428,7 +433,7 @@ class CrossValidated(NamedTuple):
     Attributes:
         report: figures over all sounds that were held out.
         interval: 95 % confidence of accuracy, or mAP, by a bootstrap over sounds or groups.
-        by_fold: accuracy or mAP of each fold.
+        by_fold: accuracy or mAP of each fold; NaN where none of its sounds can be read.
     """
 
     report: metrics.Report
