@@ -288,6 +288,53 @@ def test_linear_takes_other_axes_orders_and_what_is_no_linear_layer():
         torch.testing.assert_close(kernels.linear(doubled, x), doubled(x))
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_convolution_is_the_convolution(data):
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))
+    B, groups, width = (data.draw(st.integers(1, 4)) for _ in range(3))
+    taps, T, pieces = (
+        data.draw(st.integers(32, 41)),
+        data.draw(st.integers(1, 300)),
+        data.draw(st.sampled_from([1, 5, 64])),
+    )
+    C = groups * width
+    inputs = [torch.randn(B, T, C), torch.randn(C, width, taps) / (width * taps) ** 0.5, torch.randn(C)]
+    for tensor in inputs:
+        tensor.requires_grad_(data.draw(st.booleans()))
+    x, *kernel = inputs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "SPECTRAL_PIECES", pieces)
+        patch.setattr(kernels, "SPECTRAL_STEPS", 1)
+        patch.setattr(F, "conv1d", None)  # not called
+        y = kernels.convolution(x.transpose(1, 2), *kernel, groups)
+    wide = [tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in inputs]
+    expected = F.conv1d(wide[0].transpose(1, 2), *wide[1:], padding=taps // 2, groups=groups)
+    torch.testing.assert_close(y.double(), expected, **CLOSE)
+    if any(tensor.requires_grad for tensor in inputs):
+        direction = torch.randn_like(y)
+        y.backward(direction)
+        expected.backward(direction.double())
+        for ours, theirs in zip(inputs, wide, strict=True):
+            if ours.requires_grad:  # of a weight: a sum over all steps of all clips, so errors add up
+                torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("T", "taps", "dtype", "spectral"),
+    [(600, 64, torch.float32, True), (15, 64, torch.float32, False), (600, 31, torch.float32, False),
+     (600, 64, torch.float64, False), (600, 64, torch.bfloat16, False)],
+)  # fmt: skip
+def test_convolution_takes_the_way_that_pays(T, taps, dtype, spectral, monkeypatch):
+    calls = []
+    monkeypatch.setattr(kernels, "_spectral_convolution", lambda x, *_: calls.append(x))
+    x, kernel, bias = torch.randn(2, 64, T, dtype=dtype), torch.randn(64, 32, taps, dtype=dtype), torch.randn(64)
+    kernels.convolution(x, kernel, bias.to(dtype), 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        kernels.convolution(x, kernel, bias.to(dtype), 2)
+    assert len(calls) == spectral
+
+
 def test_who_watches_a_layer_sees_it_called_once_for_all_rows():
     model, x = small_model(encoder_layers=1).encoder, torch.randn(2, 1100, 48)
     with torch.no_grad():

@@ -155,7 +155,7 @@ class WeightNormConv1d(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int, groups: int) -> None:
         super().__init__()
-        self.padding, self.groups = kernel_size // 2, groups
+        self.groups = groups
         std = math.sqrt(4 / (kernel_size * channels))
         self.weight_v = nn.Parameter(torch.empty(channels, channels // groups, kernel_size).normal_(0, std))
         self.weight_g = nn.Parameter(self._lengths().detach().clone())
@@ -174,7 +174,7 @@ class WeightNormConv1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, T)`` to ``(B, C, T + 1 - K % 2)``."""
-        return F.conv1d(x, self.weight, self.bias, padding=self.padding, groups=self.groups)
+        return kernels.convolution(x, self.weight, self.bias, self.groups)
 
 
 # Newer torch writes the two parts of a weight-normed kernel under these names, and so do checkpoints made with it.

@@ -1,4 +1,4 @@
-"""Every fast path: attention with a gated position bias, linear layers, work done some rows at a time.
+"""Every fast path: attention with a gated position bias, linear layers, the position convolution, work by rows.
 
 This is the only place that chooses by device, dtype, length and autograd: the model never asks which way it got. All
 ways agree to rounding. A graph that is compiled, exported or traced takes one path for every length.
@@ -23,6 +23,10 @@ CACHED_SCORES = 2**19  # 2 MB: attention scores that a processor core's caches h
 FEWEST_QUERIES = 256  # at a time: each product rearranges all keys first
 SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}  # gated bias made at once for a fused call, in numbers: 16 MB, 256 MB
 ROWS_AT_ONCE = 1024  # of a feed-forward part: enough for a matrix product at full speed, few enough for the cache
+SPECTRAL_TAPS = 32  # a kernel shorter than that is as fast as it is
+SPECTRAL_STEPS = 1000  # in a batch; with fewer, the transform of a kernel beyond the cache costs more than is saved
+SPECTRAL_STEPS_PER_WEIGHT = 2**-12  # with kernels that fit the cache, fewer do
+SPECTRAL_PIECES = 64  # at a time, so that a long recording needs little memory besides its own
 
 
 def attention(
@@ -355,6 +359,52 @@ def _find_onednn_product() -> Callable[..., Tensor] | None:
 
 
 _ONEDNN_PRODUCT = _find_onednn_product()
+
+
+def convolution(x: Tensor, kernel: Tensor, bias: Tensor, groups: int) -> Tensor:
+    """Grouped convolution of long kernels, over time; where much has to be done, in the frequency domain.
+
+    Args:
+        x: ``(B, C, T)``; half of the kernel's length is padded on both sides.
+        kernel: ``(C, C / groups, K)``.
+        bias: ``(C,)``.
+        groups: of channels.
+
+    Returns:
+        ``(B, C, T + 1 - K % 2)``.
+    """
+    if (
+        x.shape[0] * x.shape[2] >= min(SPECTRAL_STEPS, SPECTRAL_STEPS_PER_WEIGHT * kernel.numel())
+        and kernel.shape[2] >= SPECTRAL_TAPS
+        and x.device.type == "cpu"
+        and x.dtype == kernel.dtype == torch.float32
+        and not in_graph()
+        and not torch.is_autocast_enabled("cpu")
+    ):
+        return _spectral_convolution(x, kernel, bias, groups)
+    return F.conv1d(x, kernel, bias, padding=kernel.shape[2] // 2, groups=groups)
+
+
+def _spectral_convolution(x: Tensor, kernel: Tensor, bias: Tensor, groups: int) -> Tensor:
+    """In pieces that overlap ("overlap-save"); for each frequency a small matrix product over the group's channels."""
+    (B, C, T), K = x.shape, kernel.shape[2]
+    steps = T + 1 - K % 2
+    size = min(2 * K, -(-(steps + K - 1) // 16) * 16)  # of a piece: its transform is fast if it has small factors
+    step = size - K + 1  # what is good of each piece; the rest of its result has wrapped around
+    pieces = -(-steps // step)
+    x = F.pad(x, (K // 2, pieces * step + K - 1 - T - K // 2))
+    # Turned round, as what is called a convolution here is a correlation.
+    kernels = torch.fft.rfft(kernel.flip(2), n=size).unflatten(0, (groups, -1)).permute(3, 0, 2, 1).flatten(0, 1)
+    y, at_once = [], max(1, SPECTRAL_PIECES // B)
+    for first in range(0, pieces, at_once):
+        part = x[..., first * step : (first + at_once - 1) * step + size]
+        spectra = torch.fft.rfft(part.unfold(2, size, step))  # (B, C, n, frequencies)
+        n = spectra.shape[2]
+        spectra = spectra.unflatten(1, (groups, -1)).permute(4, 1, 0, 3, 2).reshape(len(kernels), B * n, -1)
+        products = torch.bmm(spectra, kernels).view(-1, groups, B, n, C // groups)
+        products = products.permute(2, 1, 4, 3, 0).reshape(B, C, n, -1)
+        y.append(torch.fft.irfft(products, n=size)[..., K - 1 :].flatten(2))
+    return torch.cat(y, 2)[..., :steps] + bias[:, None]
 
 
 def _watched(module: nn.Module) -> bool:

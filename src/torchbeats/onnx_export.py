@@ -426,7 +426,7 @@ class _Writer:
             conv = cast("WeightNormConv1d", encoder.pos_conv[0])
             taps = conv.weight_v.size(2)
             # One fewer behind where the number of taps is even: what SamePad cuts off.
-            pads = [conv.padding, taps - 1 - conv.padding]
+            pads = [taps // 2, taps - 1 - taps // 2]
             y = self._conv(g.add("Transpose", x, perm=[0, 2, 1]), conv.weight, conv.bias, pads=pads, group=conv.groups)
             x = g.add("Add", x, g.add("Transpose", self._gelu(y), perm=[0, 2, 1]))
         if not encoder.layer_norm_first:
