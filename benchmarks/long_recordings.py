@@ -2,7 +2,8 @@
 
     python benchmarks/long_recordings.py [--seconds 120] [--minutes 1 60] [--whole 2] [--size base]
 
-Every figure is of a fresh process: its time for one pass, loading left out, and the most memory it ever held (VmHWM).
+Every figure is of a fresh process: its time for one pass, in one piece without loading and through the command with it,
+and the most memory it ever held (VmHWM).
 """
 
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import subprocess
 import sys
 import warnings
@@ -156,6 +157,10 @@ def test_fbank_in():
     silence = F.pad(fbank[:, :5], (0, 0, 0, 11), value=model.fbank(torch.zeros(1, 400)).min().item())
     expected = model.encode_features(model.normalise(silence))[0]
     check(short, expected)
+    for padding in (0.0, math.nan):  # and what lies behind a clip is still not looked at
+        padded = F.pad(fbank[:, :5], (0, 0, 0, 49), value=padding).numpy()
+        found = results(opened, fbank=padded, lengths=np.full(3, 5))
+        torch.testing.assert_close(found["embedding"], short["embedding"], atol=1e-4, rtol=0)
 
 
 def test_nothing_behind_a_clips_length_is_looked_at():

@@ -35,6 +35,7 @@ from torchbeats.training.examples import (
 from torchbeats.training.finetune import (
     Finetune,
     Finetuning,
+    Validate,
     mask_spectrum,
     with_head,
 )
@@ -453,6 +454,60 @@ def test_a_fold_of_which_nothing_can_be_read_does_not_cost_the_others(folder, we
     assert [value is None for value in found["by_fold"]] == [False, False, True]
     assert "junk.wav" in said.err
     assert "junk.wav" in (out / "skipped.jsonl").read_text()
+
+
+def test_a_cross_validation_goes_on_with_the_same_sounds_only(folder, weights, tmp_path, monkeypatch, capsys):
+    def write(seeds):
+        rows = [f"{folder / name / f'{seed}.wav'},{name},s1" for name in ("tief", "Rauschen") for seed in range(seeds)]
+        (tmp_path / "list.csv").write_text(
+            "\n".join(["path,label,split", *rows])
+        )  # of which there are no train and test
+
+    out = tmp_path / "run"
+    command = ("finetune", tmp_path / "list.csv", "-m", weights, "-o", out, *QUICK, "--epochs", 1, "--folds", 2)
+    write(4)
+    assert run(monkeypatch, *command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["folds"] == ["1", "2"]
+    write(5)
+    assert run(monkeypatch, *command) == 2
+    assert "sounds was 8 + 2" in capsys.readouterr().err
+    write(4)
+    assert run(monkeypatch, *command) == 0
+    assert json.loads(capsys.readouterr().out) == found
+
+
+def test_patience_without_sounds_to_validate_on(folder, weights, tmp_path, monkeypatch, capsys):
+    rows = [f"{folder / name / f'{seed}.wav'},{name}" for name in ("tief", "Rauschen") for seed in range(2)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    command = ("finetune", tmp_path / "list.csv", "-m", weights, "-o", tmp_path / "run", *QUICK, "--epochs", 1)
+    assert run(monkeypatch, *command, "--folds", 2, "--set", "model.patience=1") == 0
+    assert "Fold 2: model.patience has no effect" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("readable", [0, 1])
+def test_sounds_to_validate_on_that_cannot_be_read(folder, weights, tmp_path, monkeypatch, capsys, readable):
+    (tmp_path / "junk.wav").write_text("junk")
+    rows = [f"{folder / name / f'{seed}.wav'},{name},train" for name in ("tief", "Rauschen") for seed in range(3)]
+    rows += [f"{tmp_path / 'junk.wav'},tief,valid", *[f"{folder / 'tief' / '5.wav'},tief,valid"] * readable]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    out = tmp_path / "run"
+    command = ("finetune", tmp_path / "list.csv", "-m", weights, "-o", out, *QUICK, "--epochs", 2)
+    assert run(monkeypatch, *command) == 0
+    assert "junk.wav" in (out / "skipped.jsonl").read_text()
+    assert ("Nothing to validate on" in capsys.readouterr().err) == (not readable)
+    assert (out / "validation.json").exists() == bool(readable)
+    assert torchbeats.load(out / "model.safetensors").labels == ["Rauschen", "tief"]
+
+
+def test_nothing_is_validated_before_the_first_step(folder, weights, tmp_path, monkeypatch):
+    steps = []
+    ask = Validate._ask
+    monkeypatch.setattr(Validate, "_ask", lambda self, model: (steps.append(self.step), ask(self, model)))
+    options = (*QUICK, *OPTIONS, "--epochs", 2, "--set", "trainer.accumulate=2", "--set", "data.batch_seconds=2")
+    assert run(monkeypatch, "finetune", folder, "-m", weights, "-o", tmp_path / "run", *options) == 0
+    assert len(steps) == 2
+    assert steps[0] == steps[1] / 2 > 0
 
 
 def test_a_class_that_is_only_asked_about_is_told(folder, weights, tmp_path, monkeypatch, capsys):

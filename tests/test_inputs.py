@@ -5,6 +5,8 @@ import json
 import os
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from torchbeats.inputs import PATH_COLUMNS, InputError, find_audio
@@ -148,6 +150,12 @@ def test_bad_list(folder, name):
         (folder / name).write_bytes(data)
     with pytest.raises(InputError, match=said):
         find_audio([folder / name])
+
+
+def test_a_table_that_holds_sounds_and_not_their_paths(folder):
+    pq.write_table(pa.table({"audio": [{"bytes": b"RIFF", "path": "a.wav"}]}), folder / "hub.parquet")
+    with pytest.raises(InputError, match=r"'audio' must hold paths of files, not values of type struct<bytes"):
+        find_audio([folder / "hub.parquet"])
 
 
 def test_unusual_line_breaks_belong_to_names(folder):

@@ -280,6 +280,37 @@ def test_order_of_precedence():
     assert design(examples(["a", "b"] * 6, **columns)).name == "2 folds as given"
 
 
+@pytest.mark.parametrize(
+    "words", [("Train", "Test"), ("training", "testing"), ("train", "eval"), ("train", "validation")]
+)
+def test_splits_by_other_names(words):
+    plan = design(examples(["a", "b"] * 6, split=[*words, *words, words[0], words[0]] * 2))
+    assert (plan.name, plan.warnings) == ("train and test as given", [])
+    assert plan.folds[0].test.tolist() == [1, 3, 7, 9]
+
+
+def test_splits_that_are_no_use_are_told():
+    plan = design(examples(["a", "b"] * 6, split=["s1", "s2"] * 6))
+    assert plan.name == "5 stratified folds"
+    assert plan.warnings == ["No train and test among the splits 's1', 's2': they play no part."]
+
+
+def test_ten_folds_come_in_order():
+    folds = [str(1 + i % 10) for i in range(40)]
+    plan = design(examples(["a", "b"] * 20, fold=folds))
+    assert plan.names == [str(number) for number in range(1, 11)]
+    for name, fold in zip(plan.names, plan.folds, strict=True):
+        assert {folds[i] for i in fold.test} == {name}
+
+
+def test_a_label_that_comes_with_rarer_ones_is_asked_about():
+    data = examples(["x;z", "x;y", "y", "y", "", "q;y"])
+    plan = design(data, 2)
+    asked = {label for fold in plan.folds for i in fold.test for label in data.examples[i].labels}
+    assert "x" in asked
+    assert plan.warnings[0] == "One sound only, learned from and never asked about: 'q', 'z'."
+
+
 def test_a_class_in_one_group_only_is_said():
     plan = design(examples(["a", "b", "a", "c"], group=list("xxyy")))
     assert plan.warnings == ["Held out without an example to learn from, so never right: 'b', 'c'."]

@@ -37,6 +37,7 @@ class Design:
     Attributes:
         name: what is done, in words.
         folds: one after the other.
+        names: of what each holds out: a group, a fold as given, the split; else the fold's number.
         groups: ``(N,)`` int64, the number of each example's group; None where there are none.
         units: ``(N,)`` int64, what the bootstrap draws: a group's number, or the example's own.
         unit: "examples" or "groups".
@@ -48,6 +49,7 @@ class Design:
     groups: Array | None
     units: Array
     unit: str
+    names: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -99,17 +101,19 @@ def design(data: Labelled, folds: int | None = None, by_group: bool = False, see
     plan = Design("", [], together, number, "examples")
     if by_group and groups is None:
         raise InputError("The sounds have no groups.")
-    if folds is None and not by_group and split is not None and {"train", "test"} <= set(split.tolist()):
-        plan.name, plan.folds = "train and test as given", [Fold(number[split == "train"], number[split == "test"])]
-        if others := int((~np.isin(split, ["train", "test"])).sum()):
+    as_given = folds is None and not by_group
+    if as_given and split is not None and (kinds := _train_and_test(split)) is not None:
+        plan.name, plan.names = "train and test as given", ["test"]
+        plan.folds = [Fold(number[kinds == "train"], number[kinds == "test"])]
+        if others := int((~np.isin(kinds, ["train", "test"])).sum()):
             plan.warnings.append(f"{others:,} sounds are in other splits than train and test, and left out.")
-    elif folds is None and not by_group and fold is not None and len(set(fold.tolist()) - {""}) > 1:
+    elif as_given and fold is not None and len(set(fold.tolist()) - {""}) > 1:
         if "" in fold:
             raise InputError(f"{data.examples[int((fold == '').argmax())].path} has no fold, and others have.")
-        plan.folds = _held_out(fold)
+        plan.names, plan.folds = _held_out(fold)
         plan.name = f"{len(plan.folds)} folds as given"
     elif folds is None and groups is not None:
-        plan.folds = _held_out(groups)
+        plan.names, plan.folds = _held_out(groups)
         plan.name = f"each of {len(plan.folds)} groups left out in turn"
     else:
         dealt = dealt_out(data, together, folds or FOLDS, seed)
@@ -118,6 +122,9 @@ def design(data: Labelled, folds: int | None = None, by_group: bool = False, see
             raise InputError("Every class has one sound only; at least two of some are needed.")
         kept = ", groups kept together" if groups is not None else ""
         plan.name = f"{len(plan.folds)} stratified folds{kept}"
+        plan.names = [str(k) for k in range(1, len(plan.folds) + 1)]
+    if as_given and split is not None and plan.names != ["test"]:
+        plan.warnings.append(f"No train and test among the splits {few(_natural(split))}: they play no part.")
     if together is not None and len(np.unique(together[np.concatenate([fold.test for fold in plan.folds])])) > 1:
         plan.units, plan.unit = together, "groups"
     plan.warnings += _unlearned(data, plan.folds)
@@ -134,8 +141,29 @@ def _column(data: Labelled, name: str) -> Array | None:
     return np.array([value or "" for value in found])
 
 
-def _held_out(values: Array) -> list[Fold]:
-    return [Fold(np.flatnonzero(values != value), np.flatnonzero(values == value)) for value in np.unique(values)]
+def _kind(split: str) -> str | None:
+    """What a split is for: "train", "validation" or "test"; None if there is no telling."""
+    return _KINDS.get(re.sub("[^a-z]", "", split.lower()))
+
+
+def _train_and_test(splits: Array) -> Array | None:
+    """What each example's split is for; where none is for testing, those for validation are. None without both."""
+    kinds = np.array([_kind(name) or "" for name in splits.tolist()])
+    if "test" not in kinds:
+        kinds = np.where(kinds == "validation", "test", kinds)
+    return kinds if {"train", "test"} <= set(kinds.tolist()) else None
+
+
+def _natural(values: Array) -> list[str]:
+    """Every value once, in the order that people expect: 2 before 10."""
+    parts = lambda value: [(len(part), part) if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", value)]  # noqa: E731
+    return sorted(set(values.tolist()), key=parts)
+
+
+def _held_out(values: Array) -> tuple[list[str], list[Fold]]:
+    """Names, and folds that hold out all of each."""
+    names = _natural(values)
+    return names, [Fold(np.flatnonzero(values != name), np.flatnonzero(values == name)) for name in names]
 
 
 def dealt_out(data: Labelled, groups: Array | None, folds: int, seed: int) -> Array:
@@ -156,7 +184,7 @@ def dealt_out(data: Labelled, groups: Array | None, folds: int, seed: int) -> Ar
     dealt, turn, generator = np.full(len(classes), -1), 0, np.random.default_rng(seed)
     for label in sorted(strata):
         units = strata[label]
-        if len(units) == 1 and groups is None and label:
+        if len(units) == 1 and groups is None and label and counts[label] == 1:
             continue
         for unit in generator.permutation(units).tolist():
             dealt[members[unit]] = turn % folds
@@ -197,12 +225,10 @@ def split(labelled: Labelled, share: float, seed: int) -> Split:
     Raises:
         InputError: a split of unknown purpose, or none to train on.
     """
-    named = [re.sub("[^a-z]", "", (example.split or "train").lower()) for example in labelled.examples]
-    if unknown := sorted(
-        {str(e.split) for e, name in zip(labelled.examples, named, strict=True) if name not in _KINDS}
-    ):
+    names = [example.split or "train" for example in labelled.examples]
+    if unknown := sorted({name for name in names if _kind(name) is None}):
         raise InputError(f"There is no telling what the split {few(unknown)} is for: train, validation or test?")
-    kinds = [_KINDS[name] for name in named]
+    kinds = [str(_kind(name)) for name in names]
     if "validation" not in kinds:
         kinds = ["validation" if kind == "test" else kind for kind in kinds]
     if "train" not in kinds:

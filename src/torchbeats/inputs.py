@@ -102,7 +102,12 @@ def _read_parquet(path: Path, columns: Collection[str]) -> Iterator[dict[str, An
     column = _path_column(table.schema_arrow.names)
     wanted = {column, *columns} & set(table.schema_arrow.names)
     for batch in table.iter_batches(columns=sorted(wanted)):
-        yield from (_row(row, column, columns) for row in batch.to_pylist() if row[column])
+        for row in batch.to_pylist():
+            if row[column] and not isinstance(row[column], str):
+                kind = table.schema_arrow.field(column).type
+                raise ValueError(f"its column {column!r} must hold paths of files, not values of type {kind}.")
+            if row[column]:
+                yield _row(row, column, columns)
 
 
 def _read_txt(path: Path, columns: Collection[str]) -> Iterator[dict[str, Any]]:

@@ -383,8 +383,10 @@ class _Writer:
         """Given features, at least one step of them, and how many are each clip's own."""
         g = self.graph
         lengths = g.add("Min", lengths, g.size(fbank, 1))
-        shortest = frames(self.model.grid.min_samples)
-        return self._at_least(fbank, lengths, shortest, fill=math.log(LOG_FLOOR), rank=3)
+        shortest, silence = frames(self.model.grid.min_samples), math.log(LOG_FLOOR)
+        behind = g.add("Unsqueeze", g.behind(lengths, g.size(fbank, 1)), g.integers(2))
+        fbank = g.add("Where", behind, g.number(silence), fbank)
+        return self._at_least(fbank, lengths, shortest, fill=silence, rank=3)
 
     def _at_least(self, x: str, lengths: str, shortest: int, fill: float, rank: int) -> tuple[str, str]:
         """``x`` of so many axes, filled up to ``shortest`` along axis 1, and its lengths likewise."""

@@ -91,8 +91,8 @@ def finetune(
         return
     labelled = _labelled(data, problem_type, group_from)
     cross = cross_validate or folds is not None
-    parts = split(labelled, chosen.data.validation, chosen.seed)
     plan = design(labelled, folds, group_from is not None, chosen.seed) if cross else None
+    parts = None if cross else split(labelled, chosen.data.validation, chosen.seed)
     if model is None:
         complain(hub.BUILT_IN_NOTE, "Note")
         model = hub.BUILT_IN
@@ -100,7 +100,8 @@ def finetune(
     if not isinstance(network, BEATs):
         raise typer.BadParameter(f"{model} is a tokenizer or an exported model; a BEATs checkpoint is needed.")
     about = {"data": [str(one) for one in data], "model": model}
-    if plan is not None:
+    if parts is None:
+        assert plan is not None
         for warning in plan.warnings:
             complain(warning, "Warning")
         found = CrossValidation(out, network, labelled, plan, chosen, about, Display()).run()
@@ -117,8 +118,10 @@ def finetune(
 def _print(console: Console, found: CrossValidated, plan: Design) -> None:
     kind = "accuracy" if found.report.problem_type == "single_label" else "mAP"
     low, high = (f"{100 * end:.1f}" for end in found.interval)
-    by_fold = ", ".join(f"{100 * value:.1f}" if value == value else "?" for value in found.by_fold)
-    console.print(f"{kind} {100 * found.report.figures[kind]:.1f} %, 95 %: {low} – {high}; by fold {by_fold}")
+    by_fold = [f"{100 * value:.1f}" if value == value else "?" for value in found.by_fold]
+    console.print(f"{kind} {100 * found.report.figures[kind]:.1f} %, 95 %: {low} – {high}")
+    held_out = ", ".join(f"{name} {figure}" for name, figure in zip(plan.names, by_fold, strict=True))
+    console.print(f"Held out: {held_out}", markup=False)
     console.print(f"{found.report.examples:,} sounds held out: {plan.name}. Interval: bootstrap over {plan.unit}.")
 
 

@@ -133,6 +133,7 @@ def probe(
         "held_out": chosen.name,
         "warnings": chosen.warnings,
         "interval_over": chosen.unit,
+        "folds": chosen.names,
         "pool": plan.pool,
         "window": plan.window,
         "neighbours": NEIGHBOURS,

@@ -12,9 +12,10 @@ RUN/validation.json                                        what the models make 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -212,40 +213,53 @@ class Validate(Callback):
     def __init__(self, run: Finetune, labelled: Labelled, every: int, file: Path) -> None:
         self.run, self.labelled, self.every, self.file = run, labelled, every, file
         self.best, self.since, self.latest = -math.inf, 0, dict[str, float]()
+        self.step = 0  # of the last validation; there is none before the first step
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on has to know."""
-        return {"best": self.best, "since": self.since, "latest": self.latest}
+        return {"best": self.best, "since": self.since, "latest": self.latest, "step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What `state_dict` gave."""
         self.best, self.since, self.latest = state_dict["best"], state_dict["since"], state_dict["latest"]
+        self.step = state_dict["step"]
 
     def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, *_: Any) -> None:
         """Validate behind an epoch."""
         assert isinstance(task, Finetuning)
         step = trainer.global_step
-        if (step % self.every and step != trainer.max_steps) or step == getattr(self, "_done", -1):
+        if (step % self.every and step != trainer.max_steps) or step == self.step:  # gradients may accumulate
             return
-        self._done = step
+        self.step = step
         if trainer.is_global_zero:
-            found = evaluate(task.result(), self.labelled, self.run.settings.data.seconds)
-            self.latest = _figures(found)
-            if self.latest["score"] > self.best or not self.file.exists():
-                self.best, self.since = self.latest["score"], 0
-                checkpoint.save(task.result(), self.file)
-                write_json(self.run.folder / "validation.json", figures(found))
-            else:
-                self.since += 1
+            self._ask(task.result())
         stop = bool(self.run.settings.model.patience) and self.since >= self.run.settings.model.patience
         trainer.should_stop = bool(trainer.strategy.broadcast(stop))
 
+    def _ask(self, model: BEATs) -> None:
+        place = self.run.place
+        try:
+            found = evaluate(model, self.labelled, self.run.settings.data.seconds, place.skip)
+        except InputError as error:  # no reason to lose an epoch's work; the last one is the result then
+            place.listener.warn(f"Nothing to validate on: {error}")
+            return
+        self.latest = _figures(found)
+        if self.latest["score"] > self.best or not self.file.exists():
+            self.best, self.since = self.latest["score"], 0
+            checkpoint.save(model, self.file)
+            write_json(self.run.folder / "validation.json", figures(found))
+        else:
+            self.since += 1
 
-def evaluate(model: BEATs, labelled: Labelled, seconds: float) -> metrics.Report:
-    """What a model makes of examples."""
+
+def evaluate(model: BEATs, labelled: Labelled, seconds: float, skip: Callable[[Failure], None]) -> metrics.Report:
+    """What a model makes of examples; of those that cannot be read ``skip`` is told."""
     training = model.training
-    rows = rows_of(labelled.examples, model.eval(), ScorePlan(window=seconds))
-    model.train(training)
+    try:
+        plan = ScorePlan(window=seconds)
+        rows = rows_of(labelled.examples, model.eval(), plan, on_failure=lambda path, why: skip(Failure(path, why)))
+    finally:
+        model.train(training)
     return metrics.report(labelled.subset(rows.heard.tolist()).targets(), rows.values, labelled.classes)
 
 
@@ -290,7 +304,9 @@ class Finetune:
             raise InputError(f"There must be two classes or more; all sounds are {labelled.classes[0]!r}.")
         self.folder, self.labelled, self.held_out, self.settings = folder, labelled, held_out, settings
         self.place = RunFolder(folder, listener)
-        about = {**about, "classes": labelled.classes, "problem_type": labelled.problem_type, **settings.to_dict()}
+        sounds = fingerprint(labelled.examples, [] if held_out is None else held_out.examples)
+        about = {**about, "sounds": sounds, "classes": labelled.classes, "problem_type": labelled.problem_type}
+        about |= settings.to_dict()
         self.place.claim(about, FinetuneSettings().to_dict(), _MAY_CHANGE)
         if unheard := [name for name, count in labelled.counts().items() if not count]:
             self.place.listener.warn(f"There is nothing to train on for {few(unheard)}; they will not be known.")
@@ -372,7 +388,9 @@ class CrossValidation:
         self.folder, self.model, self.labelled, self.plan, self.settings = folder, model, labelled, plan, settings
         self.about, self.listener = about, listener
         self.place = RunFolder(folder, listener)
-        about = {**about, "held_out": plan.name, "classes": labelled.classes, **settings.to_dict()}
+        # The folds' results are kept by number, so they must be of these very sounds.
+        sounds = fingerprint(labelled.examples, [fold.test.tolist() for fold in plan.folds])
+        about = {**about, "held_out": plan.name, "sounds": sounds, "classes": labelled.classes, **settings.to_dict()}
         self.place.claim(about, FinetuneSettings().to_dict(), _MAY_CHANGE)
 
     def run(self) -> CrossValidated | None:
@@ -402,8 +420,11 @@ class CrossValidation:
         if not file.exists():
             training, validation = self.labelled.subset(fold.train.tolist()), None
             if self.settings.model.patience:
-                drawn = share_of(training, self.settings.data.validation, self.settings.seed)
-                training, validation = training.without(drawn), training.subset(drawn)
+                if drawn := share_of(training, self.settings.data.validation, self.settings.seed):
+                    training, validation = training.without(drawn), training.subset(drawn)
+                else:
+                    reason = "no class is large enough to hold out some of its sounds"
+                    self.place.listener.warn(f"Fold {number}: model.patience has no effect, as {reason}.")
             self.place.listener.say(f"Fold {number} of {len(self.plan.folds)}")
             about = {**self.about, "held_out": f"{self.plan.name}: {number}"}
             run = Finetune(folder, self.model, training, validation, self.settings, about, self.listener)
@@ -442,8 +463,15 @@ class CrossValidated(NamedTuple):
 
     def to_dict(self, plan: Design) -> dict[str, Any]:
         """As validation.json has it."""
-        found = {"held_out": plan.name, "interval": self.interval, "interval_over": plan.unit, "by_fold": self.by_fold}
+        found = {"held_out": plan.name, "interval": self.interval, "interval_over": plan.unit}
+        found |= {"folds": plan.names, "by_fold": self.by_fold}
         return found | figures(self.report)
+
+
+def fingerprint(*lists: Sequence[Any]) -> str:
+    """Of examples and of which are held out: how many, and a hash that is another if any of it is."""
+    digest = hashlib.sha256(repr([list(one) for one in lists]).encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{' + '.join(str(len(one)) for one in lists)}, {digest[:16]}"
 
 
 def figures(found: metrics.Report) -> dict[str, Any]:
