@@ -325,7 +325,7 @@ def test_models_piped(run):
     assert (status, err) == (0, "")
     rows = [line.split("\t") for line in out.splitlines()]
     assert rows[0] == ["name", "size", "licence", "cached", "source", "about"]
-    assert [row[0] for row in rows[1:]] == [hub.BUILT_IN, *hub.MODELS]
+    assert [row[0] for row in rows[1:]] == [*hub.BUILT_INS, *hub.MODELS]
     assert {len(row) for row in rows} == {6}
 
 

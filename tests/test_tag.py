@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,13 +19,14 @@ import torch
 import test_cli
 import torchbeats
 from helpers import noise, small_model, small_tokenizer, tone
-from torchbeats import hub, tagging, timeline
+from torchbeats import tagging, timeline
 from torchbeats.inference import Group, Position
 from torchbeats.patches import PatchGrid
 
 run = test_cli.run  # fixture
 
 RATE = 16_000
+EXAMPLES = Path(__file__).parent.parent / "examples" / "audio"
 LABELS = {0: "/m/04rlf", 1: "犬の鳴き声", 2: "Größe $x^2$", 3: "a\tb\x1b[31m"}
 NAMES = ["Music", "犬の鳴き声", "Größe $x^2$", "a\tb\x1b[31m"]
 GOOD = {"a.wav": 1.0, "long.wav": 23.7, "sub/c.wav": 2.3}  # seconds
@@ -401,14 +403,26 @@ def test_models_that_cannot_tag(run, sounds, tmp_path):
         torchbeats.tag(noise(1), small_model())
 
 
-def test_the_built_in_tagger(run, saved, sounds, monkeypatch):
-    monkeypatch.setattr(hub, "BUILT_IN_TAGGER", None)
-    status, out, err = run("tag", sounds)
-    assert (status, out) == (2, "")
-    assert "Name a model with labels" in err
-    monkeypatch.setattr(hub, "BUILT_IN_TAGGER", str(saved))
-    assert len(objects(run("tag", sounds)[1])) == 3
-    assert len(list(torchbeats.tag(sounds))) == 3
+def test_the_built_in_tagger_knows_what_the_examples_are(run):
+    status, out, err = run("tag", EXAMPLES, "--top", 1)
+    assert status == 0
+    assert "built-in tagger beats-nano-tagger" in err
+    found = {Path(row["path"]).stem: row["labels"][0]["label"] for row in objects(out)}
+    called = {"flute": "woodwind", "trumpet": "brass", "engine": "noise", "siren": "effect"}
+    right = [name for name, label in found.items() if label == called.get(name, name.split("-")[0])]
+    assert len(found) == 15
+    assert len(right) >= 10, found
+    with pytest.warns(UserWarning, match="built-in tagger"):
+        rows = list(torchbeats.tag(EXAMPLES))
+    assert len(rows) == 15
+
+
+def test_the_built_in_tagger_tells_silence_tones_and_noise():
+    labels = [
+        next(torchbeats.tag(sound, "beats-nano-tagger")).labels[0][0]
+        for sound in (np.zeros(32_000, np.float32), tone(2, hertz=700), noise(2))
+    ]
+    assert labels == ["silence", "tone", "noise"]
 
 
 @pytest.mark.parametrize(

@@ -48,13 +48,16 @@ class Source:
     about: str = ""
 
 
-BUILT_IN = "beats-nano"
-BUILT_IN_FILE = Path(__file__).parent / "assets" / "beats-nano.safetensors"
+BUILT_IN, BUILT_IN_TAGGER = "beats-nano", "beats-nano-tagger"
+BUILT_INS = {name: Path(__file__).parent / "assets" / f"{name}.safetensors" for name in (BUILT_IN, BUILT_IN_TAGGER)}
 BUILT_IN_NOTE = (
     f"Using the built-in model {BUILT_IN} (5 M parameters, free audio). For research name a larger one, such as "
     "beats-iter3-plus-as2m; `torchbeats models` lists them."
 )
-BUILT_IN_TAGGER: str | None = None  # what `torchbeats tag` takes where no model is named
+BUILT_IN_TAGGER_NOTE = (
+    f"Using the built-in tagger {BUILT_IN_TAGGER}, which knows 17 coarse classes, from speech and drums to tone and "
+    "silence. For the 527 classes of AudioSet name beats-iter3-plus-as2m-finetuned."
+)
 
 _BASE, _LARGE = 362_000_000, 1_250_000_000  # bytes of float32: 90.4 M and about 312 M parameters
 _MICROSOFT = "lpepino/beats_ckpts", "5b53b0404df452a3a607d7e67687227730e5bad1"  # Microsoft's own links have died
@@ -98,7 +101,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     """Find the file that a name stands for; download it, and what it needs beside it, where it is not here yet.
 
     Args:
-        name_or_path: a checkpoint's path, a folder with exactly one checkpoint in it, a name in `MODELS`, `BUILT_IN`,
+        name_or_path: a checkpoint's path, a folder with just one checkpoint in it, a name in `MODELS` or `BUILT_INS`,
             or ``[datasets/]owner/repo[/path/in/repo][@revision]``. What exists on this machine wins.
 
     Raises:
@@ -112,15 +115,15 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
         return path / _only_checkpoint(names, f"the folder {text}", prefix=f"{text.rstrip(os.sep)}/")
     if path.exists():
         return path
-    if text == BUILT_IN:
-        return BUILT_IN_FILE
+    if text in BUILT_INS:
+        return BUILT_INS[text]
     if isinstance(name_or_path, str) and (source := MODELS.get(text) or _parse(text)):
         return _fetch(source)
     if not isinstance(name_or_path, str) or path.suffix in PATHS or path.name != text:
         published = [s.name for s in MODELS.values() if s.file and PurePosixPath(s.file).name == path.name]
         hint = f" The name {published[0]} downloads the published file." if published else ""
         raise FileNotFoundError(f"There is no checkpoint at {text} (that is {path.absolute()}).{hint}")
-    close = difflib.get_close_matches(text.lower(), [BUILT_IN, *MODELS], n=3)
+    close = difflib.get_close_matches(text.lower(), [*BUILT_INS, *MODELS], n=3)
     raise HubError(
         f"There is no model named {text!r}.{' Did you mean ' + ' or '.join(close) + '?' if close else ''} `torchbeats "
         "models` lists the names; a path to a checkpoint, or owner/repo on the Hugging Face Hub, does as well."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -153,21 +154,6 @@ def check_choice(top: int, threshold: float) -> None:
         raise ValueError(f"The threshold is a probability, from 0 to 1, not {threshold}.")
 
 
-def tagger(name_or_path: str | os.PathLike[str] | None) -> str | os.PathLike[str]:
-    """The model that is meant: the built-in tagger where none is named.
-
-    Raises:
-        ValueError: none is named, and there is no built-in tagger.
-    """
-    if name_or_path is not None:
-        return name_or_path
-    if hub.BUILT_IN_TAGGER is None:
-        raise ValueError(
-            "Name a model with labels, such as beats-iter3-plus-as2m-finetuned: there is no built-in one that tags."
-        )
-    return hub.BUILT_IN_TAGGER
-
-
 def class_names(model: BEATs | OnnxModel) -> list[str]:
     """A readable name for each output of a model: AudioSet ids become names; "class 7" where its file has none."""
     return labels.class_names(model.label_dict, model.cfg.predictor_class)
@@ -248,7 +234,8 @@ def tag(
 
     Args:
         inputs: as for `embed`.
-        model: a fine-tuned `BEATs` or `OnnxModel`, or what `load` takes.
+        model: a fine-tuned `BEATs` or `OnnxModel`, or what `load` takes; the built-in tagger where not given, with a
+            warning that says so.
         top: labels in a row, at most.
         threshold: the probability that a label must have.
         every: seconds of a row in a timeline; a row a file where not given, the mean over its windows.
@@ -267,7 +254,10 @@ def tag(
     """
     plan = plan_for(every, window, batch_seconds)
     check_choice(top, threshold)
-    network = model if isinstance(model, nn.Module) else load(tagger(model))
+    if model is None:
+        warnings.warn(hub.BUILT_IN_TAGGER_NOTE, stacklevel=2)
+        model = hub.BUILT_IN_TAGGER
+    network = model if isinstance(model, nn.Module) else load(model)
     plan.check(network)
     found = groups_of(inputs, network, plan, device, dtype, jobs)
     return tags(scored(found, plan), class_names(network), top, threshold)

@@ -15,7 +15,7 @@ COLUMNS = ("name", "size", "licence", "cached", "source", "about")
 
 def models() -> None:
     """List the names of published models, with size, licence, where they come from, and whether they are cached."""
-    rows = [_built_in(), *(_row(source) for source in hub.MODELS.values())]
+    rows = [*(_built_in(name) for name in hub.BUILT_INS), *(_row(source) for source in hub.MODELS.values())]
     if not sys.stdout.isatty():  # for other programs: tab-separated
         for row in (COLUMNS, *rows):
             print(*row, sep="\t")
@@ -32,10 +32,13 @@ def models() -> None:
     )
 
 
-def _built_in() -> tuple[str, ...]:
-    size = f"{hub.BUILT_IN_FILE.stat().st_size / 1e6:,.0f} MB"
-    about = "the default: a small model pre-trained on free audio, for first steps and tests"
-    return hub.BUILT_IN, size, "see MODEL_CARD.md", "built in", str(hub.BUILT_IN_FILE), about
+def _built_in(name: str) -> tuple[str, ...]:
+    file = hub.BUILT_INS[name]
+    about = {
+        hub.BUILT_IN: "the default: a small model pre-trained on free audio, for first steps and tests",
+        hub.BUILT_IN_TAGGER: "of the same size, fine-tuned to tag 17 coarse classes",
+    }
+    return name, f"{file.stat().st_size / 1e6:,.0f} MB", "see MODEL_CARD.md", "built in", str(file), about[name]
 
 
 def _row(source: hub.Source) -> tuple[str, ...]:

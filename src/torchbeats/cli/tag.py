@@ -33,7 +33,6 @@ from torchbeats.tagging import (
     plan_for,
     regions,
     scored,
-    tagger,
     tags,
 )
 
@@ -59,8 +58,7 @@ def tag(
         typer.Option(
             "--model",
             "-m",
-            help=f"One that was fine-tuned. {NAMES}"
-            + (f" Default: {hub.BUILT_IN_TAGGER}, built in." if hub.BUILT_IN_TAGGER else ""),
+            help=f"One that was fine-tuned. {NAMES} Default: {hub.BUILT_IN_TAGGER}, built in.",
         ),
     ] = None,
     output: Annotated[
@@ -129,7 +127,6 @@ def tag(
         check_choice(top, threshold)
         plan = plan_for(every, window, batch_seconds)
         device_called(device)
-        name = tagger(model)
     except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
         raise typer.BadParameter(str(error)) from error
     paths = find_audio(inputs)
@@ -141,11 +138,14 @@ def tag(
             f"A {kind} is of one recording, and the inputs name {len(paths):,}. Make one for each, or use .csv or "
             ".jsonl for all of them."
         )
-    network, _ = opened(hub.resolve(name), engine, device)
+    if model is None:
+        complain(hub.BUILT_IN_TAGGER_NOTE, "Note")
+        model = hub.BUILT_IN_TAGGER
+    network, _ = opened(hub.resolve(model), engine, device)
     try:
         plan.check(network)
     except ValueError as error:
-        raise typer.BadParameter(f"{name}: {error}") from error
+        raise typer.BadParameter(f"{model}: {error}") from error
 
     work = _Work(paths, network, plan, class_names(network), top, threshold, jobs)
     if output is None:
