@@ -89,7 +89,7 @@ def draw_models(phases: list[Phase], file: Path) -> None:
             phase.line(accuracy, "accuracy", 100)
             phase.line(accuracy, "majority", 100, ":", f"{phase.name}: commonest label")
     _label(loss, "Masked modelling", "loss (cross entropy, nats)")
-    _label(accuracy, "Hidden labels predicted", "share of hidden patches, %", legend="center right")
+    _label(accuracy, "Hidden labels predicted", "share of hidden patches, %")
     _from_nothing(accuracy)
     _save(figure, file)
 
@@ -110,13 +110,13 @@ def draw_labels(phases: list[Phase], file: Path) -> None:
     _save(figure, file)
 
 
-def _label(axes: Axes, title: str, y: str, legend: str = "best") -> None:
+def _label(axes: Axes, title: str, y: str) -> None:
     axes.set_title(title)
     axes.set_xlabel("steps of the phase")
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(fontsize=8, loc=legend)
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))  # on no line
     else:
         axes.text(0.5, 0.5, "no such phase", ha="center", transform=axes.transAxes)
 
