@@ -398,7 +398,7 @@ def _spectral_convolution(x: Tensor, kernel: Tensor, bias: Tensor, groups: int) 
     y, at_once = [], max(1, SPECTRAL_PIECES // B)
     for first in range(0, pieces, at_once):
         part = x[..., first * step : (first + at_once - 1) * step + size]
-        spectra = torch.fft.rfft(part.unfold(2, size, step))  # (B, C, n, frequencies)
+        spectra = torch.fft.rfft(part.unfold(2, size, step), n=size)  # (B, C, n, frequencies)
         n = spectra.shape[2]
         spectra = spectra.unflatten(1, (groups, -1)).permute(4, 1, 0, 3, 2).reshape(len(kernels), B * n, -1)
         products = torch.bmm(spectra, kernels).view(-1, groups, B, n, C // groups)
