@@ -35,7 +35,7 @@ DEFAULTS = {
     "predictor_dropout": 0.1,
     "predictor_class": 527,
 }
-OURS = {"problem_type": "multi_label", "fbank_mean": 15.41663, "fbank_std": 6.55582}
+OURS = {"predictor_pool": "mean", "problem_type": "multi_label", "fbank_mean": 15.41663, "fbank_std": 6.55582}
 CODEBOOK = {"quant_n": 1024, "quant_dim": 256}
 
 

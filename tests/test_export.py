@@ -121,9 +121,11 @@ def test_numbers_are_the_models(settings):
         check(results(opened, waveform=wav.numpy(), lengths=lengths.numpy()), expected)
 
 
-@pytest.mark.parametrize("problem_type", ["multi_label", "single_label"])
-def test_probabilities(problem_type):
-    model = small_model(finetuned_model=True, predictor_class=7, problem_type=problem_type)
+@pytest.mark.parametrize(
+    ("problem_type", "pool"), [("multi_label", "mean"), ("single_label", "mean"), ("single_label", "bands")]
+)
+def test_probabilities(problem_type, pool):
+    model = small_model(finetuned_model=True, predictor_class=7, problem_type=problem_type, predictor_pool=pool)
     opened = session(model)
     for lengths in LENGTHS:
         wav, lengths = batch(lengths)

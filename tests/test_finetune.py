@@ -314,6 +314,7 @@ def test_split_keeps_groups_together_and_every_class_in_training():
         "model.epochs=0",
         "model.lr=.nan",
         "model.layer_decay=0",
+        "model.pool=max",
         "augment.mixup=-1",
         "augment.speed=0.9",
         "data.validation=1",
@@ -402,6 +403,21 @@ def test_the_result_can_be_written_for_code_that_expects_the_original_format(tun
     ours, theirs = (torchbeats.BEATs(path) for path in (tuned / "model.safetensors", tmp_path / "m.pt"))
     torch.testing.assert_close(ours(wav)[1], theirs(wav)[1], rtol=0, atol=0)
     assert theirs.labels == ours.labels
+
+
+def test_a_head_over_bands(folder, weights, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    options = (*QUICK, *OPTIONS, "--epochs", 12, "--set", "model.pool=bands")
+    assert run(monkeypatch, "finetune", folder, "-m", weights, "-o", out, *options) == 0
+    assert json.loads((out / "validation.json").read_text("utf-8"))["figures"]["accuracy"] == 1
+    model = torchbeats.load(out / "model.safetensors")
+    assert tuple(model.predictor.weight.shape) == (3, 8 * model.cfg.encoder_embed_dim)
+    assert run(monkeypatch, "convert", out / "model.safetensors", tmp_path / "m.pt") != 0
+    assert "no head over bands" in capsys.readouterr().err
+    assert not (tmp_path / "m.pt").exists()
+    # Another head is a fresh one.
+    tuned = with_head(model, model.labels, "single_label", Tuning())
+    assert tuple(tuned.predictor.weight.shape) == (3, model.cfg.encoder_embed_dim)
 
 
 def test_cross_validation_asks_about_every_sound_once(folder, weights, tmp_path, monkeypatch, capsys):

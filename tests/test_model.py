@@ -187,6 +187,15 @@ def test_logits_are_the_mean_over_own_patches():
     torch.testing.assert_close(model.logits(wav, lengths=lengths), expected, atol=1e-5, rtol=0)
 
 
+def test_a_head_over_bands_knows_which_is_which():
+    model = small_model(finetuned_model=True, predictor_class=7, predictor_pool="bands")
+    wav, lengths = torch.randn(2, 16_000), torch.tensor([16_000, 6000])
+    x = model(wav, lengths=lengths)[0]
+    means = [row[:n].unflatten(0, (-1, 8)).mean(0).flatten() for row, n in zip(x, (48, 16), strict=True)]
+    expected = model.predictor(torch.stack(means))
+    torch.testing.assert_close(model.logits(wav, lengths=lengths), expected, atol=1e-5, rtol=0)
+
+
 def test_logits_need_a_head():
     with pytest.raises(ValueError, match="no label head"):
         small_model().logits(torch.randn(1, 8000))

@@ -173,6 +173,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
         path: ``.safetensors`` for a file that is a whole model; ``.pt`` for one that the research code and its many
             copies read.
         dtype: of the numbers in the file, float16 say; those of the model where not given. Loading makes them float32.
+
+    Raises:
+        ValueError: a name with another ending, or a ``.pt`` of a model whose head the research code does not have.
     """
     path = Path(path)
     state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
@@ -194,6 +197,11 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
             tensors = {name: tensor.contiguous() for name, tensor in state.items()}
             save_file(tensors, temporary, {METADATA_KEY: json.dumps(about)})
     elif path.suffix in SUFFIXES and isinstance(config, BEATsConfig):
+        if config.finetuned_model and config.predictor_pool != "mean":
+            raise ValueError(
+                f"{path} is for code that has no head over {config.predictor_pool}. Write a .safetensors file, "
+                "or fine-tune with model.pool=mean."
+            )
         content: dict[str, Any] = {"cfg": plain_settings(config.to_dict()), "model": state}
         if label_dict is not None:
             content["label_dict"] = label_dict

@@ -14,6 +14,7 @@ FBANK_MEAN = 15.41663
 FBANK_STD = 6.55582
 
 PROBLEM_TYPES = ("multi_label", "single_label")
+PREDICTOR_POOLS = ("mean", "bands")
 
 
 class _Settings:
@@ -79,6 +80,7 @@ class BEATsConfig(_Settings):
     | relative_position_embedding, num_buckets, max_distance | T5-style position bias, in patches |
     | gru_rel_pos | the bias is gated by the query (WavLM, arXiv 2110.13900) |
     | finetuned_model, predictor_class | a head with this many classes |
+    | predictor_pool | what the head sees of a clip: "mean", over all patches, or "bands", over time |
     | problem_type | "multi_label" (sigmoid) or "single_label" (softmax) |
     | fbank_mean, fbank_std | normalisation of the log-mel features |
     """
@@ -114,6 +116,7 @@ class BEATsConfig(_Settings):
     finetuned_model: bool = False
     predictor_dropout: float = 0.1
     predictor_class: int = 527
+    predictor_pool: str = "mean"
     problem_type: str = "multi_label"
 
     fbank_mean: float = FBANK_MEAN
@@ -134,6 +137,8 @@ class BEATsConfig(_Settings):
             )
         if self.deep_norm and self.layer_norm_first:
             raise ValueError("deep_norm and layer_norm_first exclude each other: deep norm scales post-norm residuals.")
+        if self.predictor_pool not in PREDICTOR_POOLS:
+            raise ValueError(f"predictor_pool must be {' or '.join(PREDICTOR_POOLS)}, not {self.predictor_pool!r}.")
         if self.problem_type not in PROBLEM_TYPES:
             raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {self.problem_type!r}.")
 

@@ -43,7 +43,8 @@ class BEATs(Backbone):
         with checkpoint.drafted_for(stored):
             super().__init__(cfg)
             self.predictor_dropout = nn.Dropout(cfg.predictor_dropout)
-            self.predictor = nn.Linear(cfg.encoder_embed_dim, cfg.predictor_class) if cfg.finetuned_model else None
+            width = cfg.encoder_embed_dim * (self.grid.bands if cfg.predictor_pool == "bands" else 1)
+            self.predictor = nn.Linear(width, cfg.predictor_class) if cfg.finetuned_model else None
         self.output_all_hiddens = output_all_hiddens
         self.label_dict = None if stored is None else stored.label_dict
         if stored is not None:
@@ -84,7 +85,8 @@ class BEATs(Backbone):
         Returns:
             ``(x,)``, or ``(x, lprobs, padding_mask)`` with a label head.
             x: ``(B, T, C)``, or ``(layers + 1, B, T, C)`` with ``output_all_hiddens``.
-            lprobs: ``(B, classes)``, sigmoid (softmax for single-label models) of the mean of the patches' logits.
+            lprobs: ``(B, classes)``, sigmoid (softmax for single-label models) of the mean of the patches' logits;
+                with ``predictor_pool="bands"``, of logits of the mean over time.
             padding_mask: ``(B, T)`` bool, True = behind the clip's own patches.
 
         Raises:
@@ -147,6 +149,6 @@ class BEATs(Backbone):
         """As `logits`, from what `encode` gave."""
         if self.predictor is None:
             raise ValueError("This model has no label head: it was pre-trained, not fine-tuned.")
+        dropped = encoded._replace(x=self.predictor_dropout(encoded.x))
         # The mean of linear outputs is the linear output of the mean.
-        pooled = encoded._replace(x=self.predictor_dropout(encoded.x)).pooled()
-        return self.predictor(pooled)
+        return self.predictor(dropped.pooled_bands() if self.cfg.predictor_pool == "bands" else dropped.pooled())

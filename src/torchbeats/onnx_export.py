@@ -329,13 +329,16 @@ class _Writer:
         x = self._encoder(x, mask, layer)
 
         if "embedding" in outputs or "probabilities" in outputs:
-            embedding = self._mean(x, mask, counts)
+            embedding = pooled = self._mean(x, mask, counts)
+            if self.model.cfg.predictor_pool == "bands":
+                by_step = g.add("Reshape", x, g.integers(0, -1, grid.bands * width))
+                pooled = self._mean(by_step, g.behind(step_counts, g.size(by_step, 1)), step_counts)
         for name in outputs:
             match name:
                 case "embedding":
                     g.output(embedding, name, "FLOAT", ("batch", width))
                 case "probabilities":
-                    g.output(self._probabilities(embedding), name, "FLOAT", ("batch", self.model.cfg.predictor_class))
+                    g.output(self._probabilities(pooled), name, "FLOAT", ("batch", self.model.cfg.predictor_class))
                 case "steps":
                     by_step = g.add("Reshape", x, g.integers(0, -1, grid.bands, width))
                     steps = g.add("ReduceMean", by_step, axes=[2], keepdims=0)
@@ -557,11 +560,11 @@ class _Writer:
         total = g.add("ReduceSum", x, g.integers(1), keepdims=0)
         return g.add("Div", total, g.add("Unsqueeze", g.cast(counts, "FLOAT"), g.integers(1)))
 
-    def _probabilities(self, embedding: str) -> str:
+    def _probabilities(self, pooled: str) -> str:
         """``(B, classes)``; see `BEATs.probabilities`."""
         g, head = self.graph, self.model.predictor
         assert head is not None
-        logits = g.linear(embedding, head.weight, head.bias, "predictor", exact=True)
+        logits = g.linear(pooled, head.weight, head.bias, "predictor", exact=True)
         return (
             g.add("Softmax", logits, axis=-1)
             if self.model.cfg.problem_type == "single_label"

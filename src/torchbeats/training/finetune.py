@@ -64,13 +64,14 @@ def with_head(model: BEATs, labels: Sequence[str], problem_type: str, tuning: Tu
         finetuned_model=True,
         predictor_class=len(labels),
         predictor_dropout=tuning.dropout,
+        predictor_pool=tuning.pool,
         problem_type=problem_type,
         encoder_layerdrop=tuning.layerdrop,
         layer_wise_gradient_decay_ratio=tuning.gradient_decay,
     )
     tuned = BEATs(cfg, freeze=False)
     names = dict(enumerate(labels))
-    keep = model.label_dict == names
+    keep = model.label_dict == names and model.cfg.predictor_pool == tuning.pool
     weights = {n: t for n, t in model.state_dict().items() if keep or not n.startswith("predictor.")}
     tuned.load_state_dict({**tuned.state_dict(), **weights})
     tuned.label_dict = names

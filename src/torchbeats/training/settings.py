@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from torchbeats.config import PATCH_NORMALISATIONS, SIZES, BEATsConfig, TokenizersConfig
+from torchbeats.config import PATCH_NORMALISATIONS, PREDICTOR_POOLS, SIZES, BEATsConfig, TokenizersConfig
 
 
 class SettingsError(ValueError):
@@ -161,6 +161,7 @@ class Tuning:
     layerdrop: float = 0.0
     gradient_decay: float = 1.0  # the config's layer_wise_gradient_decay_ratio
     dropout: float = 0.1  # in front of the head
+    pool: str = "mean"  # what the head sees: the mean over all patches, as in the original; or "bands", over time alone
     average: float = 0.99  # the result is a moving average of the weights; a step keeps this share of it. 0: the last
     patience: int = 0  # epochs without a better validation before it ends early; 0: it does not
 
@@ -424,6 +425,7 @@ def _check_finetune(chosen: FinetuneSettings) -> None:
             "model.label_smoothing, layerdrop, dropout and average must be at least 0 and less than 1": all(
                 0 <= value < 1 for value in (model.label_smoothing, model.layerdrop, model.dropout, model.average)
             ),
+            "model.pool must be mean or bands": model.pool in PREDICTOR_POOLS,
             "model.freeze must be at least 0, or -1": model.freeze >= -1,
             "model.patience must be at least 0": model.patience >= 0,
             "trainer.clip must be at least 0": 0 <= trainer.clip < math.inf,
