@@ -35,7 +35,10 @@ def convert(
     if target.exists() and not overwrite:
         raise typer.BadParameter(f"{target} exists; use --overwrite to replace it.")
     model = load(source)
-    checkpoint.save(model, target, torch.float16 if half else None)
+    try:
+        checkpoint.save(model, target, torch.float16 if half else None)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     parameters = sum(parameter.numel() for parameter in model.parameters())
     labels = f", {len(model.label_dict)} labels" if model.label_dict else ""
     remark(
