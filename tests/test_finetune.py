@@ -250,6 +250,10 @@ def test_rare_classes_are_drawn_as_often_as_others():
     targets[:90, 0] = targets[90:, 1] = 1
     weights = class_weights(targets)
     assert weights[:90].sum() == pytest.approx(weights[90:].sum())
+    halfway = class_weights(targets, 0.5)
+    assert halfway[:90].sum() == pytest.approx(3 * halfway[90:].sum())  # nine times as many, drawn three times as often
+    targets[89] = 0  # an example of no class
+    assert class_weights(targets)[89] == class_weights(targets)[0]
 
 
 def test_long_sounds_are_drawn_no_oftener_than_short_ones_of_rare_classes(tmp_path):
@@ -343,6 +347,7 @@ def test_split_keeps_groups_together_and_every_class_in_training():
         "augment.mixup=-1",
         "augment.speed=0.9",
         "augment.delay=-1",
+        "data.balance=2",
         "data.validation=1",
         "nothing=1",
     ],

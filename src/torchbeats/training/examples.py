@@ -179,7 +179,12 @@ class Collate:
         return collate_labelled(items, self.grid, self.classes)
 
 
-def class_weights(targets: Floats) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """``(N,)``, how often to draw each example, so that all classes come equally often; by its rarest class."""
-    counts = np.maximum(targets.sum(0), 1)
-    return np.maximum((targets / counts).max(1), 1 / len(targets) / targets.shape[1]).astype(np.float64)
+def class_weights(targets: Floats, balance: float = 1.0) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """``(N,)``, how often to draw each example, by its rarest class; without one, as those of the commonest.
+
+    Args:
+        targets: ``(N, classes)``.
+        balance: 1: all classes come equally often; less: a class of n examples as often as n to the power of 1 - balance.
+    """
+    rarity = np.maximum(targets.sum(0), 1).astype(np.float64) ** -balance
+    return np.maximum((targets * rarity).max(1), rarity.min()).astype(np.float64)

@@ -491,7 +491,8 @@ class _Feed(L.LightningDataModule):
 
     def _batches(self, first: int = 0, rank: int = 0, world: int = 1) -> Batches:
         settings = self.run.settings
-        weights = class_weights(self.run.corpus.targets) if settings.data.balanced else None
+        balance = settings.data.balance
+        weights = class_weights(self.run.corpus.targets, balance) if balance else None
         data = as_data(settings.data)
         return Batches(self.run.corpus, data, settings.seed, self.grid, first, rank, world, weights=weights, fill=False)
 

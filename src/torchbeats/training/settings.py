@@ -127,7 +127,7 @@ class LabelledData:
     seconds: float = 10.0  # the most that the model hears at once, in training and in validation
     batch_seconds: float = 40.0  # audio in a batch, over all processes
     workers: int = -1  # see Data
-    balanced: bool = False  # draw all classes equally often
+    balance: float = 0.0  # 0: draw classes as often as they come; 1: all equally often; 0.5: by the root of their counts
     validation: float = 0.1  # share of the sounds that is held out, where the data have no split of their own
 
 
@@ -407,6 +407,7 @@ def _check_finetune(chosen: FinetuneSettings) -> None:
             "data.seconds must be at least 0.175": 0.175 <= data.seconds < math.inf,
             "data.batch_seconds must be at least data.seconds": data.seconds <= data.batch_seconds < math.inf,
             "data.workers must be at least 0, or -1": data.workers >= -1,
+            "data.balance must lie between 0 and 1": 0 <= data.balance <= 1,
             "data.validation must be at least 0 and less than 1": 0 <= data.validation < 1,
             "augment.gain_db and equaliser_db must be at least 0": 0 <= augment.gain_db < math.inf
             and 0 <= augment.equaliser_db < math.inf,
