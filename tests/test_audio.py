@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchbeats.audio import AUDIO_SUFFIXES, AudioError, AudioWarning, from_array, load, stream, windows
+from torchbeats.audio import AUDIO_SUFFIXES, AudioError, AudioWarning, delay, from_array, load, stream, windows
 
 RATE = 16_000
 SECONDS = 2.0
@@ -478,6 +478,22 @@ def test_arrays_that_are_no_sound_are_refused(samples, rate, reason):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=reason):
             from_array(samples, rate)
+
+
+def test_a_later_clip_has_its_own_quiet_before_it():
+    random = np.random.default_rng(0)
+    hum = 0.01 * np.sin(2 * np.pi * 120 * np.arange(4_000) / 16_000)
+    samples = np.concatenate([random.normal(0, 0.5, 4_000), hum]).astype(np.float32)
+    later = delay(samples, 2_500, random)
+    np.testing.assert_array_equal(later[2_500:], samples)
+    assert later.dtype == np.float32
+    before = later[:2_500]
+    # Filtered by 25 ms of a hum, noise has its loudness on average and nothing an octave above it.
+    assert 0.25 < before.std() / hum.std() < 4
+    spectrum = np.abs(np.fft.rfft(before * np.hanning(2_500))) ** 2
+    assert spectrum[: 2_500 * 240 // 16_000].sum() > 0.95 * spectrum.sum()
+    for short in (np.zeros(0, np.float32), np.ones(399, np.float32)):  # too short to have a quiet moment
+        np.testing.assert_array_equal(delay(short, 100, random), short)
 
 
 @given(st.data())

@@ -22,7 +22,7 @@ from torchbeats.folds import split
 from torchbeats.inputs import InputError
 from torchbeats.labelled import Example as Ex
 from torchbeats.labelled import Labelled, read_labelled
-from torchbeats.training.augment import change_speed, delay
+from torchbeats.training.augment import change_speed
 from torchbeats.training.data import Batches, Draw
 from torchbeats.training.examples import (
     LabelledBatch,
@@ -201,22 +201,6 @@ def test_a_faster_clip_is_shorter_and_higher():
     assert spectrum.argmax() * RATE / len(fast) == pytest.approx(500, abs=2)
 
 
-def test_a_later_clip_has_its_own_quiet_before_it():
-    random = np.random.default_rng(0)
-    hum = 0.01 * np.sin(2 * np.pi * 120 * np.arange(4_000) / RATE)
-    samples = np.concatenate([random.normal(0, 0.5, 4_000), hum]).astype(np.float32)
-    later = delay(samples, 2_500, random)
-    np.testing.assert_array_equal(later[2_500:], samples)
-    assert later.dtype == np.float32
-    before = later[:2_500]
-    # Filtered by 25 ms of a hum, noise has its loudness on average and nothing an octave above it.
-    assert 0.25 < before.std() / hum.std() < 4
-    spectrum = np.abs(np.fft.rfft(before * np.hanning(2_500))) ** 2
-    assert spectrum[: 2_500 * 240 // RATE].sum() > 0.95 * spectrum.sum()
-    for short in (np.zeros(0, np.float32), np.ones(399, np.float32)):  # too short to have a quiet moment
-        np.testing.assert_array_equal(delay(short, 100, random), short)
-
-
 def test_clips_begin_at_different_times(folder):
     _, corpus = corpus_of(folder)
     data = LabelledData(seconds=1.0, batch_seconds=8.0)
@@ -347,6 +331,7 @@ def test_split_keeps_groups_together_and_every_class_in_training():
         "augment.mixup=-1",
         "augment.speed=0.9",
         "augment.delay=-1",
+        "data.views=0",
         "data.balance=2",
         "data.validation=1",
         "nothing=1",

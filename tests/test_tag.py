@@ -485,6 +485,26 @@ def test_the_same_sound_twice(model, sounds):
     assert len(list(torchbeats.tag([path, path], model, every=0.5))) == 4
 
 
+def test_views_are_averaged(model, saved, run, tmp_path):
+    short = noise(0.4, seed=3)
+    soundfile.write(tmp_path / "short.wav", short, RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "longer.wav", noise(0.7, seed=4), RATE, subtype="FLOAT")
+    (row,) = torchbeats.tag(short, model, top=4, views=2)
+    step = model.grid.step_samples
+    later = torchbeats.audio.delay(short, step // 2, np.random.default_rng(step // 2))
+    assert len(later) == len(short) + step // 2
+    one, other = (dict(next(torchbeats.tag(samples, model, top=4)).labels) for samples in (short, later))
+    assert one != pytest.approx(other, abs=1e-3)
+    assert dict(row.labels) == pytest.approx({name: (one[name] + other[name]) / 2 for name in one}, abs=1e-6)
+    # In a batch with a longer clip, and in a timeline, the same noise comes before the same clip.
+    together = objects(run("tag", tmp_path, "-m", saved, "--views", "2", "--top", "4")[1])
+    assert of(together[1]) == pytest.approx(dict(row.labels), abs=1e-5)
+    (piece,) = torchbeats.tag(short, model, top=4, views=2, every=1.0)
+    assert dict(piece.labels) == pytest.approx(dict(row.labels), abs=1e-6)
+    with pytest.raises(ValueError, match="once or more, not 0"):
+        torchbeats.tag(short, model, views=0)
+
+
 def test_a_model_without_names():
     nameless = small_model(finetuned_model=True, predictor_class=2, problem_type="single_label")
     (row,) = torchbeats.tag(noise(1), nameless)

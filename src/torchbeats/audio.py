@@ -38,6 +38,8 @@ SUFFIXES = """
 # What a folder is searched for. A file that is named outright may be called anything: its content decides.
 AUDIO_SUFFIXES: frozenset[str] = frozenset(SUFFIXES.split())
 
+MOMENT = SAMPLE_RATE // 40  # samples of a clip that tell how quiet it can be: 25 ms
+
 READ_FRAMES = 1 << 16  # frames decoded at a time: 1.5 s at 44.1 kHz, 2 MB for 8 channels
 
 # The first bytes of files that hold plain samples, which libsndfile reads 10 to 20 times as fast as FFmpeg. Compressed
@@ -209,6 +211,24 @@ def from_array(samples: np.ndarray[Any, Any] | Tensor, rate: float = SAMPLE_RATE
     if (bad := _first_not_finite(mono)) is not None:
         raise ValueError(f"Sample {bad} is not a finite float32 number: remove or replace such samples first.")
     return _resampler(rate)(np.ascontiguousarray(mono), True)
+
+
+def delay(samples: Floats, count: int, random: np.random.Generator) -> Floats:
+    """Let a clip begin later, behind noise that sounds like its quietest 25 ms.
+
+    Args:
+        samples: ``(samples,)`` at 16 kHz.
+        count: of the samples that come before it.
+        random: draws the noise.
+    """
+    moments = samples[: len(samples) // MOMENT * MOMENT].reshape(-1, MOMENT)
+    if not count or not len(moments):
+        return samples
+    quiet = moments[np.square(moments).sum(1).argmin()]
+    # White noise that is filtered by a sound has that sound's spectrum.
+    white = random.standard_normal(count + MOMENT - 1).astype(np.float32)
+    noise = np.convolve(white, quiet, "valid") / np.float32(np.sqrt(MOMENT))
+    return np.concatenate([noise, samples])
 
 
 def windows(blocks: Iterable[Floats], length: int, hop: int, shortest: int) -> Iterator[tuple[int, Floats]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from torchbeats import audio
@@ -149,8 +150,12 @@ class Plan(BasePlan):
 class ScorePlan(BasePlan):
     """How class probabilities are made: a row a window.
 
+    Where in a short sound the model's steps of 160 ms begin is chance, and matters. More views take it out: each window
+    is heard so many times, a share of a step later each time, behind noise like its quietest moment.
+
     Args:
         hop: seconds from a window's start to the next; the window's length where not given.
+        views: of which the probabilities' mean is taken. So many times the work.
         window: seconds that the model sees at once; None for all of a sound, however long.
         batch_seconds: audio in a batch, padding included.
 
@@ -159,9 +164,12 @@ class ScorePlan(BasePlan):
     """
 
     hop: float | None = None
+    views: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.views < 1:
+            raise ValueError(f"A window is heard once or more, not {self.views} times.")
         _check_hop(self.hop, self.window)
 
     @property
@@ -183,10 +191,27 @@ class ScorePlan(BasePlan):
 
     def rows(self, model: Any, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
         """What becomes of a batch ``(B, samples)``: ``(1, classes)`` float32 probabilities for each clip."""
-        if isinstance(model, OnnxModel):
-            return iter(model.compute("probabilities", wav, lengths).numpy()[:, np.newaxis])
-        probabilities = model.probabilities(model.logits(wav, lengths=lengths))
-        return iter(probabilities.float().cpu().numpy()[:, np.newaxis])
+        total = _probabilities(model, wav, lengths)
+        for view in range(1, self.views):
+            total += _probabilities(model, *_later(wav, lengths, view * model.grid.step_samples // self.views))
+        return iter((total / self.views)[:, np.newaxis])
+
+
+def _probabilities(model: BEATs | OnnxModel, wav: Tensor, lengths: Tensor | None) -> Floats:
+    """``(B, classes)``."""
+    if isinstance(model, OnnxModel):
+        return np.array(model.compute("probabilities", wav, lengths))
+    return model.probabilities(model.logits(wav, lengths=lengths)).float().cpu().numpy()
+
+
+def _later(wav: Tensor, lengths: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
+    """A batch whose clips begin ``count`` samples later, and their lengths; the same noise for the same clip."""
+    ends = [wav.size(1)] * len(wav) if lengths is None else lengths.tolist()
+    later = wav.new_zeros(len(wav), wav.size(1) + count)
+    for row, clip, end in zip(later, wav, ends, strict=True):
+        delayed = audio.delay(clip[:end].float().cpu().numpy(), count, np.random.default_rng(count))
+        row[: len(delayed)] = torch.from_numpy(delayed)
+    return later, None if lengths is None else lengths + count
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ class TimelinePlan(ScorePlan):
 
     Args:
         hop: seconds of a row; the window's length where not given.
+        views: how often each window is heard; see `ScorePlan`.
         window: seconds that the model sees at once.
         batch_seconds: audio in a batch, padding included.
     """
@@ -126,7 +127,10 @@ class TimelinePlan(ScorePlan):
 
 
 def plan_for(
-    every: float | None = None, window: float | None = None, batch_seconds: float = BATCH_SECONDS
+    every: float | None = None,
+    window: float | None = None,
+    batch_seconds: float = BATCH_SECONDS,
+    views: int = 1,
 ) -> ScorePlan:
     """A timeline with a row ``every`` so many seconds, or a row a file where not given.
 
@@ -135,15 +139,17 @@ def plan_for(
         window: seconds that the model sees at once. Where not given, 10 for a row a file; for a timeline ``every``,
             but at least 2.
         batch_seconds: audio in a batch.
+        views: how often each window is heard; see `ScorePlan`.
 
     Raises:
         ValueError: a setting that makes no sense, named.
     """
     if every is None:
-        return ScorePlan(window=WINDOW_SECONDS if window is None else window, batch_seconds=batch_seconds)
+        window = WINDOW_SECONDS if window is None else window
+        return ScorePlan(window=window, batch_seconds=batch_seconds, views=views)
     if window is None:
         window = max(every, TIMELINE_WINDOW_SECONDS)
-    return TimelinePlan(every, window=window, batch_seconds=batch_seconds)
+    return TimelinePlan(every, window=window, batch_seconds=batch_seconds, views=views)
 
 
 def check_choice(top: int, threshold: float) -> None:
@@ -225,6 +231,7 @@ def tag(
     threshold: float = 0.0,
     every: float | None = None,
     window: float | None = None,
+    views: int = 1,
     batch_seconds: float = BATCH_SECONDS,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -241,6 +248,8 @@ def tag(
         every: seconds of a row in a timeline; a row a file where not given, the mean over its windows.
         window: seconds that the model sees at once: 10, in a timeline ``every`` but at least 2, where not given. A row
             of a timeline is scored by the window around its middle.
+        views: how often each window is heard, a share of a step of 160 ms later each time; probabilities are the mean.
+            For short sounds; it takes so many times as long.
         batch_seconds: audio in a batch; less of it takes less memory.
         device: the model goes there; where it is, if not given.
         dtype: the model takes it; its own, if not given.
@@ -252,7 +261,7 @@ def tag(
     Raises:
         ValueError: a setting that makes no sense, a model without labels, or inputs that name no files.
     """
-    plan = plan_for(every, window, batch_seconds)
+    plan = plan_for(every, window, batch_seconds, views)
     check_choice(top, threshold)
     if model is None:
         warnings.warn(hub.BUILT_IN_TAGGER_NOTE, stacklevel=2)

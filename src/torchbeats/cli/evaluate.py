@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from torchbeats import __version__, hub
 from torchbeats.cli.console import audio_progress, complain, remark
 from torchbeats.cli.labelled import DATA, Format, show
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Jobs, Window, device_called, opened
+from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Jobs, Views, Window, device_called, opened
 from torchbeats.config import BEATsConfig
 from torchbeats.evaluation import plots
 from torchbeats.evaluation.metrics import ClassFigures, Report, report
@@ -55,6 +55,7 @@ def evaluate(
     ] = None,
     format: Format = None,
     window: Window = WINDOW_SECONDS,
+    views: Views = 1,
     batch_seconds: BatchSeconds = BATCH_SECONDS,
     engine: Engine = None,
     device: Device = "auto",
@@ -68,7 +69,7 @@ def evaluate(
     exit status is 1.
     """
     try:
-        plan = ScorePlan(window=window, batch_seconds=batch_seconds)
+        plan = ScorePlan(window=window, batch_seconds=batch_seconds, views=views)
         device_called(device)
     except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
         raise typer.BadParameter(str(error)) from error
@@ -103,6 +104,7 @@ def evaluate(
         "split": split,
         "fold": fold,
         "window": plan.window,
+        "views": plan.views,
     }
     everything = described(found, about, rows)
     if out is not None:

@@ -63,6 +63,14 @@ Window = Annotated[
         "0.5 s joins the last window.",
     ),
 ]
+Views = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="For short sounds: hear each window so many times, a share of the model's step of 160 ms later each time, "
+        "and take the mean.",
+    ),
+]
 BatchSeconds = Annotated[float, typer.Option(help="Seconds of audio in a batch; less takes less memory.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one.")]
 Engine = Annotated[

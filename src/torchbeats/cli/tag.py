@@ -19,7 +19,7 @@ import typer
 
 from torchbeats import hub, timeline
 from torchbeats.cli.console import audio_progress, complain, remark
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Inputs, Jobs, device_called, opened
+from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Inputs, Jobs, Views, device_called, opened
 from torchbeats.files import replacing
 from torchbeats.inference import Group, Listener, groups
 from torchbeats.inputs import find_audio
@@ -99,6 +99,7 @@ def tag(
             "10; in a timeline as --every, but at least 2."
         ),
     ] = None,
+    views: Views = 1,
     batch_seconds: BatchSeconds = BATCH_SECONDS,
     engine: Engine = None,
     device: Device = "auto",
@@ -125,7 +126,7 @@ def tag(
         if threshold is None:
             threshold = TRACK_THRESHOLD if ending == ".txt" else 0.0
         check_choice(top, threshold)
-        plan = plan_for(every, window, batch_seconds)
+        plan = plan_for(every, window, batch_seconds, views)
         device_called(device)
     except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
         raise typer.BadParameter(str(error)) from error
@@ -212,7 +213,11 @@ class _Work:
         """Draw a picture of the one recording."""
         picture = timeline.Timeline(self.names, every)
         self.plan = timeline.HeardPlan(
-            every, window=self.plan.window, batch_seconds=self.plan.batch_seconds, hear=picture.spectrogram.add
+            every,
+            window=self.plan.window,
+            batch_seconds=self.plan.batch_seconds,
+            views=self.plan.views,
+            hear=picture.spectrogram.add,
         )
         with audio_progress(len(self.paths), 0) as listener:
             for row in scored(self._groups(listener), self.plan):

@@ -1,4 +1,4 @@
-"""Changes to sounds that leave what they are: loudness, bandwidth, pitch, speed, when they begin."""
+"""Changes to sounds that leave what they are: loudness, bandwidth, pitch, speed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 TELEPHONE_HZ = 4_000  # what is left of sound that was sampled at 8 kHz
 _ROLL_OFF_HZ = 300  # over which it goes
 DECIBEL = math.log(10) / 10  # of power, as natural logarithm
-_MOMENT = SAMPLE_RATE // 40  # samples of the quiet that a clip is taken to lie in
 CURVE_TERMS = 4  # cosines in an equaliser's curve: a tilt, a bow, and two finer ones
 
 
@@ -45,24 +44,6 @@ def change_speed(samples: Floats, factor: float) -> Floats:
     import soxr
 
     return np.asarray(soxr.resample(samples, SAMPLE_RATE * factor, SAMPLE_RATE, quality="LQ"), np.float32)
-
-
-def delay(samples: Floats, count: int, random: np.random.Generator) -> Floats:
-    """Let a clip begin later, behind noise that sounds like its quietest 25 ms.
-
-    Args:
-        samples: ``(samples,)`` at 16 kHz.
-        count: of the samples that come before it.
-        random: draws the noise.
-    """
-    moments = samples[: len(samples) // _MOMENT * _MOMENT].reshape(-1, _MOMENT)
-    if not count or not len(moments):
-        return samples
-    quiet = moments[np.square(moments).sum(1).argmin()]
-    # White noise that is filtered by a sound has that sound's spectrum.
-    white = random.standard_normal(count + _MOMENT - 1).astype(np.float32)
-    noise = np.convolve(white, quiet, "valid") / np.float32(math.sqrt(_MOMENT))
-    return np.concatenate([noise, samples])
 
 
 def low_pass(samples: Floats, hz: float) -> Floats:

@@ -17,7 +17,7 @@ from torchbeats import audio
 from torchbeats.audio import AudioError
 from torchbeats.labelled import Example, Labelled
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
-from torchbeats.training.augment import CURVE_TERMS, augment_waveform, change_speed, delay
+from torchbeats.training.augment import CURVE_TERMS, augment_waveform, change_speed
 from torchbeats.training.data import Corpus, Crops, Draw, Failure, Floats
 from torchbeats.training.settings import Augmentation, Data, LabelledData
 
@@ -126,7 +126,7 @@ class LabelledCrops(Crops):
         if a.speed and len(samples):
             samples = change_speed(samples, 1 + random.uniform(-a.speed, a.speed))
         if a.delay:
-            samples = delay(samples, int(random.integers(round(a.delay * SAMPLE_RATE) + 1)), random)
+            samples = audio.delay(samples, int(random.integers(round(a.delay * SAMPLE_RATE) + 1)), random)
         if a.roll:
             samples = np.roll(samples, random.integers(len(samples)))
         mix = max(share := random.beta(a.mixup, a.mixup), 1 - share) if a.mixup else 1.0

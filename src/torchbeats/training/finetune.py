@@ -50,7 +50,7 @@ from torchbeats.training.examples import (
     class_weights,
 )
 from torchbeats.training.loop import Listener, Report, RunFolder, fit, leads, workers
-from torchbeats.training.settings import Augmentation, FinetuneSettings, Optimiser, Tuning
+from torchbeats.training.settings import Augmentation, FinetuneSettings, LabelledData, Optimiser, Tuning
 from torchbeats.training.task import Task
 
 _MAY_CHANGE = ("trainer", "data.workers")
@@ -240,7 +240,7 @@ class Validate(Callback):
     def _ask(self, model: BEATs) -> None:
         place = self.run.place
         try:
-            found = evaluate(model, self.labelled, self.run.settings.data.seconds, place.skip)
+            found = evaluate(model, self.labelled, self.run.settings.data, place.skip)
         except InputError as error:  # no reason to lose an epoch's work; the last one is the result then
             place.listener.warn(f"Nothing to validate on: {error}")
             return
@@ -253,11 +253,16 @@ class Validate(Callback):
             self.since += 1
 
 
-def evaluate(model: BEATs, labelled: Labelled, seconds: float, skip: Callable[[Failure], None]) -> metrics.Report:
+def scores_for(data: LabelledData) -> ScorePlan:
+    """How a model is asked about held-out examples."""
+    return ScorePlan(window=data.seconds, views=data.views)
+
+
+def evaluate(model: BEATs, labelled: Labelled, data: LabelledData, skip: Callable[[Failure], None]) -> metrics.Report:
     """What a model makes of examples; of those that cannot be read ``skip`` is told."""
     training = model.training
     try:
-        plan = ScorePlan(window=seconds)
+        plan = scores_for(data)
         rows = rows_of(labelled.examples, model.eval(), plan, on_failure=lambda path, why: skip(Failure(path, why)))
     finally:
         model.train(training)
@@ -440,7 +445,7 @@ class CrossValidation:
             return arrays["heard"], arrays["values"]
 
     def _ask(self, model: BEATs, fold: Fold) -> tuple[metrics.Array, metrics.Array]:
-        plan = ScorePlan(window=self.settings.data.seconds)
+        plan = scores_for(self.settings.data)
         examples = self.labelled.subset(fold.test.tolist()).examples
         try:
             rows = rows_of(examples, model, plan, on_failure=lambda path, why: self.place.skip(Failure(path, why)))

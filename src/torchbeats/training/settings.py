@@ -128,6 +128,7 @@ class LabelledData:
     batch_seconds: float = 40.0  # audio in a batch, over all processes
     workers: int = -1  # see Data
     balance: float = 0.0  # 0: draw classes as often as they come; 1: all equally often; 0.5: by the root of their counts
+    views: int = 1  # validation hears each sound so many times, a share of a step later each time, and takes the mean
     validation: float = 0.1  # share of the sounds that is held out, where the data have no split of their own
 
 
@@ -407,6 +408,7 @@ def _check_finetune(chosen: FinetuneSettings) -> None:
             "data.seconds must be at least 0.175": 0.175 <= data.seconds < math.inf,
             "data.batch_seconds must be at least data.seconds": data.seconds <= data.batch_seconds < math.inf,
             "data.workers must be at least 0, or -1": data.workers >= -1,
+            "data.views must be at least 1": data.views >= 1,
             "data.balance must lie between 0 and 1": 0 <= data.balance <= 1,
             "data.validation must be at least 0 and less than 1": 0 <= data.validation < 1,
             "augment.gain_db and equaliser_db must be at least 0": 0 <= augment.gain_db < math.inf
