@@ -10,7 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.mark.parametrize("name", ["throughput", "mixed_lengths", "long_recordings", "cold_start"])
+@pytest.mark.parametrize("name", ["throughput", "mixed_lengths", "long_recordings", "cold_start", "where_time_goes"])
 def test_quick(name, tmp_path, monkeypatch):
     out = tmp_path / "table.md"
     monkeypatch.syspath_prepend(BENCHMARKS)

@@ -18,7 +18,7 @@ from torchbeats.inputs import InputError
 from torchbeats.labelled import Labelled, few, read_labelled
 
 if TYPE_CHECKING:
-    from torchbeats.training.finetune import CrossValidated
+    from torchbeats.training.cross_validation import CrossValidated
 
 
 def finetune(
@@ -72,7 +72,8 @@ def finetune(
     """
     try:
         from torchbeats.cli.training import Display
-        from torchbeats.training.finetune import CrossValidation, Finetune
+        from torchbeats.training.cross_validation import CrossValidation
+        from torchbeats.training.finetune import Finetune
     except ModuleNotFoundError as error:
         raise typer.BadParameter(
             f"Training needs a few packages more ({error.name} is missing): pip install 'torchbeats[train]'."

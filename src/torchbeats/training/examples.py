@@ -184,7 +184,7 @@ def class_weights(targets: Floats, balance: float = 1.0) -> np.ndarray[Any, np.d
 
     Args:
         targets: ``(N, classes)``.
-        balance: 1: all classes come equally often; less: a class of n examples as often as n to the power of 1 - balance.
+        balance: 1: all classes come equally often; 0.5: by the square roots of their counts.
     """
     rarity = np.maximum(targets.sum(0), 1).astype(np.float64) ** -balance
     return np.maximum((targets * rarity).max(1), rarity.min()).astype(np.float64)

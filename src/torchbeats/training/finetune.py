@@ -3,11 +3,6 @@
 RUN/run.yaml, metrics.csv, skipped.jsonl, tensorboard/     as in pre-training
 RUN/model.safetensors                                      the result, which carries its labels
 RUN/validation.json                                        what it makes of the sounds that were held out
-
-A cross-validation is a fine-tuning for each fold, in RUN/fold-1 and so on. There
-
-RUN/fold-1/scores.npz                                      is what its model makes of the sounds of the fold
-RUN/validation.json                                        what the models make of all sounds, each of its own fold's
 """
 
 from __future__ import annotations
@@ -16,12 +11,10 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import lightning as L
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
@@ -33,8 +26,7 @@ from torchbeats import checkpoint
 from torchbeats.config import BEATsConfig
 from torchbeats.evaluation import metrics
 from torchbeats.evaluation.rows import rows_of
-from torchbeats.files import replacing, write_json
-from torchbeats.folds import Design, Fold, share_of
+from torchbeats.files import write_json
 from torchbeats.inputs import InputError
 from torchbeats.labelled import Labelled, few
 from torchbeats.model import BEATs
@@ -49,11 +41,11 @@ from torchbeats.training.examples import (
     as_data,
     class_weights,
 )
-from torchbeats.training.loop import Listener, Report, RunFolder, fit, leads, workers
+from torchbeats.training.loop import Listener, Report, RunFolder, fit, workers
 from torchbeats.training.settings import Augmentation, FinetuneSettings, LabelledData, Optimiser, Tuning
 from torchbeats.training.task import Task
 
-_MAY_CHANGE = ("trainer", "data.workers")
+MAY_CHANGE = ("trainer", "data.workers")
 _COLUMNS = ("loss", "train_accuracy", "score", "accuracy", "mAP", "macro_f1")
 
 
@@ -313,7 +305,7 @@ class Finetune:
         sounds = fingerprint(labelled.examples, [] if held_out is None else held_out.examples)
         about = {**about, "sounds": sounds, "classes": labelled.classes, "problem_type": labelled.problem_type}
         about |= settings.to_dict()
-        self.place.claim(about, FinetuneSettings().to_dict(), _MAY_CHANGE)
+        self.place.claim(about, FinetuneSettings().to_dict(), MAY_CHANGE)
         if unheard := [name for name, count in labelled.counts().items() if not count]:
             self.place.listener.warn(f"There is nothing to train on for {few(unheard)}; they will not be known.")
         torch.manual_seed(settings.seed)
@@ -360,118 +352,6 @@ class Finetune:
             state.unlink(missing_ok=True)
         trainer.strategy.barrier()
         return final
-
-
-class CrossValidation:
-    """Fine-tunings that each leave other sounds out, and are asked about them: an honest figure for a recipe.
-
-    A fold's sounds play no part in its training, not even to tell which epoch was the best: the model is that of the
-    last one. To stop early (``model.patience``), a share of the training sounds is held out besides.
-
-    Args:
-        folder: of the run; one that was stopped goes on where it was.
-        model: to begin with, each time.
-        labelled: the examples.
-        plan: what is held out when.
-        settings: of each fine-tuning.
-        about: what else decides the result, for run.yaml.
-        listener: told of the progress.
-
-    Raises:
-        SettingsError: the folder holds a run with other settings.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        model: BEATs,
-        labelled: Labelled,
-        plan: Design,
-        settings: FinetuneSettings,
-        about: dict[str, Any],
-        listener: Listener | None = None,
-    ) -> None:
-        self.folder, self.model, self.labelled, self.plan, self.settings = folder, model, labelled, plan, settings
-        self.about, self.listener = about, listener
-        self.place = RunFolder(folder, listener)
-        # The folds' results are kept by number, so they must be of these very sounds.
-        sounds = fingerprint(labelled.examples, [fold.test.tolist() for fold in plan.folds])
-        about = {**about, "held_out": plan.name, "sounds": sounds, "classes": labelled.classes, **settings.to_dict()}
-        self.place.claim(about, FinetuneSettings().to_dict(), _MAY_CHANGE)
-
-    def run(self) -> CrossValidated | None:
-        """Do what is not done yet; returns the figures, in the process that leads."""
-        parts = [self._fold(number, fold) for number, fold in enumerate(self.plan.folds, start=1)]
-        if not leads():
-            return None
-        asked = np.concatenate([heard for heard, _ in parts])
-        scores = np.concatenate([values for _, values in parts])
-        if not len(asked):
-            raise InputError("Not one of the sounds that were held out can be read.")
-        truth = self.labelled.subset(asked.tolist()).targets()
-        measure = metrics.accuracy if truth.ndim == 1 else metrics.mean_average_precision
-        ends = np.cumsum([0, *(len(heard) for heard, _ in parts)])
-        found = CrossValidated(
-            metrics.report(truth, scores, self.labelled.classes),
-            metrics.bootstrap(truth, scores, self.plan.units[asked]),
-            [measure(truth[a:b], scores[a:b]) if a < b else math.nan for a, b in pairwise(ends)],
-        )
-        write_json(self.folder / "validation.json", found.to_dict(self.plan))
-        return found
-
-    def _fold(self, number: int, fold: Fold) -> tuple[metrics.Array, metrics.Array]:
-        """Which of the examples were heard, and their scores ``(heard, classes)``."""
-        folder = self.folder / f"fold-{number}"
-        file = folder / "scores.npz"
-        if not file.exists():
-            training, validation = self.labelled.subset(fold.train.tolist()), None
-            if self.settings.model.patience:
-                if drawn := share_of(training, self.settings.data.validation, self.settings.seed):
-                    training, validation = training.without(drawn), training.subset(drawn)
-                else:
-                    reason = "no class is large enough to hold out some of its sounds"
-                    self.place.listener.warn(f"Fold {number}: model.patience has no effect, as {reason}.")
-            self.place.listener.say(f"Fold {number} of {len(self.plan.folds)}")
-            about = {**self.about, "held_out": f"{self.plan.name}: {number}"}
-            run = Finetune(folder, self.model, training, validation, self.settings, about, self.listener)
-            result = run.train()
-            if leads():
-                heard, values = self._ask(BEATs(result), fold)
-                with replacing(file) as temporary, temporary.open("wb") as stream:
-                    np.savez(stream, heard=heard, values=values)
-        if not leads():
-            return np.empty(0, np.int64), np.empty((0, 0))
-        with np.load(file) as arrays:
-            return arrays["heard"], arrays["values"]
-
-    def _ask(self, model: BEATs, fold: Fold) -> tuple[metrics.Array, metrics.Array]:
-        plan = scores_for(self.settings.data)
-        examples = self.labelled.subset(fold.test.tolist()).examples
-        try:
-            rows = rows_of(examples, model, plan, on_failure=lambda path, why: self.place.skip(Failure(path, why)))
-        except InputError:  # nothing of this fold can be read, which must not cost the others
-            return fold.test[:0], np.empty((0, len(self.labelled.classes)), np.float32)
-        return fold.test[rows.heard], rows.values
-
-
-class CrossValidated(NamedTuple):
-    """What a cross-validation found.
-
-    Attributes:
-        report: figures over all sounds that were held out.
-        interval: 95 % confidence of accuracy, or mAP, by a bootstrap over sounds or groups.
-        by_fold: accuracy or mAP of each fold; NaN where none of its sounds can be read.
-    """
-
-    report: metrics.Report
-    interval: tuple[float, float]
-    by_fold: list[float]
-
-    def to_dict(self, plan: Design) -> dict[str, Any]:
-        """As validation.json has it."""
-        found = {"held_out": plan.name, "interval": self.interval, "interval_over": plan.unit}
-        found |= {"folds": plan.names, "by_fold": self.by_fold}
-        return found | figures(self.report)
 
 
 def fingerprint(*lists: Sequence[Any]) -> str:

@@ -127,7 +127,7 @@ class LabelledData:
     seconds: float = 10.0  # the most that the model hears at once, in training and in validation
     batch_seconds: float = 40.0  # audio in a batch, over all processes
     workers: int = -1  # see Data
-    balance: float = 0.0  # 0: draw classes as often as they come; 1: all equally often; 0.5: by the root of their counts
+    balance: float = 0.0  # 0: draw classes as often as they come; 1: all equally often; 0.5: by their counts' roots
     views: int = 1  # validation hears each sound so many times, a share of a step later each time, and takes the mean
     validation: float = 0.1  # share of the sounds that is held out, where the data have no split of their own
 

@@ -1,0 +1,139 @@
+"""A fine-tuning for each fold of labelled sounds, and what the models make of what they did not hear.
+
+RUN/fold-1, fold-2, …          a fine-tuning each
+RUN/fold-1/scores.npz          what its model makes of the sounds of the fold
+RUN/validation.json            what the models make of all sounds, each of its own fold's
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from torchbeats.evaluation import metrics
+from torchbeats.evaluation.rows import rows_of
+from torchbeats.files import replacing, write_json
+from torchbeats.folds import Design, Fold, share_of
+from torchbeats.inputs import InputError
+from torchbeats.labelled import Labelled
+from torchbeats.model import BEATs
+from torchbeats.training.data import Failure
+from torchbeats.training.finetune import MAY_CHANGE, Finetune, figures, fingerprint, scores_for
+from torchbeats.training.loop import Listener, RunFolder, leads
+from torchbeats.training.settings import FinetuneSettings
+
+
+class CrossValidation:
+    """Fine-tunings that each leave other sounds out, and are asked about them: an honest figure for a recipe.
+
+    A fold's sounds play no part in its training, not even to tell which epoch was the best: the model is that of the
+    last one. To stop early (``model.patience``), a share of the training sounds is held out besides.
+
+    Args:
+        folder: of the run; one that was stopped goes on where it was.
+        model: to begin with, each time.
+        labelled: the examples.
+        plan: what is held out when.
+        settings: of each fine-tuning.
+        about: what else decides the result, for run.yaml.
+        listener: told of the progress.
+
+    Raises:
+        SettingsError: the folder holds a run with other settings.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: BEATs,
+        labelled: Labelled,
+        plan: Design,
+        settings: FinetuneSettings,
+        about: dict[str, Any],
+        listener: Listener | None = None,
+    ) -> None:
+        self.folder, self.model, self.labelled, self.plan, self.settings = folder, model, labelled, plan, settings
+        self.about, self.listener = about, listener
+        self.place = RunFolder(folder, listener)
+        # The folds' results are kept by number, so they must be of these very sounds.
+        sounds = fingerprint(labelled.examples, [fold.test.tolist() for fold in plan.folds])
+        about = {**about, "held_out": plan.name, "sounds": sounds, "classes": labelled.classes, **settings.to_dict()}
+        self.place.claim(about, FinetuneSettings().to_dict(), MAY_CHANGE)
+
+    def run(self) -> CrossValidated | None:
+        """Do what is not done yet; returns the figures, in the process that leads."""
+        parts = [self._fold(number, fold) for number, fold in enumerate(self.plan.folds, start=1)]
+        if not leads():
+            return None
+        asked = np.concatenate([heard for heard, _ in parts])
+        scores = np.concatenate([values for _, values in parts])
+        if not len(asked):
+            raise InputError("Not one of the sounds that were held out can be read.")
+        truth = self.labelled.subset(asked.tolist()).targets()
+        measure = metrics.accuracy if truth.ndim == 1 else metrics.mean_average_precision
+        ends = np.cumsum([0, *(len(heard) for heard, _ in parts)])
+        found = CrossValidated(
+            metrics.report(truth, scores, self.labelled.classes),
+            metrics.bootstrap(truth, scores, self.plan.units[asked]),
+            [measure(truth[a:b], scores[a:b]) if a < b else math.nan for a, b in pairwise(ends)],
+        )
+        write_json(self.folder / "validation.json", found.to_dict(self.plan))
+        return found
+
+    def _fold(self, number: int, fold: Fold) -> tuple[metrics.Array, metrics.Array]:
+        """Which of the examples were heard, and their scores ``(heard, classes)``."""
+        folder = self.folder / f"fold-{number}"
+        file = folder / "scores.npz"
+        if not file.exists():
+            training, validation = self.labelled.subset(fold.train.tolist()), None
+            if self.settings.model.patience:
+                if drawn := share_of(training, self.settings.data.validation, self.settings.seed):
+                    training, validation = training.without(drawn), training.subset(drawn)
+                else:
+                    reason = "no class is large enough to hold out some of its sounds"
+                    self.place.listener.warn(f"Fold {number}: model.patience has no effect, as {reason}.")
+            self.place.listener.say(f"Fold {number} of {len(self.plan.folds)}")
+            about = {**self.about, "held_out": f"{self.plan.name}: {number}"}
+            run = Finetune(folder, self.model, training, validation, self.settings, about, self.listener)
+            result = run.train()
+            if leads():
+                heard, values = self._ask(BEATs(result), fold)
+                with replacing(file) as temporary, temporary.open("wb") as stream:
+                    np.savez(stream, heard=heard, values=values)
+        if not leads():
+            return np.empty(0, np.int64), np.empty((0, 0))
+        with np.load(file) as arrays:
+            return arrays["heard"], arrays["values"]
+
+    def _ask(self, model: BEATs, fold: Fold) -> tuple[metrics.Array, metrics.Array]:
+        plan = scores_for(self.settings.data)
+        examples = self.labelled.subset(fold.test.tolist()).examples
+        try:
+            rows = rows_of(examples, model, plan, on_failure=lambda path, why: self.place.skip(Failure(path, why)))
+        except InputError:  # nothing of this fold can be read, which must not cost the others
+            return fold.test[:0], np.empty((0, len(self.labelled.classes)), np.float32)
+        return fold.test[rows.heard], rows.values
+
+
+class CrossValidated(NamedTuple):
+    """What a cross-validation found.
+
+    Attributes:
+        report: figures over all sounds that were held out.
+        interval: 95 % confidence of accuracy, or mAP, by a bootstrap over sounds or groups.
+        by_fold: accuracy or mAP of each fold; NaN where none of its sounds can be read.
+    """
+
+    report: metrics.Report
+    interval: tuple[float, float]
+    by_fold: list[float]
+
+    def to_dict(self, plan: Design) -> dict[str, Any]:
+        """As validation.json has it."""
+        found = {"held_out": plan.name, "interval": self.interval, "interval_over": plan.unit}
+        found |= {"folds": plan.names, "by_fold": self.by_fold}
+        return found | figures(self.report)
