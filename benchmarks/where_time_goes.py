@@ -7,14 +7,12 @@ speed; the last line of a table is that of the linear layers of the whole batch 
 `--rounds` passes, float32, on a CPU.
 """
 
-import os
 import time
 from collections import defaultdict
+from contextlib import contextmanager
 from functools import wraps
 
 import bench
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or the profiler tells of every start and stop
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -42,6 +40,20 @@ def labelled(function, name):
             return function(*args, **kwargs)
 
     return call
+
+
+@contextmanager
+def labels():
+    """For a while, the profiler shows the model's parts by name."""
+    places = [(kernels, "linear"), (kernels, "attention"), (kernels, "convolution"), (Fbank, "forward")]
+    plain = [getattr(*place) for place in places]
+    for (owner, name), function in zip(places, plain, strict=True):
+        setattr(owner, name, labelled(function, f"part:{'spectrogram' if owner is Fbank else name}"))
+    try:
+        yield
+    finally:
+        for place, function in zip(places, plain, strict=True):
+            setattr(*place, function)
 
 
 def part_of(event):
@@ -99,17 +111,14 @@ def main():
         torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = torchbeats.BEATs(torchbeats.BEATsConfig(torchbeats.SIZES[options.size]))
-    kinds = {"linear": "linear", "attention": "attention", "convolution": "convolution"}
-    for name, part in kinds.items():
-        setattr(kernels, name, labelled(getattr(kernels, name), f"part:{part}"))
-    Fbank.forward = labelled(Fbank.forward, "part:spectrogram")
     parts = [f"# Where the time goes, {options.size}, float32"]
     for case in options.cases:
         clips, seconds = case.split("x")
         wav = torch.randn(int(clips), round(float(seconds) * 16000)) / 10
         with torch.inference_mode():
             tokens = model.extract_features(wav[:1])[0].size(1)
-        taken, found = shares(model, wav, options.rounds)
+        with labels():
+            taken, found = shares(model, wav, options.rounds)
         work, speed = products(model, wav, tokens, options.rounds)
         rows = [
             (

@@ -104,6 +104,17 @@ def test_single_label_folders(run, single, sounds, tmp_path):
     assert (tmp_path / "out/confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_views(run, single, sounds, tmp_path):
+    status, out, _ = run(sounds, "-m", single, "-o", tmp_path / "out", "--views", 3)
+    assert status == 0
+    assert json.loads(out)["views"] == 3
+    table = pq.read_table(tmp_path / "out/scores.parquet")
+    assert json.loads(table.schema.metadata[b"torchbeats"])["views"] == 3
+    for path, row in zip(table["path"].to_pylist(), table["scores"].to_pylist(), strict=True):
+        (tags,) = torchbeats.tag(path, str(single), top=3, views=3)
+        assert dict(zip(CLASSES, row, strict=True)) == pytest.approx(dict(tags.labels), abs=1e-5)
+
+
 def test_multi_label_list(run, multi, sounds, tmp_path):
     """Ids and names for the same classes, a piece of a file, a file of many windows, a class without examples."""
     (sounds / "long.wav").write_bytes(b"")

@@ -236,8 +236,9 @@ def test_rare_classes_are_drawn_as_often_as_others():
     assert weights[:90].sum() == pytest.approx(weights[90:].sum())
     halfway = class_weights(targets, 0.5)
     assert halfway[:90].sum() == pytest.approx(3 * halfway[90:].sum())  # nine times as many, drawn three times as often
-    targets[89] = 0  # an example of no class
-    assert class_weights(targets)[89] == class_weights(targets)[0]
+    targets[:60] = 0  # of no class, which is one more
+    weights = class_weights(targets)
+    assert weights[:60].sum() == pytest.approx(weights[60:90].sum()) == pytest.approx(weights[90:].sum())
 
 
 def test_long_sounds_are_drawn_no_oftener_than_short_ones_of_rare_classes(tmp_path):
@@ -445,6 +446,7 @@ def test_cross_validation_asks_about_every_sound_once(folder, weights, tmp_path,
         print(f"{folder / 'tief' / 'gone.wav'},tief,1", file=file)
     out = tmp_path / "run"
     options = (*QUICK, "--epochs", 25, "--set", "model.lr=3e-3", "--set", "model.average=0.9")
+    options += ("--set", "data.views=2")
     by = ("--group-from", r"([0-9])\.wav$", "--folds", 2)
     command = ("finetune", tmp_path / "list.csv", "-m", weights, "-o", out, *by, *options)
     assert run(monkeypatch, *command) == 0
@@ -461,6 +463,11 @@ def test_cross_validation_asks_about_every_sound_once(folder, weights, tmp_path,
     heard = [np.load(out / f"fold-{k}" / "scores.npz")["heard"].tolist() for k in (1, 2)]
     assert sorted(heard[0] + heard[1]) == list(range(18))
     assert not {i % 6 for i in heard[0]} & {i % 6 for i in heard[1]}  # the number is the group
+    with np.load(out / "fold-1" / "scores.npz") as kept:
+        scores = dict(zip(kept["heard"].tolist(), kept["values"], strict=True))
+    heard_first = folder / "tief" / f"{min(heard[0])}.wav"
+    (tags,) = torchbeats.tag(heard_first, str(out / "fold-1" / "model.safetensors"), top=3, views=2, window=1)
+    assert max(scores[min(heard[0])]) == pytest.approx(tags.labels[0][1], abs=1e-5)
     before = (out / "fold-1" / "model.safetensors").stat().st_mtime_ns
     (out / "fold-2" / "scores.npz").unlink()  # as if it had been stopped there
     (out / "validation.json").unlink()

@@ -486,23 +486,35 @@ def test_the_same_sound_twice(model, sounds):
 
 
 def test_views_are_averaged(model, saved, run, tmp_path):
-    short = noise(0.4, seed=3)
+    short, step = noise(0.4, seed=3), model.grid.step_samples
     soundfile.write(tmp_path / "short.wav", short, RATE, subtype="FLOAT")
     soundfile.write(tmp_path / "longer.wav", noise(0.7, seed=4), RATE, subtype="FLOAT")
     (row,) = torchbeats.tag(short, model, top=4, views=2)
-    step = model.grid.step_samples
     later = torchbeats.audio.delay(short, step // 2, np.random.default_rng(step // 2))
     assert len(later) == len(short) + step // 2
     one, other = (dict(next(torchbeats.tag(samples, model, top=4)).labels) for samples in (short, later))
     assert one != pytest.approx(other, abs=1e-3)
-    assert dict(row.labels) == pytest.approx({name: (one[name] + other[name]) / 2 for name in one}, abs=1e-6)
+    mean = {name: (one[name] + other[name]) / 2 for name in one}
+    assert dict(row.labels) == pytest.approx(mean, abs=1e-6)
     # In a batch with a longer clip, and in a timeline, the same noise comes before the same clip.
     together = objects(run("tag", tmp_path, "-m", saved, "--views", "2", "--top", "4")[1])
-    assert of(together[1]) == pytest.approx(dict(row.labels), abs=1e-5)
+    assert of(together[1]) == pytest.approx(mean, abs=1e-5)
     (piece,) = torchbeats.tag(short, model, top=4, views=2, every=1.0)
-    assert dict(piece.labels) == pytest.approx(dict(row.labels), abs=1e-6)
-    with pytest.raises(ValueError, match="once or more, not 0"):
-        torchbeats.tag(short, model, views=0)
+    assert dict(piece.labels) == pytest.approx(mean, abs=1e-6)
+    for views in (0, 1.5):
+        with pytest.raises(ValueError, match="once or more, not"):
+            torchbeats.tag(short, model, views=views)
+
+
+def test_views_of_a_clip_that_is_too_short_for_the_model(model):
+    """It is lengthened with silence, which is not the quiet that it comes from."""
+    short = noise(0.1, seed=6)
+    one, both = (dict(next(torchbeats.tag(short, model, top=4, views=views)).labels) for views in (1, 2))
+    count = model.grid.step_samples // 2
+    later = torchbeats.audio.delay(short, count, np.random.default_rng(count))
+    later = np.pad(later, (0, model.grid.min_samples - len(short)))
+    other = dict(next(torchbeats.tag(later, model, top=4)).labels)
+    assert both == pytest.approx({name: (one[name] + other[name]) / 2 for name in one}, abs=1e-6)
 
 
 def test_a_model_without_names():

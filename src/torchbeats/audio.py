@@ -214,16 +214,19 @@ def from_array(samples: np.ndarray[Any, Any] | Tensor, rate: float = SAMPLE_RATE
 
 
 def delay(samples: Floats, count: int, random: np.random.Generator) -> Floats:
-    """Let a clip begin later, behind noise that sounds like its quietest 25 ms.
+    """Let a clip begin later, behind noise that sounds like its quietest 25 ms; behind silence if it is shorter.
 
     Args:
         samples: ``(samples,)`` at 16 kHz.
-        count: of the samples that come before it.
+        count: samples of noise that come before it.
         random: draws the noise.
+
+    Returns:
+        ``(count + samples,)``.
     """
     moments = samples[: len(samples) // MOMENT * MOMENT].reshape(-1, MOMENT)
     if not count or not len(moments):
-        return samples
+        return np.pad(samples, (count, 0))
     quiet = moments[np.square(moments).sum(1).argmin()]
     # White noise that is filtered by a sound has that sound's spectrum.
     white = random.standard_normal(count + MOMENT - 1).astype(np.float32)

@@ -7,12 +7,10 @@ depends on the inputs alone: a run that starts again at a group's end computes t
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import queue
 import threading
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,7 +42,6 @@ Sound: TypeAlias = (
 
 GROUP_BATCHES = 8  # how many batches' worth of audio is sorted by length together
 WINDOWS_AHEAD = 4  # of each file that is being decoded
-TRIM_SECONDS = 10  # between two times that freed memory goes back to the system: that costs a tenth of one
 
 
 @dataclass(frozen=True)
@@ -282,7 +279,6 @@ def groups(
     decoded = _decode_ahead(islice(sounds, start.inputs, None), plan, model.grid, jobs or min(4, os.cpu_count() or 1))
     group, clips, held = Group(), list[_Clip](), 0.0
     inputs, skip, seen = start.inputs, start.windows, 0
-    trimmed = time.monotonic()
     for name, event in decoded:
         if isinstance(event, _Clip):
             seen += 1
@@ -300,20 +296,8 @@ def groups(
             group.position = Position(inputs, seen)
             yield _compute(group, clips, model, plan, listener)
             group, clips, held = Group(), [], 0.0
-            if time.monotonic() - trimmed > TRIM_SECONDS:
-                _trim_heap()
-                trimmed = time.monotonic()
     group.position = Position(inputs, seen)
     yield _compute(group, clips, model, plan, listener)
-
-
-def _trim_heap() -> None:
-    """Give freed memory back, where the C library can: glibc's keeps it, in pieces, and more of it with every hour."""
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # of a Mac, musl; Windows
-        return
-    trim(0)
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------

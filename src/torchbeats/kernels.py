@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 CACHED_SCORES = 2**19  # 2 MB: attention scores that a processor core's caches hold, more or less
-FEWEST_QUERIES = 256  # at a time: each product rearranges all keys first
+FEWEST_QUERIES = 512  # at a time: each product rearranges all keys first
 SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}  # gated bias made at once for a fused call, in numbers: 16 MB, 256 MB
 ROWS_AT_ONCE = 1024  # of a feed-forward part: enough for a matrix product at full speed, few enough for the cache
 SPECTRAL_TAPS = 32  # a kernel shorter than that is as fast as it is
@@ -286,6 +286,7 @@ def _in_cache(
         for h in (slice(first, first + heads) for first in range(0, H, heads)):
             key = k[b, h, keys].flatten(0, 1).transpose(1, 2)
             value = v[b, h, keys].flatten(0, 1)
+            weigh = _onednn_weighing(value)
             for t in (slice(first, first + queries) for first in range(0, T, queries)):
                 query = q[b, h, t]
                 shape = (*query.shape[:3], S_b)
@@ -309,8 +310,20 @@ def _in_cache(
                 torch.softmax(scores, dim=-1, out=scores)
                 if blind is not None:
                     scores.masked_fill_(blind, 0)
-                out[b, h, t] = torch.bmm(flat, value).view_as(query)
+                out[b, h, t] = (torch.bmm(flat, value) if weigh is None else weigh(flat)).view_as(query)
     return out
+
+
+def _onednn_weighing(value: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """``weights @ value`` by oneDNN, for one long sequence at a time: there it is a fifth faster than MKL's product.
+
+    Args:
+        value: ``(clips * heads, S, D)``.
+    """
+    if len(value) > 1 or _ONEDNN_PRODUCT is None or not torch.backends.mkldnn.enabled:
+        return None
+    product, turned = _ONEDNN_PRODUCT, value[0].T.contiguous()
+    return lambda weights: product(weights[0], turned, None, "none", [], "none")
 
 
 def linear(layer: nn.Module, x: Tensor, gelu: bool = False) -> Tensor:

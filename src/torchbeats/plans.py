@@ -151,7 +151,8 @@ class ScorePlan(BasePlan):
     """How class probabilities are made: a row a window.
 
     Where in a short sound the model's steps of 160 ms begin is chance, and matters. More views take it out: each window
-    is heard so many times, a share of a step later each time, behind noise like its quietest moment.
+    is heard so many times, a share of a step later each time, behind noise like its quietest moment. A view, too, hears
+    whole steps alone, so the end of a sound of one or two steps is not in all of them.
 
     Args:
         hop: seconds from a window's start to the next; the window's length where not given.
@@ -168,7 +169,7 @@ class ScorePlan(BasePlan):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.views < 1:
+        if not isinstance(self.views, int) or self.views < 1:
             raise ValueError(f"A window is heard once or more, not {self.views} times.")
         _check_hop(self.hop, self.window)
 
@@ -193,7 +194,8 @@ class ScorePlan(BasePlan):
         """What becomes of a batch ``(B, samples)``: ``(1, classes)`` float32 probabilities for each clip."""
         total = _probabilities(model, wav, lengths)
         for view in range(1, self.views):
-            total += _probabilities(model, *_later(wav, lengths, view * model.grid.step_samples // self.views))
+            count = view * model.grid.step_samples // self.views
+            total += _probabilities(model, *_later(wav, lengths, count))
         return iter((total / self.views)[:, np.newaxis])
 
 
@@ -209,8 +211,8 @@ def _later(wav: Tensor, lengths: Tensor | None, count: int) -> tuple[Tensor, Ten
     ends = [wav.size(1)] * len(wav) if lengths is None else lengths.tolist()
     later = wav.new_zeros(len(wav), wav.size(1) + count)
     for row, clip, end in zip(later, wav, ends, strict=True):
-        delayed = audio.delay(clip[:end].float().cpu().numpy(), count, np.random.default_rng(count))
-        row[: len(delayed)] = torch.from_numpy(delayed)
+        samples = np.trim_zeros(clip[:end].float().cpu().numpy(), "b")  # what is too short for the model ends in zeros
+        row[: count + len(samples)] = torch.from_numpy(audio.delay(samples, count, np.random.default_rng(count)))
     return later, None if lengths is None else lengths + count
 
 

@@ -177,7 +177,7 @@ def _write(out: Path, found: Report, everything: dict[str, Any], heard: Labelled
         "labels": pa.array([list(example.labels) for example in heard.examples], pa.list_(pa.string())),
         "scores": scores,
     }
-    kept = {name: everything[name] for name in ("torchbeats", "model", "weights", "window")}
+    kept = {name: everything[name] for name in ("torchbeats", "model", "weights", "window", "views")}
     about = {**kept, "classes": [figures.name for figures in found.classes]}
     with replacing(out / "scores.parquet") as temporary:
         table = pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(about)})

@@ -113,7 +113,8 @@ def finetune(
     if parts.rest.examples:
         complain(f"The {len(parts.rest.examples):,} sounds for testing are left alone: torchbeats evaluate.", "Note")
     result = Finetune(out, network, parts.train, parts.validation, chosen, about, Display()).train()
-    remark(f"{result}: {len(labelled.classes)} classes. Try it: torchbeats tag FILE -m {result}")
+    views = f" --views {chosen.data.views}" if chosen.data.views > 1 else ""
+    remark(f"{result}: {len(labelled.classes)} classes. Try it: torchbeats tag FILE -m {result}{views}")
 
 
 def _print(console: Console, found: CrossValidated, plan: Design) -> None:

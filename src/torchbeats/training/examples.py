@@ -126,7 +126,8 @@ class LabelledCrops(Crops):
         if a.speed and len(samples):
             samples = change_speed(samples, 1 + random.uniform(-a.speed, a.speed))
         if a.delay:
-            samples = audio.delay(samples, int(random.integers(round(a.delay * SAMPLE_RATE) + 1)), random)
+            later = int(random.integers(round(a.delay * SAMPLE_RATE) + 1))
+            samples = audio.delay(samples, later, random)
         if a.roll:
             samples = np.roll(samples, random.integers(len(samples)))
         mix = max(share := random.beta(a.mixup, a.mixup), 1 - share) if a.mixup else 1.0
@@ -180,11 +181,13 @@ class Collate:
 
 
 def class_weights(targets: Floats, balance: float = 1.0) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """``(N,)``, how often to draw each example, by its rarest class; without one, as those of the commonest.
+    """``(N,)``, how often to draw each example, by its rarest class; to have none is one more class.
 
     Args:
         targets: ``(N, classes)``.
         balance: 1: all classes come equally often; 0.5: by the square roots of their counts.
     """
+    targets = np.concatenate([targets, ~targets.any(1, keepdims=True)], 1)
     rarity = np.maximum(targets.sum(0), 1).astype(np.float64) ** -balance
-    return np.maximum((targets * rarity).max(1), rarity.min()).astype(np.float64)
+    weights: np.ndarray[Any, np.dtype[np.float64]] = (targets * rarity).max(1)
+    return weights

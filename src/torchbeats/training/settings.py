@@ -139,7 +139,7 @@ class Augmentation:
     gain_db: float = 6.0  # each clip becomes louder or softer by up to this much
     band_limited: float = 0.0  # this share of clips loses what is above 4 kHz
     speed: float = 0.0  # each clip is played faster or slower by up to this share, and higher or lower with it
-    delay: float = 0.0  # each clip begins up to this many seconds later, behind noise like its quietest moment
+    delay: float = 0.0  # up to so many seconds of noise like its quietest moment come before a clip, and on top of it
     roll: bool = False  # each clip begins somewhere within itself, and ends with its beginning; not for words
     mixup: float = 0.3  # clips are mixed in pairs, by shares from Beta(mixup, mixup); 0: not (arXiv 1710.09412)
     time_mask: float = 0.1  # up to this share of the frames is silenced (SpecAugment, arXiv 1904.08779)
@@ -415,7 +415,7 @@ def _check_finetune(chosen: FinetuneSettings) -> None:
             and 0 <= augment.equaliser_db < math.inf,
             "augment.band_limited must lie between 0 and 1": 0 <= augment.band_limited <= 1,
             "augment.speed must lie between 0 and 0.5": 0 <= augment.speed <= 0.5,
-            "augment.delay must lie between 0 and 10 seconds": 0 <= augment.delay <= 10,
+            "augment.delay must be at least 0 and at most data.seconds": 0 <= augment.delay <= data.seconds,
             "augment.mixup must be at least 0": 0 <= augment.mixup < math.inf,
             "augment.time_mask and mel_mask must be at least 0 and less than 1": 0 <= augment.time_mask < 1
             and 0 <= augment.mel_mask < 1,
