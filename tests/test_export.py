@@ -385,8 +385,10 @@ def test_a_file_that_takes_features_embeds_sounds(tagger, sounds, tmp_path):
 
 
 def test_tag_with_either_engine(tagger, saved, sounds):
-    for every in (None, 0.5):
-        expected, found = (list(torchbeats.tag(sounds, model, every=every)) for model in (tagger, saved / "small.onnx"))
+    for every, views in ((None, 1), (0.5, 1), (None, 3)):
+        expected, found = (
+            list(torchbeats.tag(sounds, model, every=every, views=views)) for model in (tagger, saved / "small.onnx")
+        )
         for row, wanted in zip(found, expected, strict=True):
             assert row[:3] == wanted[:3]
             assert dict(row.labels) == pytest.approx(dict(wanted.labels), abs=1e-5)

@@ -195,14 +195,14 @@ class ScorePlan(BasePlan):
         total = _probabilities(model, wav, lengths)
         for view in range(1, self.views):
             count = view * model.grid.step_samples // self.views
-            total += _probabilities(model, *_later(wav, lengths, count))
+            total = total + _probabilities(model, *_later(wav, lengths, count))
         return iter((total / self.views)[:, np.newaxis])
 
 
 def _probabilities(model: BEATs | OnnxModel, wav: Tensor, lengths: Tensor | None) -> Floats:
     """``(B, classes)``."""
     if isinstance(model, OnnxModel):
-        return np.array(model.compute("probabilities", wav, lengths))
+        return model.compute("probabilities", wav, lengths).numpy()
     return model.probabilities(model.logits(wav, lengths=lengths)).float().cpu().numpy()
 
 
