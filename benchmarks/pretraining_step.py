@@ -17,7 +17,7 @@ import torch
 from torchbeats import BEATs, RandomProjectionConfig, RandomProjectionTokenizer
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
 from torchbeats.training.data import Crop, collate, random_mask
-from torchbeats.training.pretrain import Pretraining
+from torchbeats.training.pretraining import Pretraining
 from torchbeats.training.settings import settings
 
 

@@ -11,8 +11,8 @@ import soundfile
 
 import torchbeats
 from helpers import noise, small_model, tone
-from torchbeats.folds import design, split
-from torchbeats.labelled import read_labelled
+from torchbeats.data.folds import design, split
+from torchbeats.data.labelled import read_labelled
 from torchbeats.training.settings import finetune_settings, settings
 
 RECIPES = Path(__file__).parent.parent / "recipes"

@@ -17,8 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from torchbeats.data.inputs import find_audio
 from torchbeats.files import replacing
-from torchbeats.inputs import find_audio
 
 _ID = re.compile(r"Y?(?P<id>[\w-]{11})(?=[._]|$)")  # a name that begins with Y and has twelve letters has a Y in front
 

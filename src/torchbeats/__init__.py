@@ -8,11 +8,8 @@ for row in torchbeats.embed("recordings/", model=model):
 from torchbeats.attention import MultiheadAttention
 from torchbeats.audio import AudioError, AudioWarning
 from torchbeats.backbone import Encoded
-from torchbeats.checkpoint import save
 from torchbeats.config import SIZES, BEATsConfig, RandomProjectionConfig, TokenizersConfig
 from torchbeats.encoder import TransformerEncoder, TransformerSentenceEncoderLayer, init_bert_params
-from torchbeats.families import CheckpointError
-from torchbeats.hub import HubError
 from torchbeats.inference import Embedding, TokenGrid, embed, tokenize
 from torchbeats.layers import (
     GLU_Linear,
@@ -26,10 +23,13 @@ from torchbeats.layers import (
 )
 from torchbeats.loading import load
 from torchbeats.model import BEATs
-from torchbeats.onnx_engine import OnnxModel
-from torchbeats.onnx_export import MissingPackageError, export
+from torchbeats.onnx.engine import OnnxModel
+from torchbeats.onnx.export import MissingPackageError, export
 from torchbeats.tagging import Tags, tag
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer, Tokenizers, Tokens
+from torchbeats.weights.checkpoint import save
+from torchbeats.weights.families import CheckpointError
+from torchbeats.weights.hub import HubError
 
 __version__ = "0.1.0"
 

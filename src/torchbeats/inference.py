@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from torchbeats import audio
 from torchbeats.audio import AudioError, AudioWarning, Floats
-from torchbeats.inputs import find_audio
+from torchbeats.data.inputs import find_audio
 from torchbeats.loading import load
 from torchbeats.model import BEATs
-from torchbeats.onnx_engine import OnnxModel
+from torchbeats.onnx.engine import OnnxModel
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, BasePlan, Plan, TokenPlan, Values
 from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from torchbeats import checkpoint, hub
 from torchbeats.config import RandomProjectionConfig, TokenizersConfig
 from torchbeats.model import BEATs
-from torchbeats.onnx_engine import OnnxModel
-from torchbeats.onnx_export import SUFFIX
+from torchbeats.onnx.engine import OnnxModel
+from torchbeats.onnx.export import SUFFIX
 from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
+from torchbeats.weights import checkpoint, hub
 
 
 def load(

@@ -7,10 +7,11 @@ import os
 import torch
 from torch import Tensor, nn
 
-from torchbeats import checkpoint, labels
+from torchbeats import labels
 from torchbeats.backbone import Backbone, Encoded
 from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig
-from torchbeats.families import Checkpoint
+from torchbeats.weights import checkpoint
+from torchbeats.weights.families import Checkpoint
 
 
 class BEATs(Backbone):

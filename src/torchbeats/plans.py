@@ -16,7 +16,7 @@ from torchbeats import audio
 from torchbeats.audio import Floats
 from torchbeats.backbone import Encoded
 from torchbeats.model import BEATs
-from torchbeats.onnx_engine import OnnxModel
+from torchbeats.onnx.engine import OnnxModel
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
 from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
 

@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from torchbeats import audio, hub, labels
+from torchbeats import audio, labels
 from torchbeats.audio import Floats
 from torchbeats.inference import Group, Sound, Times, groups_of
 from torchbeats.loading import load
 from torchbeats.model import BEATs
-from torchbeats.onnx_engine import OnnxModel
+from torchbeats.onnx.engine import OnnxModel
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
 from torchbeats.plans import BATCH_SECONDS, SHORTEST_SECONDS, WINDOW_SECONDS, ScorePlan
+from torchbeats.weights import hub
 
 Indices: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
 

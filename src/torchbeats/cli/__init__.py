@@ -12,12 +12,12 @@ from torchbeats import __version__
 from torchbeats.audio import AudioWarning
 from torchbeats.cli import convert, embed, evaluate, export, finetune, models, pretrain, probe, tag, tokens
 from torchbeats.cli.console import complain
-from torchbeats.families import CheckpointError
-from torchbeats.hub import HubError
-from torchbeats.inputs import InputError
-from torchbeats.onnx_export import MissingPackageError
-from torchbeats.store import StoreError
+from torchbeats.data.inputs import InputError
+from torchbeats.onnx.export import MissingPackageError
+from torchbeats.tables.store import StoreError
 from torchbeats.training.settings import SettingsError
+from torchbeats.weights.families import CheckpointError
+from torchbeats.weights.hub import HubError
 
 app = typer.Typer(
     name="torchbeats",

@@ -8,9 +8,9 @@ from typing import Annotated
 import torch
 import typer
 
-from torchbeats import checkpoint
 from torchbeats.cli.console import remark
 from torchbeats.loading import load
+from torchbeats.weights import checkpoint
 
 
 def convert(

@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 import typer
 
-from torchbeats import __version__, hub
+from torchbeats import __version__
 from torchbeats.cli.console import complain
 from torchbeats.cli.tables import (
     NAMES,
@@ -26,11 +26,12 @@ from torchbeats.cli.tables import (
     opened,
 )
 from torchbeats.config import BEATsConfig
+from torchbeats.data.inputs import find_audio
 from torchbeats.files import sha256
-from torchbeats.inputs import find_audio
-from torchbeats.onnx_engine import OnnxModel
+from torchbeats.onnx.engine import OnnxModel
 from torchbeats.plans import BATCH_SECONDS, POOLS, WINDOW_SECONDS, Plan
-from torchbeats.store import Store
+from torchbeats.tables.store import Store
+from torchbeats.weights import hub
 
 Pool = Enum("Pool", {name: name for name in POOLS}, type=str)  # type: ignore[misc]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -14,20 +14,21 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from torchbeats import __version__, hub
+from torchbeats import __version__
 from torchbeats.cli.console import audio_progress, complain, remark
 from torchbeats.cli.labelled import DATA, Format, show
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Jobs, Views, Window, device_called, opened
 from torchbeats.config import BEATsConfig
+from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.evaluation import plots
 from torchbeats.evaluation.metrics import ClassFigures, Report, report
 from torchbeats.evaluation.rows import Rows, rows_of
 from torchbeats.files import plain, replacing, sha256, write_json
-from torchbeats.labelled import Labelled, read_labelled
 from torchbeats.model import BEATs
-from torchbeats.onnx_engine import OnnxModel
+from torchbeats.onnx.engine import OnnxModel
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, ScorePlan
-from torchbeats.store import METADATA_KEY
+from torchbeats.tables.store import METADATA_KEY
+from torchbeats.weights import hub
 
 CALLED = {
     "accuracy": "accuracy",

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from torchbeats import hub, onnx_export
 from torchbeats.cli.console import remark
 from torchbeats.cli.tables import NAMES
 from torchbeats.loading import load
-from torchbeats.onnx_export import OUTPUTS, SUFFIX
+from torchbeats.onnx import export as onnx_export
+from torchbeats.onnx.export import OUTPUTS, SUFFIX
+from torchbeats.weights import hub
 
 OutputName = Enum("OutputName", {name: name for name in OUTPUTS}, type=str)  # type: ignore[misc]
 

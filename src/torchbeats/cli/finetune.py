@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from torchbeats import hub
 from torchbeats.cli.console import complain, remark
 from torchbeats.cli.labelled import DATA, Format, GroupFrom, note_several, show
 from torchbeats.cli.tables import NAMES
+from torchbeats.data.folds import FOLDS, Design, design, groups_from, split
+from torchbeats.data.inputs import InputError
+from torchbeats.data.labelled import Labelled, few, read_labelled
 from torchbeats.files import plain
-from torchbeats.folds import FOLDS, Design, design, groups_from, split
-from torchbeats.inputs import InputError
-from torchbeats.labelled import Labelled, few, read_labelled
+from torchbeats.weights import hub
 
 if TYPE_CHECKING:
     from torchbeats.training.cross_validation import CrossValidated
@@ -73,7 +73,7 @@ def finetune(
     try:
         from torchbeats.cli.training import Display
         from torchbeats.training.cross_validation import CrossValidation
-        from torchbeats.training.finetune import Finetune
+        from torchbeats.training.finetuning import Finetune
     except ModuleNotFoundError as error:
         raise typer.BadParameter(
             f"Training needs a few packages more ({error.name} is missing): pip install 'torchbeats[train]'."

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from torchbeats.cli.console import complain
-from torchbeats.labelled import Labelled
+from torchbeats.data.labelled import Labelled
 
 DATA = Annotated[
     list[str],

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from torchbeats import hub
+from torchbeats.weights import hub
 
 COLUMNS = ("name", "size", "licence", "cached", "source", "about")
 

@@ -12,19 +12,20 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from torchbeats import __version__, checkpoint, hub
+from torchbeats import __version__
 from torchbeats.cli.console import audio_progress, complain, console, remark
 from torchbeats.cli.labelled import DATA, Format, GroupFrom, note_several, show
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window, device_called
 from torchbeats.config import BEATsConfig
+from torchbeats.data.folds import FOLDS, Design, design, groups_from
+from torchbeats.data.labelled import read_labelled
 from torchbeats.evaluation import probe as probing
 from torchbeats.evaluation.probe import CLASSIFIERS, CS, NEIGHBOURS, Outcome
 from torchbeats.evaluation.rows import POOLS, LayersPlan, Rows, cache_folder, cached, rows_of
 from torchbeats.files import plain, sha256
-from torchbeats.folds import FOLDS, Design, design, groups_from
-from torchbeats.labelled import read_labelled
 from torchbeats.model import BEATs
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS
+from torchbeats.weights import checkpoint, hub
 
 Pool = Enum("Pool", {name: name for name in POOLS}, type=str)  # type: ignore[misc]
 

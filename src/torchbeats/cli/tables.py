@@ -11,15 +11,15 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from torchbeats import checkpoint
 from torchbeats.cli.console import audio_progress, complain, remark
 from torchbeats.inference import groups
 from torchbeats.loading import load
 from torchbeats.model import BEATs
-from torchbeats.onnx_engine import OnnxModel
-from torchbeats.onnx_export import SUFFIX
+from torchbeats.onnx.engine import OnnxModel
+from torchbeats.onnx.export import SUFFIX
 from torchbeats.plans import BasePlan
-from torchbeats.store import Store
+from torchbeats.tables.store import Store
+from torchbeats.weights import checkpoint
 
 
 class Engines(str, Enum):

@@ -17,13 +17,13 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from torchbeats import hub, timeline
 from torchbeats.cli.console import audio_progress, complain, remark
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Inputs, Jobs, Views, device_called, opened
+from torchbeats.data.inputs import find_audio
 from torchbeats.files import replacing
 from torchbeats.inference import Group, Listener, groups
-from torchbeats.inputs import find_audio
 from torchbeats.plans import BATCH_SECONDS, ScorePlan
+from torchbeats.plots import timeline
 from torchbeats.tagging import (
     TOP,
     Tags,
@@ -35,6 +35,7 @@ from torchbeats.tagging import (
     scored,
     tags,
 )
+from torchbeats.weights import hub
 
 Text: TypeAlias = Callable[[Iterable[Tags]], Iterator[str]]
 

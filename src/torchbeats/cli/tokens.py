@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from torchbeats import __version__, hub
+from torchbeats import __version__
 from torchbeats.cli.tables import (
     NAMES,
     BatchSeconds,
@@ -20,11 +20,12 @@ from torchbeats.cli.tables import (
     device_called,
     fill,
 )
+from torchbeats.data.inputs import find_audio
 from torchbeats.files import sha256
-from torchbeats.inputs import find_audio
 from torchbeats.loading import load
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, TokenPlan, label_type
-from torchbeats.store import Store
+from torchbeats.tables.store import Store
+from torchbeats.weights import hub
 
 
 def tokens(

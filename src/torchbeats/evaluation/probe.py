@@ -15,6 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from torchbeats.data.folds import Design, Fold, dealt_out
+from torchbeats.data.inputs import InputError
+from torchbeats.data.labelled import Labelled
 from torchbeats.evaluation.metrics import (
     Array,
     accuracy,
@@ -23,9 +26,6 @@ from torchbeats.evaluation.metrics import (
     mean_average_precision,
     precision_recall_f1,
 )
-from torchbeats.folds import Design, Fold, dealt_out
-from torchbeats.inputs import InputError
-from torchbeats.labelled import Labelled
 
 MISSING = "Probes need scikit-learn: pip install 'torchbeats[probe]'."
 CLASSIFIERS = ("linear", "k-NN")

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from torchbeats.audio import Floats
+from torchbeats.data.inputs import InputError
+from torchbeats.data.labelled import Example
 from torchbeats.files import replacing
 from torchbeats.inference import Listener, Piece, groups
-from torchbeats.inputs import InputError
-from torchbeats.labelled import Example
 from torchbeats.patches import PatchGrid
 from torchbeats.plans import BasePlan, Plan, Values
 

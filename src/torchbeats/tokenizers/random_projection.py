@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchbeats import checkpoint
 from torchbeats.config import RandomProjectionConfig
-from torchbeats.families import Checkpoint
 from torchbeats.fbank import Fbank
 from torchbeats.patches import PatchGrid, mask_behind
 from torchbeats.tokenizers.tokens import PADDING, AcousticTokenizer, Tokens
+from torchbeats.weights import checkpoint
+from torchbeats.weights.families import Checkpoint
 
 
 class RandomProjectionTokenizer(AcousticTokenizer, nn.Module):

@@ -7,12 +7,12 @@ import os
 import torch
 from torch import Tensor, nn
 
-from torchbeats import checkpoint
 from torchbeats.backbone import Backbone
 from torchbeats.config import FBANK_MEAN, FBANK_STD, TokenizersConfig
-from torchbeats.families import Checkpoint
 from torchbeats.tokenizers.codebook import NormEMAVectorQuantizer
 from torchbeats.tokenizers.tokens import PADDING, AcousticTokenizer
+from torchbeats.weights import checkpoint
+from torchbeats.weights.families import Checkpoint
 
 
 class Tokenizers(AcousticTokenizer, Backbone):

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from torchbeats.data.folds import Design, Fold, share_of
+from torchbeats.data.inputs import InputError
+from torchbeats.data.labelled import Labelled
 from torchbeats.evaluation import metrics
 from torchbeats.evaluation.rows import rows_of
 from torchbeats.files import replacing, write_json
-from torchbeats.folds import Design, Fold, share_of
-from torchbeats.inputs import InputError
-from torchbeats.labelled import Labelled
 from torchbeats.model import BEATs
 from torchbeats.training.data import Failure
-from torchbeats.training.finetune import MAY_CHANGE, Finetune, figures, fingerprint, scores_for
+from torchbeats.training.finetuning import MAY_CHANGE, Finetune, figures, fingerprint, scores_for
 from torchbeats.training.loop import Listener, RunFolder, leads
 from torchbeats.training.settings import FinetuneSettings
 

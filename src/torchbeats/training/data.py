@@ -27,12 +27,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from torchbeats import audio
 from torchbeats.audio import AUDIO_SUFFIXES, AudioError
+from torchbeats.data.inputs import InputError, find_audio
 from torchbeats.fbank import Fbank
 from torchbeats.files import replacing
 from torchbeats.inference import batches_of_like_length
-from torchbeats.inputs import InputError, find_audio
 from torchbeats.patches import SAMPLE_RATE, PatchGrid, frames, mask_behind
-from torchbeats.training.augment import CURVE_TERMS, augment_waveform
+from torchbeats.training.augmentation import CURVE_TERMS, augment_waveform
 from torchbeats.training.settings import Data
 
 Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"

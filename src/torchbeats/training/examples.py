@@ -15,9 +15,9 @@ from torch import Tensor
 
 from torchbeats import audio
 from torchbeats.audio import AudioError
-from torchbeats.labelled import Example, Labelled
+from torchbeats.data.labelled import Example, Labelled
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
-from torchbeats.training.augment import CURVE_TERMS, augment_waveform, change_speed
+from torchbeats.training.augmentation import CURVE_TERMS, augment_waveform, change_speed
 from torchbeats.training.data import Corpus, Crops, Draw, Failure, Floats
 from torchbeats.training.settings import Augmentation, Data, LabelledData
 

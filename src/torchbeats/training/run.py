@@ -25,7 +25,6 @@ from typing import Any
 import lightning as L
 import torch
 
-from torchbeats import checkpoint
 from torchbeats.config import RandomProjectionConfig
 from torchbeats.files import replacing
 from torchbeats.loading import load
@@ -33,11 +32,12 @@ from torchbeats.model import BEATs
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
 from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
 from torchbeats.training.data import Batch, Batches, Corpus, Crops, Failure, collate, fbank_statistics, index, loader
-from torchbeats.training.distill import Distillation
+from torchbeats.training.distillation import Distillation
 from torchbeats.training.loop import Listener, Report, RunFolder, fit, leads, workers
-from torchbeats.training.pretrain import Pretraining
+from torchbeats.training.pretraining import Pretraining
 from torchbeats.training.settings import Settings, SettingsError
 from torchbeats.training.task import Task, collapse
+from torchbeats.weights import checkpoint
 
 # Of run.yaml, what may change when a run goes on: the machine, and how far it is to go.
 _MAY_CHANGE = ("trainer", "iterations", "data.workers")

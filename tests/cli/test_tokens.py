@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-
 import test_cli
+import torch
+from test_cli import write_sounds
+
 import torchbeats
 from helpers import small_model, small_tokenizer
-from test_cli import write_sounds
 from torchbeats import (
     AudioWarning,
     RandomProjectionConfig,
@@ -33,7 +33,7 @@ from torchbeats import (
 )
 from torchbeats.inference import Group, Position, groups
 from torchbeats.plans import TokenPlan
-from torchbeats.store import Store
+from torchbeats.tables.store import Store
 
 run, fork = test_cli.run, test_cli.fork  # fixtures
 

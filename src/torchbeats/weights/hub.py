@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
-from torchbeats.checkpoint import SUFFIXES
 from torchbeats.files import sha256
+from torchbeats.weights.checkpoint import SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,7 +49,7 @@ class Source:
 
 
 BUILT_IN, BUILT_IN_TAGGER = "beats-nano", "beats-nano-tagger"
-BUILT_INS = {name: Path(__file__).parent / "assets" / f"{name}.safetensors" for name in (BUILT_IN, BUILT_IN_TAGGER)}
+BUILT_INS = {name: Path(__file__).parents[1] / "assets" / f"{name}.safetensors" for name in (BUILT_IN, BUILT_IN_TAGGER)}
 BUILT_IN_NOTE = (
     f"Using the built-in model {BUILT_IN} (5 M parameters, free audio). For research name a larger one, such as "
     "beats-iter3-plus-as2m; `torchbeats models` lists them."

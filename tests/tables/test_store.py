@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from torchbeats import store
 from torchbeats.inference import Group, Position
-from torchbeats.store import Store, StoreError
+from torchbeats.tables import store
+from torchbeats.tables.store import Store, StoreError
 
 WIDTH = 5
 ABOUT = {"model": "beats-iter3", "pool": "mean", "layer": None, "window": 10.0, "inputs": "7 files, 0123"}

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 
 import torchbeats
 from helpers import SMALL, noise, small_model, small_tokenizer
-from torchbeats import BEATs, BEATsConfig, CheckpointError, Tokenizers, checkpoint, files, hub
+from torchbeats import BEATs, BEATsConfig, CheckpointError, Tokenizers, files
+from torchbeats.weights import checkpoint, hub
 
 LABELS = {2: "/m/09x0r", 0: "/m/04rlf", 1: "dog, barking"}  # in an order of its own
 NAMES = ["Music", "dog, barking", "Speech"]

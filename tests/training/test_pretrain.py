@@ -32,7 +32,7 @@ from torchbeats.training.loop import Listener, Report
 from torchbeats.training.run import Run
 from torchbeats.training.settings import SettingsError, settings
 
-EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "audio"
 TINY = {
     "config.encoder_layers": 1,
     "config.encoder_embed_dim": 32,

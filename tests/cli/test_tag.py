@@ -14,19 +14,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import test_cli
 import torch
 
-import test_cli
 import torchbeats
 from helpers import noise, small_model, small_tokenizer, tone
-from torchbeats import tagging, timeline
+from torchbeats import tagging
 from torchbeats.inference import Group, Position
 from torchbeats.patches import PatchGrid
+from torchbeats.plots import timeline
 
 run = test_cli.run  # fixture
 
 RATE = 16_000
-EXAMPLES = Path(__file__).parent.parent / "examples" / "audio"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "audio"
 LABELS = {0: "/m/04rlf", 1: "犬の鳴き声", 2: "Größe $x^2$", 3: "a\tb\x1b[31m"}
 NAMES = ["Music", "犬の鳴き声", "Größe $x^2$", "a\tb\x1b[31m"]
 GOOD = {"a.wav": 1.0, "long.wav": 23.7, "sub/c.wav": 2.3}  # seconds

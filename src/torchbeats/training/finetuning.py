@@ -22,16 +22,15 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from torchbeats import checkpoint
 from torchbeats.config import BEATsConfig
+from torchbeats.data.inputs import InputError
+from torchbeats.data.labelled import Labelled, few
 from torchbeats.evaluation import metrics
 from torchbeats.evaluation.rows import rows_of
 from torchbeats.files import write_json
-from torchbeats.inputs import InputError
-from torchbeats.labelled import Labelled, few
 from torchbeats.model import BEATs
 from torchbeats.plans import ScorePlan
-from torchbeats.training.augment import equalise, shift_mel
+from torchbeats.training.augmentation import equalise, shift_mel
 from torchbeats.training.data import Batches, Failure
 from torchbeats.training.examples import (
     Collate,
@@ -44,6 +43,7 @@ from torchbeats.training.examples import (
 from torchbeats.training.loop import Listener, Report, RunFolder, fit, workers
 from torchbeats.training.settings import Augmentation, FinetuneSettings, LabelledData, Optimiser, Tuning
 from torchbeats.training.task import Task
+from torchbeats.weights import checkpoint
 
 MAY_CHANGE = ("trainer", "data.workers")
 _COLUMNS = ("loss", "train_accuracy", "score", "accuracy", "mAP", "macro_f1")

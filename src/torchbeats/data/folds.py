@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from torchbeats.inputs import InputError
-from torchbeats.labelled import Labelled, few
+from torchbeats.data.inputs import InputError
+from torchbeats.data.labelled import Labelled, few
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 

@@ -11,7 +11,7 @@ from torchbeats.encoder import Places, TransformerEncoder
 from torchbeats.model import BEATs
 from torchbeats.patches import mask_behind
 from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
-from torchbeats.training.augment import equalise, shift_mel
+from torchbeats.training.augmentation import equalise, shift_mel
 from torchbeats.training.data import Batch
 from torchbeats.training.settings import Model, predictor_heads
 from torchbeats.training.task import LabelStatistics, Task

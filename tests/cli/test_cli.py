@@ -26,7 +26,9 @@ from safetensors import safe_open
 import torchbeats
 from helpers import noise, small_model, small_tokenizer
 from hub_server import HubServer
-from torchbeats import cli, hub, store
+from torchbeats import cli
+from torchbeats.tables import store
+from torchbeats.weights import hub
 
 RATE = 16_000
 GOOD = {"a.wav": 1.0, "b.flac": 0.05, "sub/c.wav": 2.3, "sub/d.wav": 1.7}  # seconds

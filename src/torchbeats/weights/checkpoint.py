@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
-from torchbeats.families import (
+from torchbeats.files import replacing
+from torchbeats.weights.families import (
     FORMAT_VERSION,
     KINDS,
     METADATA_KEY,
@@ -29,7 +30,6 @@ from torchbeats.families import (
     few,
     recognise,
 )
-from torchbeats.files import replacing
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torchbeats import labels
 from torchbeats.backbone import Encoded
 from torchbeats.config import BEATsConfig
-from torchbeats.families import FORMAT_VERSION, METADATA_KEY, CheckpointError
 from torchbeats.fbank import Fbank
 from torchbeats.model import BEATs
-from torchbeats.onnx_export import require, serialized
+from torchbeats.onnx.export import require, serialized
 from torchbeats.patches import PatchGrid, frames, mask_behind
 from torchbeats.waveform import prepare
+from torchbeats.weights.families import FORMAT_VERSION, METADATA_KEY, CheckpointError
 
 
 class OnnxModel(nn.Module):

@@ -16,12 +16,12 @@ from sklearn.preprocessing import StandardScaler
 import torchbeats
 from helpers import noise, small_model
 from torchbeats import cli
+from torchbeats.data.folds import design
+from torchbeats.data.inputs import InputError
+from torchbeats.data.labelled import Example, Labelled
 from torchbeats.evaluation import probe as probing
 from torchbeats.evaluation.metrics import bootstrap
 from torchbeats.evaluation.rows import LayersPlan, rows_of
-from torchbeats.folds import design
-from torchbeats.inputs import InputError
-from torchbeats.labelled import Example, Labelled
 from torchbeats.plans import Plan
 
 RATE = 16_000

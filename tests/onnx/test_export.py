@@ -9,23 +9,24 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import test_cli
 import torch
 import torch.nn.functional as F
 
-import test_cli
+import onnx
 import torchbeats
 from helpers import noise, small_model, small_tokenizer, tone
-from torchbeats import audio, onnx_export
-from torchbeats.onnx_engine import OnnxModel
+from torchbeats import audio
+from torchbeats.onnx import export as onnx_export
+from torchbeats.onnx.engine import OnnxModel
 
 run = test_cli.run  # fixture
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 RATE = 16_000
 LABELS = {0: "/m/04rlf", 1: "犬の鳴き声", 2: "Größe", 3: "a;b"}
 

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from torchbeats.attention import MultiheadAttention
-from torchbeats.checkpoint import plain_settings
 from torchbeats.encoder import TransformerSentenceEncoderLayer, WeightNormConv1d
-from torchbeats.families import FORMAT_VERSION, METADATA_KEY
 from torchbeats.fbank import LOG_FLOOR, N_FFT, PCM_SCALE, PREEMPHASIS
 from torchbeats.files import replacing
 from torchbeats.labels import class_names
 from torchbeats.layers import GLU_Linear
 from torchbeats.model import BEATs
 from torchbeats.patches import FRAME_LENGTH, FRAME_SHIFT, N_MELS, SAMPLE_RATE, frames
+from torchbeats.weights.checkpoint import plain_settings
+from torchbeats.weights.families import FORMAT_VERSION, METADATA_KEY
 
 SUFFIX = ".onnx"
 OPSET = 17  # the first with DFT and LayerNormalization: ONNX Runtime reads it since 1.12, of 2022

@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 
 from helpers import noise, tone
 from torchbeats import audio
+from torchbeats.data.inputs import InputError
 from torchbeats.fbank import Fbank
-from torchbeats.inputs import InputError
 from torchbeats.patches import PatchGrid, frames
-from torchbeats.training.augment import DECIBEL, augment_waveform, equalise, low_pass, shift_mel
+from torchbeats.training.augmentation import DECIBEL, augment_waveform, equalise, low_pass, shift_mel
 from torchbeats.training.data import (
     Batches,
     Corpus,

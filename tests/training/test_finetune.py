@@ -18,11 +18,11 @@ import torchbeats
 from helpers import golden, small_model, under
 from torchbeats import cli
 from torchbeats.config import BEATsConfig
-from torchbeats.folds import split
-from torchbeats.inputs import InputError
-from torchbeats.labelled import Example as Ex
-from torchbeats.labelled import Labelled, read_labelled
-from torchbeats.training.augment import change_speed
+from torchbeats.data.folds import split
+from torchbeats.data.inputs import InputError
+from torchbeats.data.labelled import Example as Ex
+from torchbeats.data.labelled import Labelled, read_labelled
+from torchbeats.training.augmentation import change_speed
 from torchbeats.training.data import Batches, Draw
 from torchbeats.training.examples import (
     LabelledBatch,
@@ -32,7 +32,7 @@ from torchbeats.training.examples import (
     class_weights,
     collate_labelled,
 )
-from torchbeats.training.finetune import (
+from torchbeats.training.finetuning import (
     Finetune,
     Finetuning,
     Validate,

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hub_server import HubServer
-from torchbeats import hub
-from torchbeats.hub import MODELS, HubError, Source, resolve
+from torchbeats.weights import hub
+from torchbeats.weights.hub import MODELS, HubError, Source, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,7 +78,7 @@ def unreachable(server: HubServer, home: Path) -> Iterator[Resolve]:
 
 
 def test_import_costs_nothing() -> None:
-    code = "import sys, torchbeats.hub; sys.exit('huggingface_hub' in sys.modules)"
+    code = "import sys, torchbeats.weights.hub; sys.exit('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

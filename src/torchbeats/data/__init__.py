@@ -1,0 +1,1 @@
+"""What a user names: lists, folders and labels, as sounds to work on."""

@@ -1,0 +1,1 @@
+"""Models as ONNX graphs: written, exported, and run by ONNX Runtime."""

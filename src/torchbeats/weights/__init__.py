@@ -1,0 +1,1 @@
+"""Checkpoints: whose file it is, reading and writing it, and where it comes from."""
