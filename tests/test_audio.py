@@ -18,7 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchbeats.audio import AUDIO_SUFFIXES, AudioError, AudioWarning, delay, from_array, load, stream, windows
+from torchbeats.audio import AUDIO_SUFFIXES, AudioWarning, delay, from_array, load, stream, windows
+from torchbeats.errors import AudioError
 
 RATE = 16_000
 SECONDS = 2.0

@@ -37,6 +37,7 @@ import numpy as np
 import soundfile
 
 from torchbeats import audio
+from torchbeats.errors import AudioError
 
 RATE = 16_000
 SHORTEST = 0.1  # seconds
@@ -85,7 +86,7 @@ def read(path: Path) -> audio.Floats | None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", audio.AudioWarning)  # damaged on its way: half a word is worse than none
             return audio.load(path)
-    except (audio.AudioError, audio.AudioWarning, av.FFmpegError, ValueError):
+    except (AudioError, audio.AudioWarning, av.FFmpegError, ValueError):
         return None
 
 

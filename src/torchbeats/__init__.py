@@ -6,10 +6,23 @@ for row in torchbeats.embed("recordings/", model=model):
 """
 
 from torchbeats.attention import MultiheadAttention
-from torchbeats.audio import AudioError, AudioWarning
+from torchbeats.audio import AudioWarning
 from torchbeats.backbone import Encoded
 from torchbeats.config import SIZES, BEATsConfig, RandomProjectionConfig, TokenizersConfig
 from torchbeats.encoder import TransformerEncoder, TransformerSentenceEncoderLayer, init_bert_params
+from torchbeats.errors import (
+    AudioError,
+    CheckpointError,
+    CorpusError,
+    FileInUseError,
+    HubError,
+    InputError,
+    MissingPackageError,
+    ModelError,
+    SettingsError,
+    StoreError,
+    TorchbeatsError,
+)
 from torchbeats.inference import Embedding, TokenGrid, embed, tokenize
 from torchbeats.layers import (
     GLU_Linear,
@@ -24,14 +37,11 @@ from torchbeats.layers import (
 from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.onnx.engine import OnnxModel
-from torchbeats.onnx.export import MissingPackageError, export
+from torchbeats.onnx.export import export
 from torchbeats.tagging import Tags, tag
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer, Tokenizers, Tokens
+from torchbeats.version import __version__
 from torchbeats.weights.checkpoint import save
-from torchbeats.weights.families import CheckpointError
-from torchbeats.weights.hub import HubError
-
-__version__ = "0.1.0"
 
 __all__ = [
     "SIZES",
@@ -40,26 +50,34 @@ __all__ = [
     "BEATs",
     "BEATsConfig",
     "CheckpointError",
+    "CorpusError",
     "Embedding",
     "Encoded",
+    "FileInUseError",
     "GLU_Linear",
     "GradMultiply",
     "HubError",
+    "InputError",
     "MissingPackageError",
+    "ModelError",
     "MultiheadAttention",
     "NormEMAVectorQuantizer",
     "OnnxModel",
     "RandomProjectionConfig",
     "RandomProjectionTokenizer",
     "SamePad",
+    "SettingsError",
+    "StoreError",
     "Swish",
     "Tags",
     "TokenGrid",
     "Tokenizers",
     "TokenizersConfig",
     "Tokens",
+    "TorchbeatsError",
     "TransformerEncoder",
     "TransformerSentenceEncoderLayer",
+    "__version__",
     "embed",
     "export",
     "gelu",

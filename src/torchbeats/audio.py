@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from torchbeats.errors import AudioError
 from torchbeats.patches import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -55,22 +56,6 @@ UNKNOWN_SIZES = range(2**31 - 2**16, 2**32)  # bytes; such a header declares not
 SEEK_SECONDS = 0.5  # lossy decoders need this much run-up, and more, to forget where they were entered
 
 SLACK_SECONDS = 0.25  # decoders trim a codec's priming and padding, headers count them: AAC up to 0.1 s, Opus 80 ms
-
-
-class AudioError(ValueError):
-    """A file that gives no usable sound; ``str()`` of it is one sentence that names the file.
-
-    Attributes:
-        path: the file as the caller named it.
-        reason: what is wrong with it, without the final full stop.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        self.path, self.reason = os.fspath(path), reason
-        super().__init__(self.path, reason)  # both, so that the error survives pickling from a worker process
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}."
 
 
 class AudioWarning(UserWarning):

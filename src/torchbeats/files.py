@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from torchbeats.errors import FileInUseError
+
 try:
     import fcntl
 except ImportError:  # Windows, where an open file cannot be replaced anyway
@@ -42,17 +44,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(path.parent, os.O_RDONLY)
 
 
-class Held(Exception):
-    """Another process holds the file."""
-
-
 def held(path: str | os.PathLike[str]) -> IO[str]:
     """Open a file that no other process can hold until this one closes it, or is gone.
 
     Where the system or the file system knows no locks, any number of processes can.
 
     Raises:
-        Held: another process holds it.
+        FileInUseError: another process holds it.
     """
     file = open(path, "w")  # noqa: SIM115
     if fcntl is not None:
@@ -60,7 +58,7 @@ def held(path: str | os.PathLike[str]) -> IO[str]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             file.close()
-            raise Held from None
+            raise FileInUseError from None
         except OSError:
             pass
     return file

@@ -13,7 +13,7 @@ import queue
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,8 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from torchbeats import audio
-from torchbeats.audio import AudioError, AudioWarning, Floats
+from torchbeats.audio import AudioWarning, Floats
+from torchbeats.batching import batches_of_like_length
 from torchbeats.data.inputs import find_audio
+from torchbeats.errors import AudioError
 from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.onnx.engine import OnnxModel
@@ -432,18 +434,6 @@ def _compute(group: Group, clips: list[_Clip], model: Any, plan: BasePlan, liste
         group.times = np.concatenate(times)
         group.values = np.concatenate(done)
     return group
-
-
-def batches_of_like_length(lengths: Sequence[int], budget: float) -> Iterator[list[int]]:
-    """Indices of like lengths, longest first; a batch's padded size stays within ``budget`` samples if it can."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 @contextmanager

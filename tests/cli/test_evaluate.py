@@ -204,7 +204,7 @@ def test_without_matplotlib(run, single, sounds, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, _, err = run(sounds, "-m", single, "-o", tmp_path)
     assert status == 0
-    assert "There will be no confusion.png. Pictures need matplotlib: pip install 'torchbeats[plots]'." in err
+    assert "There will be no confusion.png. This needs the package matplotlib: pip install 'torchbeats[plots]'." in err
     assert (tmp_path / "metrics.json").exists()
     assert not (tmp_path / "confusion.png").exists()
 

@@ -17,8 +17,8 @@ import torchbeats
 from helpers import noise, small_model
 from torchbeats import cli
 from torchbeats.data.folds import design
-from torchbeats.data.inputs import InputError
 from torchbeats.data.labelled import Example, Labelled
+from torchbeats.errors import InputError
 from torchbeats.evaluation import probe as probing
 from torchbeats.evaluation.metrics import bootstrap
 from torchbeats.evaluation.rows import LayersPlan, rows_of
@@ -213,10 +213,10 @@ def test_what_is_refused_before_any_sound_is_read(run, model, listed, tmp_path):
 
 
 def test_without_scikit_learn(run, model, listed, monkeypatch):
-    monkeypatch.setattr(probing, "available", lambda: False)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     status, _, err = run(listed(), "-m", model)
     assert status == 2
-    assert "Probes need scikit-learn: pip install 'torchbeats[probe]'." in err
+    assert "This needs the package sklearn: pip install 'torchbeats[probe]'." in err
 
 
 # --- embeddings
@@ -372,7 +372,7 @@ def test_bootstrap_over_groups_is_wider():
 
 def test_nothing_that_is_optional_is_imported_with_the_package():
     code = (
-        "import sys, torchbeats, torchbeats.cli, torchbeats.evaluation.probe as p; p.available(); "
+        "import sys, torchbeats, torchbeats.cli, torchbeats.evaluation.probe; "
         "sys.exit(any(name in sys.modules for name in ('sklearn', 'matplotlib', 'onnx', 'onnxruntime')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

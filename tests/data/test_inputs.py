@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from torchbeats.data.inputs import PATH_COLUMNS, InputError, find_audio
+from torchbeats.data.inputs import PATH_COLUMNS, find_audio
+from torchbeats.errors import InputError
 
 HERE = ["a.wav", "b.FLAC", "d/c.mp3", "d/e/f.opus", "d/e/deep video.MKV", "g.wav"]
 NOISE = ["notes.txt", "d/cover.png", ".hidden.wav", ".git/x.wav", "d/._g.wav", "e.wav.part", "table.csv"]

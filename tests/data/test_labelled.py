@@ -11,8 +11,8 @@ import pytest
 import soundfile
 
 from helpers import noise
-from torchbeats.data.inputs import InputError
 from torchbeats.data.labelled import Example, read_labelled
+from torchbeats.errors import InputError
 
 
 def sound(path):

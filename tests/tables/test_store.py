@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from torchbeats.errors import StoreError
 from torchbeats.inference import Group, Position
 from torchbeats.tables import store
-from torchbeats.tables.store import Store, StoreError
+from torchbeats.tables.store import Store
 
 WIDTH = 5
 ABOUT = {"model": "beats-iter3", "pool": "mean", "layer": None, "window": 10.0, "inputs": "7 files, 0123"}

@@ -19,9 +19,9 @@ from helpers import golden, small_model, under
 from torchbeats import cli
 from torchbeats.config import BEATsConfig
 from torchbeats.data.folds import split
-from torchbeats.data.inputs import InputError
 from torchbeats.data.labelled import Example as Ex
 from torchbeats.data.labelled import Labelled, read_labelled
+from torchbeats.errors import InputError, SettingsError
 from torchbeats.training.augmentation import change_speed
 from torchbeats.training.data import Batches, Draw
 from torchbeats.training.examples import (
@@ -39,14 +39,7 @@ from torchbeats.training.finetuning import (
     mask_spectrum,
     with_head,
 )
-from torchbeats.training.settings import (
-    Augmentation,
-    FinetuneSettings,
-    LabelledData,
-    SettingsError,
-    Tuning,
-    finetune_settings,
-)
+from torchbeats.training.settings import Augmentation, FinetuneSettings, LabelledData, Tuning, finetune_settings
 
 RATE = 16_000
 PLAIN = Augmentation(gain_db=0.0, roll=False, mixup=0.0, time_mask=0.0, mel_mask=0.0)

@@ -27,10 +27,11 @@ from safetensors.torch import load_file
 import torchbeats
 from helpers import noise, small_model, tone
 from torchbeats import cli
+from torchbeats.errors import SettingsError
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer
 from torchbeats.training.loop import Listener, Report
 from torchbeats.training.run import Run
-from torchbeats.training.settings import SettingsError, settings
+from torchbeats.training.settings import settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "audio"
 TINY = {

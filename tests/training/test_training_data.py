@@ -22,14 +22,13 @@ from hypothesis import strategies as st
 
 from helpers import noise, tone
 from torchbeats import audio
-from torchbeats.data.inputs import InputError
+from torchbeats.errors import CorpusError, InputError
 from torchbeats.fbank import Fbank
 from torchbeats.patches import PatchGrid, frames
 from torchbeats.training.augmentation import DECIBEL, augment_waveform, equalise, low_pass, shift_mel
 from torchbeats.training.data import (
     Batches,
     Corpus,
-    CorpusError,
     Crop,
     Crops,
     Draw,

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import yaml
 
-from torchbeats.training.settings import PRESETS, Settings, SettingsError, settings
+from torchbeats.errors import SettingsError
+from torchbeats.training.settings import PRESETS, Settings, settings
 
 
 @pytest.fixture

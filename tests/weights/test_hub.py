@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hub_server import HubServer
+from torchbeats.errors import HubError
 from torchbeats.weights import hub
-from torchbeats.weights.hub import MODELS, HubError, Source, resolve
+from torchbeats.weights.hub import MODELS, Source, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

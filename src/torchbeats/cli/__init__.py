@@ -8,16 +8,11 @@ from typing import Annotated
 
 import typer
 
-from torchbeats import __version__
 from torchbeats.audio import AudioWarning
 from torchbeats.cli import convert, embed, evaluate, export, finetune, models, pretrain, probe, tag, tokens
 from torchbeats.cli.console import complain
-from torchbeats.data.inputs import InputError
-from torchbeats.onnx.export import MissingPackageError
-from torchbeats.tables.store import StoreError
-from torchbeats.training.settings import SettingsError
-from torchbeats.weights.families import CheckpointError
-from torchbeats.weights.hub import HubError
+from torchbeats.errors import TorchbeatsError
+from torchbeats.version import __version__
 
 app = typer.Typer(
     name="torchbeats",
@@ -51,9 +46,6 @@ app.command("models")(models.models)
 app.command("convert")(convert.convert)
 app.command("export")(export.export)
 
-# What a user can mend is told in a sentence; anything else is a fault of ours and keeps its traceback.
-_USER_ERRORS = (CheckpointError, HubError, InputError, MissingPackageError, SettingsError, StoreError, OSError)
-
 
 def main() -> None:
     """Run the command. Exit status: 0 all done, 1 some inputs could not be read, 2 nothing could be done."""
@@ -62,6 +54,6 @@ def main() -> None:
     )
     try:
         app()
-    except _USER_ERRORS as error:
+    except (TorchbeatsError, OSError) as error:  # what a user can mend; anything else is our fault, with its traceback
         complain(str(error))
         sys.exit(2)

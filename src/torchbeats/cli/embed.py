@@ -8,7 +8,6 @@ from typing import Annotated
 import torch
 import typer
 
-from torchbeats import __version__
 from torchbeats.cli.console import complain
 from torchbeats.cli.tables import (
     NAMES,
@@ -31,6 +30,7 @@ from torchbeats.files import sha256
 from torchbeats.onnx.engine import OnnxModel
 from torchbeats.plans import BATCH_SECONDS, POOLS, WINDOW_SECONDS, Plan
 from torchbeats.tables.store import Store
+from torchbeats.version import __version__
 from torchbeats.weights import hub
 
 Pool = Enum("Pool", {name: name for name in POOLS}, type=str)  # type: ignore[misc]

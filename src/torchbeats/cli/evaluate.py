@@ -14,20 +14,22 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from torchbeats import __version__
 from torchbeats.cli.console import audio_progress, complain, remark
 from torchbeats.cli.labelled import DATA, Format, show
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Jobs, Views, Window, device_called, opened
 from torchbeats.config import BEATsConfig
 from torchbeats.data.labelled import Labelled, read_labelled
+from torchbeats.errors import MissingPackageError
 from torchbeats.evaluation import plots
 from torchbeats.evaluation.metrics import ClassFigures, Report, report
 from torchbeats.evaluation.rows import Rows, rows_of
+from torchbeats.extras import is_installed
 from torchbeats.files import plain, replacing, sha256, write_json
 from torchbeats.model import BEATs
 from torchbeats.onnx.engine import OnnxModel
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, ScorePlan
 from torchbeats.tables.store import METADATA_KEY
+from torchbeats.version import __version__
 from torchbeats.weights import hub
 
 CALLED = {
@@ -84,8 +86,8 @@ def evaluate(
     examples = read_labelled(data, network.cfg.problem_type, names, aliases).where(split, fold)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        if examples.problem_type == "single_label" and not plots.available():
-            complain(f"There will be no confusion.png. {plots.MISSING}", "Note")
+        if examples.problem_type == "single_label" and not is_installed("matplotlib"):
+            complain(f"There will be no confusion.png. {MissingPackageError('matplotlib', 'plots')}", "Note")
     with audio_progress(len(examples.examples), 0) as listener:
         rows = rows_of(
             examples.examples,
@@ -184,7 +186,7 @@ def _write(out: Path, found: Report, everything: dict[str, Any], heard: Labelled
         table = pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(about)})
         pq.write_table(table, temporary)
     picture = out / "confusion.png"
-    if found.confusion is not None and plots.available():
+    if found.confusion is not None and is_installed("matplotlib"):
         with replacing(picture) as temporary:
             plots.draw_confusion(found.confusion, [figures.name for figures in found.classes], temporary)
     else:

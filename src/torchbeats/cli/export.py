@@ -10,6 +10,7 @@ import typer
 
 from torchbeats.cli.console import remark
 from torchbeats.cli.tables import NAMES
+from torchbeats.extras import require
 from torchbeats.loading import load
 from torchbeats.onnx import export as onnx_export
 from torchbeats.onnx.export import OUTPUTS, SUFFIX
@@ -50,7 +51,7 @@ def export(
         raise typer.BadParameter(f"The output must end in {SUFFIX}; {target} does not.")
     if target.exists() and not overwrite:
         raise typer.BadParameter(f"{target} exists; use --overwrite to replace it.")
-    onnx_export.require("onnx")
+    require("onnx", "onnx")
     takes = "fbank" if fbank else "waveform"
     names = [name.value for name in output] if output else None
     network = load(hub.resolve(model))

@@ -12,8 +12,9 @@ from torchbeats.cli.console import complain, remark
 from torchbeats.cli.labelled import DATA, Format, GroupFrom, note_several, show
 from torchbeats.cli.tables import NAMES
 from torchbeats.data.folds import FOLDS, Design, design, groups_from, split
-from torchbeats.data.inputs import InputError
 from torchbeats.data.labelled import Labelled, few, read_labelled
+from torchbeats.errors import InputError
+from torchbeats.extras import require
 from torchbeats.files import plain
 from torchbeats.weights import hub
 
@@ -70,18 +71,14 @@ def finetune(
     validation (or else test) of a list, or a tenth of each class. A cross-validation gives figures, and a folder for
     each fold.
     """
-    try:
-        from torchbeats.cli.training import Display
-        from torchbeats.training.cross_validation import CrossValidation
-        from torchbeats.training.finetuning import Finetune
-    except ModuleNotFoundError as error:
-        raise typer.BadParameter(
-            f"Training needs a few packages more ({error.name} is missing): pip install 'torchbeats[train]'."
-        ) from error
+    require("lightning", "train")
     import yaml
 
+    from torchbeats.cli.training import Display
     from torchbeats.loading import load
     from torchbeats.model import BEATs
+    from torchbeats.training.cross_validation import CrossValidation
+    from torchbeats.training.finetuning import Finetune
     from torchbeats.training.settings import finetune_settings
 
     named = {"model.epochs": epochs, "model.freeze": freeze, "trainer.precision": precision}

@@ -10,6 +10,7 @@ import typer
 
 from torchbeats.cli.console import remark
 from torchbeats.config import SIZES
+from torchbeats.extras import require
 
 Size = Enum("Size", {name: name for name in SIZES}, type=str)  # type: ignore[misc]
 
@@ -46,15 +47,12 @@ def pretrain(
     model.safetensors, which `torchbeats embed --model` takes. A run that was stopped or killed goes on where it was
     when the same command is given again.
     """
-    try:
-        from torchbeats.cli.training import Display
-        from torchbeats.training.run import Run
-        from torchbeats.training.settings import settings
-    except ModuleNotFoundError as error:
-        raise typer.BadParameter(
-            f"Training needs a few packages more ({error.name} is missing): pip install 'torchbeats[train]'."
-        ) from error
+    require("lightning", "train")
     import yaml
+
+    from torchbeats.cli.training import Display
+    from torchbeats.training.run import Run
+    from torchbeats.training.settings import settings
 
     chosen = settings(size.value, config, set_ or (), iterations=iterations, seed=seed)
     if show:

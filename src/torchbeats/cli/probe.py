@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from torchbeats import __version__
 from torchbeats.cli.console import audio_progress, complain, console, remark
 from torchbeats.cli.labelled import DATA, Format, GroupFrom, note_several, show
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window, device_called
@@ -22,9 +21,11 @@ from torchbeats.data.labelled import read_labelled
 from torchbeats.evaluation import probe as probing
 from torchbeats.evaluation.probe import CLASSIFIERS, CS, NEIGHBOURS, Outcome
 from torchbeats.evaluation.rows import POOLS, LayersPlan, Rows, cache_folder, cached, rows_of
+from torchbeats.extras import require
 from torchbeats.files import plain, sha256
 from torchbeats.model import BEATs
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS
+from torchbeats.version import __version__
 from torchbeats.weights import checkpoint, hub
 
 Pool = Enum("Pool", {name: name for name in POOLS}, type=str)  # type: ignore[misc]
@@ -75,8 +76,7 @@ def probe(
     labels) on standardised values, and the nearest neighbours by cosine. Beside them stands what someone gets who does
     not listen. A sound that cannot be read is named and left out, and the exit status is 1.
     """
-    if not probing.available():
-        raise typer.BadParameter(probing.MISSING)
+    require("sklearn", "probe")
     try:
         number = int(layer) if layer and layer.isdecimal() else layer
         plan = LayersPlan(pool=pool.value, layer=number, window=window, batch_seconds=batch_seconds)

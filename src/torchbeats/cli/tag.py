@@ -20,6 +20,7 @@ import typer
 from torchbeats.cli.console import audio_progress, complain, remark
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Inputs, Jobs, Views, device_called, opened
 from torchbeats.data.inputs import find_audio
+from torchbeats.extras import require
 from torchbeats.files import replacing
 from torchbeats.inference import Group, Listener, groups
 from torchbeats.plans import BATCH_SECONDS, ScorePlan
@@ -120,8 +121,8 @@ def tag(
             raise ValueError("--format is for standard output; the output's ending says how it is written.")
         if output and output.is_dir():
             raise ValueError(f"{output} is a folder; name a file.")
-        if ending == ".png" and not timeline.can_draw():
-            raise ValueError(timeline.INSTALL)
+        if ending == ".png":
+            require("matplotlib", "plots")
         if ending in (".txt", ".png") and every is None:
             every = EVERY_SECONDS
         if threshold is None:

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from torchbeats import __version__
 from torchbeats.cli.tables import (
     NAMES,
     BatchSeconds,
@@ -25,6 +24,7 @@ from torchbeats.files import sha256
 from torchbeats.loading import load
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, TokenPlan, label_type
 from torchbeats.tables.store import Store
+from torchbeats.version import __version__
 from torchbeats.weights import hub
 
 

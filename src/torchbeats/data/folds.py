@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from torchbeats.data.inputs import InputError
 from torchbeats.data.labelled import Labelled, few
+from torchbeats.errors import InputError
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 

@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from torchbeats.audio import AUDIO_SUFFIXES
+from torchbeats.errors import InputError
 
 PATH_COLUMNS = ("path", "file", "filename", "filepath", "file_name", "audio")  # of a list, the first that is there
-
-
-class InputError(ValueError):
-    """An input from which no list of files can be made; the message names it and says why."""
 
 
 def find_audio(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:

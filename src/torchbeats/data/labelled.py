@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from torchbeats.config import PROBLEM_TYPES
-from torchbeats.data.inputs import LIST_SUFFIXES, PATH_COLUMNS, InputError, find_audio, read_list
+from torchbeats.data.inputs import LIST_SUFFIXES, PATH_COLUMNS, find_audio, read_list
+from torchbeats.errors import InputError
 
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "classes")  # of a list, the first that is there
 SEPARATORS = ";|"  # between the labels of one sound, in a list that is text

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from torchbeats.evaluation.metrics import Array
+from torchbeats.plots.fonts import writable
 
-MISSING = "Pictures need matplotlib: pip install 'torchbeats[plots]'."
 NUMBERS_UP_TO = 20  # classes, for counts in the cells
 NAMES_UP_TO = 100  # classes, for names beside the rows and columns
-# Fonts for what matplotlib's own has no letters for, where they are installed.
-_FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Arial Unicode MS", "MS Gothic")
-
-
-def available() -> bool:
-    """Whether matplotlib is installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def draw_confusion(counts: Array, names: Sequence[str], path: str | os.PathLike[str]) -> None:
@@ -34,7 +22,6 @@ def draw_confusion(counts: Array, names: Sequence[str], path: str | os.PathLike[
         names: of the classes.
         path: of the picture.
     """
-    from matplotlib import font_manager
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -46,18 +33,17 @@ def draw_confusion(counts: Array, names: Sequence[str], path: str | os.PathLike[
     figure.colorbar(image, ax=axes, label="share of the class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true")
     if len(names) <= NAMES_UP_TO:
-        installed = {font.name for font in font_manager.fontManager.ttflist}
-        fonts = [name for name in _FONTS if name in installed]
+        written = [writable(name) for name in names]
         size = 10 if len(names) <= NUMBERS_UP_TO else 7
-        axes.set_xticks(range(len(names)), names, rotation=90)
-        axes.set_yticks(range(len(names)), names)
-        for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-            tick.set(parse_math=False, fontfamily=fonts, fontsize=size)
+        words = [name for name, _ in written]
+        axes.set_xticks(range(len(names)), words, rotation=90)
+        axes.set_yticks(range(len(names)), words)
+        for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+            for tick, (_, families) in zip(ticks, written, strict=True):
+                tick.set(parse_math=False, fontfamily=families, fontsize=size)
     if len(names) <= NUMBERS_UP_TO:
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 shade = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=shade, fontsize=9)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # letters that no font here has are drawn as boxes
-        FigureCanvasAgg(figure).print_png(os.fspath(path))
+    FigureCanvasAgg(figure).print_png(os.fspath(path))

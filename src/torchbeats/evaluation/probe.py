@@ -6,7 +6,6 @@ training sounds. scikit-learn fits the linear classifier, and is imported only t
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from torchbeats.data.folds import Design, Fold, dealt_out
-from torchbeats.data.inputs import InputError
 from torchbeats.data.labelled import Labelled
+from torchbeats.errors import InputError
 from torchbeats.evaluation.metrics import (
     Array,
     accuracy,
@@ -27,16 +26,10 @@ from torchbeats.evaluation.metrics import (
     precision_recall_f1,
 )
 
-MISSING = "Probes need scikit-learn: pip install 'torchbeats[probe]'."
 CLASSIFIERS = ("linear", "k-NN")
 INNER_FOLDS = 3  # within the training sounds, to choose C
 CS = (0.001, 0.01, 0.1, 1.0)
 NEIGHBOURS = 10
-
-
-def available() -> bool:
-    """Whether scikit-learn is installed."""
-    return importlib.util.find_spec("sklearn") is not None
 
 
 @dataclass

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from torchbeats.audio import Floats
-from torchbeats.data.inputs import InputError
 from torchbeats.data.labelled import Example
+from torchbeats.errors import InputError
 from torchbeats.files import replacing
 from torchbeats.inference import Listener, Piece, groups
 from torchbeats.patches import PatchGrid

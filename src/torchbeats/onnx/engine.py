@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torchbeats import labels
 from torchbeats.backbone import Encoded
 from torchbeats.config import BEATsConfig
+from torchbeats.errors import CheckpointError
+from torchbeats.extras import require
 from torchbeats.fbank import Fbank
 from torchbeats.model import BEATs
-from torchbeats.onnx.export import require, serialized
+from torchbeats.onnx.export import serialized
 from torchbeats.patches import PatchGrid, frames, mask_behind
 from torchbeats.waveform import prepare
-from torchbeats.weights.families import FORMAT_VERSION, METADATA_KEY, CheckpointError
+from torchbeats.weights.families import FORMAT_VERSION, METADATA_KEY
 
 
 class OnnxModel(nn.Module):
@@ -61,7 +63,7 @@ class OnnxModel(nn.Module):
     def _open(self, name: str | os.PathLike[str], content: str | bytes) -> None:
         super().__init__()
         self._name = os.fspath(name)
-        onnxruntime = require("onnxruntime")
+        onnxruntime = require("onnxruntime", "onnx")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors, which are raised as well

@@ -7,7 +7,6 @@ leaves every weight where a quantised product finds it. Tests hold it to the mod
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import math
 import os
@@ -21,12 +20,14 @@ from torch import Tensor, nn
 
 from torchbeats.attention import MultiheadAttention
 from torchbeats.encoder import TransformerSentenceEncoderLayer, WeightNormConv1d
+from torchbeats.extras import require
 from torchbeats.fbank import LOG_FLOOR, N_FFT, PCM_SCALE, PREEMPHASIS
 from torchbeats.files import replacing
 from torchbeats.labels import class_names
 from torchbeats.layers import GLU_Linear
 from torchbeats.model import BEATs
 from torchbeats.patches import FRAME_LENGTH, FRAME_SHIFT, N_MELS, SAMPLE_RATE, frames
+from torchbeats.version import __version__
 from torchbeats.weights.checkpoint import plain_settings
 from torchbeats.weights.families import FORMAT_VERSION, METADATA_KEY
 
@@ -100,7 +101,7 @@ def serialized(
 ) -> bytes:
     """What `export` writes."""
     chosen = check(model, takes, outputs, layer)
-    onnx = require("onnx")
+    onnx = require("onnx", "onnx")
 
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         model = copy.deepcopy(model).float()
@@ -109,8 +110,6 @@ def serialized(
         _Writer(model, graph).write(takes, chosen, layer)
     if graph.bytes > LARGEST:
         raise ValueError(f"An ONNX file ends at 2 GB, and the weights have {graph.bytes / 1e9:.1f} GB. Export int8.")
-
-    from torchbeats import __version__
 
     about = {
         "version": FORMAT_VERSION,
@@ -156,21 +155,6 @@ def check(model: nn.Module, takes: str, outputs: Iterable[str] | None, layer: in
         why = "stands behind the last layer" if model.predictor is not None else "is missing from this model"
         raise ValueError(f"Probabilities come from the label head, which {why}.")
     return tuple(name for name in OUTPUTS if name in wanted)
-
-
-class MissingPackageError(ImportError):
-    """A package that only ONNX needs is not installed; the message says how to get it."""
-
-    def __init__(self, package: str) -> None:
-        super().__init__(f"This needs the package {package}: pip install 'torchbeats[onnx]'.", name=package)
-
-
-def require(package: str) -> Any:
-    """A package that only ONNX needs; a `MissingPackageError` where it is not installed."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise MissingPackageError(package) from error
 
 
 class _Graph:

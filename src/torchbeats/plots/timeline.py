@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +14,7 @@ import torch
 from torchbeats.audio import Floats
 from torchbeats.fbank import HIGH_HZ, LOW_HZ, Fbank, mel
 from torchbeats.patches import FRAME_SHIFT, N_MELS, SAMPLE_RATE, PatchGrid, frames
+from torchbeats.plots.fonts import writable
 from torchbeats.tagging import Indices, TimelinePlan
 
 COLUMNS = (
@@ -24,17 +22,8 @@ COLUMNS = (
 )
 AT_ONCE = 5 * SAMPLE_RATE
 LABELS = 12  # in a picture, at most
-LONGEST_LABEL = 36  # characters
 RANGE_DB = 80.0  # below the loudest, of what is shown
-FAMILY = "DejaVu Sans"  # which comes with matplotlib
 KILOHERTZ = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-
-INSTALL = "Pictures need matplotlib: pip install 'torchbeats[plots]'."
-
-
-def can_draw() -> bool:
-    """Whether matplotlib is there."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 class Summary:
@@ -155,7 +144,7 @@ class Timeline:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.0, 0.32 * rows])
         self._draw_spectrogram(figure, above)
         self._draw_labels(figure, below, chosen)
-        words, families = _writable(title, longest=100)
+        words, families = writable(title, longest=100)
         above.set_title(words, fontsize=12, fontfamily=families, parse_math=False)
         below.set_xlim(0, self.end)
         minutes = self.end >= 120
@@ -204,7 +193,7 @@ class Timeline:
             vmax=min(1.0, math.ceil(10 * float(scores.max())) / 10),
             interpolation="nearest",
         )
-        written = [_writable(self.names[index]) for index in chosen]
+        written = [writable(self.names[index]) for index in chosen]
         axes.set_yticks(range(len(chosen)), [words for words, _ in written], fontsize=10.5)
         for tick, (_, families) in zip(axes.get_yticklabels(), written, strict=True):
             tick.set(fontfamily=families, parse_math=False)  # dollars are dollars
@@ -220,46 +209,3 @@ def _minute_ticks(seconds: float) -> Any:
 
     steps = (15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
     return MultipleLocator(next((step for step in steps if seconds / step <= 12), 3600 * math.ceil(seconds / 43200)))
-
-
-# --- names in any script ----------------------------------------------------------------------------------------------
-
-
-def _writable(words: str, longest: int = LONGEST_LABEL) -> tuple[str, list[str]]:
-    """Words on one line, and the fonts that have them; what no font has becomes a box."""
-    words = " ".join("".join(c if c.isprintable() else " " for c in words).split())
-    if len(words) > longest:
-        words = words[: longest - 1] + "…"
-    families, fonts = [FAMILY], _fonts()
-    lacking = set(words) - _characters(fonts[FAMILY])
-    for family, path in fonts.items() if lacking else ():
-        if there := lacking & _characters(path):
-            families.append(family)
-            lacking -= there
-    return "".join("□" if c in lacking else c for c in words), families
-
-
-@cache
-def _fonts() -> dict[str, str]:
-    """Upright fonts of normal weight on this machine, family to file; not those with a sign for "no such letter"."""
-    from matplotlib.font_manager import fontManager
-
-    return {
-        font.name: font.fname
-        for font in sorted(fontManager.ttflist, key=lambda font: font.fname, reverse=True)
-        if font.style == "normal"
-        and font.weight in ("normal", "regular", 400)
-        and "last resort" not in font.name.lower()
-    }
-
-
-@cache
-def _characters(path: str) -> frozenset[str]:
-    """What a font can write; nothing where it cannot be had."""
-    from matplotlib.ft2font import FT2Font
-
-    with suppress(OSError, RuntimeError, ValueError):
-        font = FT2Font(path)
-        if font.scalable:  # pictures of emoji are not
-            return frozenset(map(chr, font.get_charmap()))
-    return frozenset()

@@ -23,7 +23,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchbeats.files import Held, held, replacing
+from torchbeats.errors import FileInUseError, StoreError
+from torchbeats.files import held, replacing
 from torchbeats.inference import Group, Position, first_steps
 from torchbeats.plans import Values
 
@@ -31,10 +32,6 @@ METADATA_KEY = b"torchbeats"  # of the JSON in the output's metadata
 SUFFIXES = (".parquet", ".npz")
 FLUSH_SECONDS = 2.0  # a part is written no more often than this
 FLUSH_BYTES = 16 * 2**20
-
-
-class StoreError(Exception):
-    """An output that cannot be written or continued; the message names it and says what to do."""
 
 
 class Store:
@@ -101,7 +98,7 @@ class Store:
         self._folder.mkdir(parents=True, exist_ok=True)
         try:
             self._held = held(self._folder / "lock")
-        except Held:
+        except FileInUseError:
             raise StoreError(f"Another run is writing {self.out}; wait for it, or name another output.") from None
 
     def _find_complete(self) -> None:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from torchbeats.data.folds import Design, Fold, share_of
-from torchbeats.data.inputs import InputError
 from torchbeats.data.labelled import Labelled
+from torchbeats.errors import InputError
 from torchbeats.evaluation import metrics
 from torchbeats.evaluation.rows import rows_of
 from torchbeats.files import replacing, write_json

@@ -26,11 +26,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from torchbeats import audio
-from torchbeats.audio import AUDIO_SUFFIXES, AudioError
-from torchbeats.data.inputs import InputError, find_audio
+from torchbeats.audio import AUDIO_SUFFIXES
+from torchbeats.batching import batches_of_like_length
+from torchbeats.data.inputs import find_audio
+from torchbeats.errors import AudioError, CorpusError
 from torchbeats.fbank import Fbank
 from torchbeats.files import replacing
-from torchbeats.inference import batches_of_like_length
 from torchbeats.patches import SAMPLE_RATE, PatchGrid, frames, mask_behind
 from torchbeats.training.augmentation import CURVE_TERMS, augment_waveform
 from torchbeats.training.settings import Data
@@ -44,10 +45,6 @@ UNKNOWN_SECONDS = 120.0  # what is decoded of a sound whose length no header tel
 _SCHEMA = pa.schema(
     {"path": pa.binary(), "seconds": pa.float32(), "shard": pa.binary(), "offset": pa.int64(), "size": pa.int64()}
 )
-
-
-class CorpusError(InputError):
-    """Inputs that nothing can be learned from; the message names them and says why."""
 
 
 # --- what there is ----------------------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from torchbeats.config import BEATsConfig
-from torchbeats.data.inputs import InputError
 from torchbeats.data.labelled import Labelled, few
+from torchbeats.errors import InputError
 from torchbeats.evaluation import metrics
 from torchbeats.evaluation.rows import rows_of
 from torchbeats.files import write_json

@@ -22,9 +22,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
-from torchbeats.files import Held, held, replacing
+from torchbeats.errors import FileInUseError, SettingsError
+from torchbeats.files import held, replacing
 from torchbeats.training.data import Failure
-from torchbeats.training.settings import SettingsError, Trainer
+from torchbeats.training.settings import Trainer
 from torchbeats.training.task import Task, all_items
 
 _LOCK = ".lock"
@@ -87,7 +88,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             try:
                 self._held = held(self.path / _LOCK)
-            except Held:
+            except FileInUseError:
                 raise SettingsError(f"Another run is at work in {self.path}; wait for it, or stop it.") from None
             with replacing(file) as temporary:
                 temporary.write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True), "utf-8")

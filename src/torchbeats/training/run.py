@@ -26,6 +26,7 @@ import lightning as L
 import torch
 
 from torchbeats.config import RandomProjectionConfig
+from torchbeats.errors import SettingsError
 from torchbeats.files import replacing
 from torchbeats.loading import load
 from torchbeats.model import BEATs
@@ -35,7 +36,7 @@ from torchbeats.training.data import Batch, Batches, Corpus, Crops, Failure, col
 from torchbeats.training.distillation import Distillation
 from torchbeats.training.loop import Listener, Report, RunFolder, fit, leads, workers
 from torchbeats.training.pretraining import Pretraining
-from torchbeats.training.settings import Settings, SettingsError
+from torchbeats.training.settings import Settings
 from torchbeats.training.task import Task, collapse
 from torchbeats.weights import checkpoint
 

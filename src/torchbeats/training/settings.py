@@ -14,10 +14,7 @@ from typing import Any
 import yaml
 
 from torchbeats.config import PATCH_NORMALISATIONS, PREDICTOR_POOLS, SIZES, BEATsConfig, TokenizersConfig
-
-
-class SettingsError(ValueError):
-    """A setting that does not exist or makes no sense; the message names it and says what would."""
+from torchbeats.errors import SettingsError
 
 
 @dataclass

@@ -19,17 +19,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
+from torchbeats.errors import CheckpointError
 from torchbeats.files import replacing
-from torchbeats.weights.families import (
-    FORMAT_VERSION,
-    KINDS,
-    METADATA_KEY,
-    POSITION_TABLE,
-    Checkpoint,
-    CheckpointError,
-    few,
-    recognise,
-)
+from torchbeats.weights.families import FORMAT_VERSION, KINDS, METADATA_KEY, POSITION_TABLE, Checkpoint, few, recognise
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 

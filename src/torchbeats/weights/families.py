@@ -14,7 +14,6 @@ The formats are told apart by what is in the file, never by its name:
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
 from torchbeats.encoder import PARAMETRIZED_NAMES
+from torchbeats.errors import CheckpointError
 
 METADATA_KEY = "torchbeats"  # of the JSON in our safetensors files' metadata
 FORMAT_VERSION = 1
@@ -41,15 +41,6 @@ _UNUSED = ("patch_embedding_pad.", "raw2fbank_pad.")
 _PUBLISHERS = {"deep_norm": True, "gru_rel_pos": True, "max_distance": 800}
 # Where ESPnet's models and AVEX's keep a label head; ours and Microsoft's is called "predictor".
 _HEADS = ("decoder.linear_out.", "classifier.", "output_layer.", "head.")
-
-
-class CheckpointError(ValueError):
-    """A file from which no model can be loaded; the message names it and says why."""
-
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(f"{os.fspath(path)}: {reason}")
-        self.path = os.fspath(path)
-        self.reason = reason
 
 
 @dataclass

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
+from torchbeats.errors import HubError
 from torchbeats.files import sha256
 from torchbeats.weights.checkpoint import SUFFIXES
 
@@ -28,10 +29,6 @@ _HUB_NAME = re.compile(
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class HubError(RuntimeError):
-    """No file could be had for a name; the message says why, and what to do about it."""
 
 
 @dataclass(frozen=True)

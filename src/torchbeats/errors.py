@@ -1,0 +1,95 @@
+"""Every exception of this package.
+
+    TorchbeatsError
+    ├── AudioError            (ValueError)    a file that gives no usable sound
+    ├── CheckpointError       (ValueError)    a file from which no model can be loaded
+    ├── FileInUseError                        a file that another process holds
+    ├── HubError              (RuntimeError)  a name for which no file can be had
+    ├── InputError            (ValueError)    inputs that name no sounds, or labels that cannot be used
+    │   └── CorpusError                       inputs that nothing can be learned from
+    ├── MissingPackageError   (ImportError)   an optional package that is not installed
+    ├── ModelError            (ValueError)    a model that does not give what is asked of it
+    ├── SettingsError         (ValueError)    a setting that does not exist or makes no sense
+    └── StoreError                            a table that cannot be written or continued
+
+Each is a sentence for the user: what is wrong, with which input, and what to do.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class TorchbeatsError(Exception):
+    """What a user can mend; the message says how. Every exception of this package is one."""
+
+
+class AudioError(TorchbeatsError, ValueError):
+    """A file that gives no usable sound; ``str()`` of it is one sentence that names the file.
+
+    Attributes:
+        path: the file as the caller named it.
+        reason: what is wrong with it, without the final full stop.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        self.path, self.reason = os.fspath(path), reason
+        super().__init__(self.path, reason)  # both, so that the error survives pickling from a worker process
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}."
+
+
+class CheckpointError(TorchbeatsError, ValueError):
+    """A file from which no model can be loaded; the message names it and says why."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        self.path, self.reason = os.fspath(path), reason
+        super().__init__(self.path, reason)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class FileInUseError(TorchbeatsError):
+    """Another process holds the file."""
+
+
+class HubError(TorchbeatsError, RuntimeError):
+    """No file could be had for a name; the message says why, and what to do about it."""
+
+
+class InputError(TorchbeatsError, ValueError):
+    """An input from which no list of sounds can be made; the message names it and says why."""
+
+
+class CorpusError(InputError):
+    """Inputs that nothing can be learned from; the message names them and says why."""
+
+
+class MissingPackageError(TorchbeatsError, ImportError):
+    """An optional package is not installed; the message says how to get it.
+
+    Args:
+        package: that is missing.
+        extra: of torchbeats, which installs it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"This needs the package {package}: pip install 'torchbeats[{extra}]'.", name=package)
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingPackageError], tuple[str | None, str]]:
+        return type(self), (self.name, self.extra)
+
+
+class ModelError(TorchbeatsError, ValueError):
+    """A model that does not give what is asked of it; the message says what would."""
+
+
+class SettingsError(TorchbeatsError, ValueError):
+    """A setting that does not exist or makes no sense; the message names it and says what would."""
+
+
+class StoreError(TorchbeatsError):
+    """A table that cannot be written or continued; the message names it and says what to do."""

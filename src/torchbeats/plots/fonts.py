@@ -1,0 +1,49 @@
+"""Words in any script: which of this machine's fonts can write them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cache
+
+FAMILY = "DejaVu Sans"  # which comes with matplotlib
+LONGEST_LABEL = 36  # characters
+
+
+def writable(words: str, longest: int = LONGEST_LABEL) -> tuple[str, list[str]]:
+    """Words on one line, and the fonts that have them; what no font has becomes a box."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    if len(words) > longest:
+        words = words[: longest - 1] + "…"
+    families, fonts = [FAMILY], _fonts()
+    lacking = set(words) - _characters(fonts[FAMILY])
+    for family, path in fonts.items() if lacking else ():
+        if there := lacking & _characters(path):
+            families.append(family)
+            lacking -= there
+    return "".join("□" if c in lacking else c for c in words), families
+
+
+@cache
+def _fonts() -> dict[str, str]:
+    """Upright fonts of normal weight on this machine, family to file; not those with a sign for "no such letter"."""
+    from matplotlib.font_manager import fontManager
+
+    return {
+        font.name: font.fname
+        for font in sorted(fontManager.ttflist, key=lambda font: font.fname, reverse=True)
+        if font.style == "normal"
+        and font.weight in ("normal", "regular", 400)
+        and "last resort" not in font.name.lower()
+    }
+
+
+@cache
+def _characters(path: str) -> frozenset[str]:
+    """What a font can write; nothing where it cannot be had."""
+    from matplotlib.ft2font import FT2Font
+
+    with suppress(OSError, RuntimeError, ValueError):
+        font = FT2Font(path)
+        if font.scalable:  # pictures of emoji are not
+            return frozenset(map(chr, font.get_charmap()))
+    return frozenset()
