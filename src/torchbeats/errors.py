@@ -18,6 +18,7 @@ Each is a sentence for the user: what is wrong, with which input, and what to do
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 
 class TorchbeatsError(Exception):
@@ -93,3 +94,18 @@ class SettingsError(TorchbeatsError, ValueError):
 
 class StoreError(TorchbeatsError):
     """A table that cannot be written or continued; the message names it and says what to do."""
+
+
+# --- names in sentences -----------------------------------------------------------------------------------------------
+
+
+def some_of(names: Iterable[str], most: int = 8) -> str:
+    """The first of many names, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def quoted(names: Iterable[str], most: int = 8) -> str:
+    """As `some_of`, with quotation marks around each."""
+    return some_of(map(repr, names), most)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torchbeats import audio
 from torchbeats.audio import AudioWarning, Floats
 from torchbeats.batching import batches_of_like_length
-from torchbeats.data.inputs import find_audio
+from torchbeats.data.inputs import Piece, find_audio
 from torchbeats.errors import AudioError
 from torchbeats.loading import load
 from torchbeats.model import BEATs
@@ -44,21 +44,6 @@ Sound: TypeAlias = (
 
 GROUP_BATCHES = 8  # how many batches' worth of audio is sorted by length together
 WINDOWS_AHEAD = 4  # of each file that is being decoded
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of a file.
-
-    Attributes:
-        path: of the file.
-        start: in seconds.
-        end: in seconds; None for the file's end.
-    """
-
-    path: str
-    start: float = 0.0
-    end: float | None = None
 
 
 class Embedding(NamedTuple):

@@ -12,8 +12,8 @@ from torchbeats.cli.console import complain, remark
 from torchbeats.cli.labelled import DATA, Format, GroupFrom, note_several, show
 from torchbeats.cli.tables import NAMES
 from torchbeats.data.folds import FOLDS, Design, design, groups_from, split
-from torchbeats.data.labelled import Labelled, few, read_labelled
-from torchbeats.errors import InputError
+from torchbeats.data.labelled import Labelled, read_labelled
+from torchbeats.errors import InputError, quoted
 from torchbeats.extras import require
 from torchbeats.files import plain
 from torchbeats.weights import hub
@@ -128,8 +128,8 @@ def _labelled(data: list[str], problem_type: str | None, group_from: str | None)
     """The sounds that are there; of those that are not it is told before anything long begins."""
     labelled, missing = read_labelled(data, problem_type).there()
     if missing:
-        complain(f"{len(missing):,} files are not there, and left out: {few(missing)}.", "Warning")
+        complain(f"{len(missing):,} files are not there, and left out: {quoted(missing)}.", "Warning")
     if lost := [name for name, count in labelled.counts().items() if not count]:
-        raise InputError(f"None of the sounds of {few(lost)} is there.")
+        raise InputError(f"None of the sounds of {quoted(lost)} is there.")
     note_several(labelled)
     return labelled if group_from is None else groups_from(labelled, group_from)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from torchbeats.data.labelled import Labelled, few
-from torchbeats.errors import InputError
+from torchbeats.data.labelled import Labelled
+from torchbeats.errors import InputError, quoted
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
@@ -90,7 +90,7 @@ def design(data: Labelled, folds: int | None = None, by_group: bool = False, see
     """
     present = [name for name, count in data.counts().items() if count]
     if len(present) < 2 and data.problem_type == "single_label":
-        raise InputError(f"There is one class only, {few(present)}; two are needed to tell apart.")
+        raise InputError(f"There is one class only, {quoted(present)}; two are needed to tell apart.")
     groups, split, fold = (_column(data, name) for name in ("group", "split", "fold"))
     if groups is not None and len(set(groups.tolist())) < 2:
         if by_group:
@@ -124,7 +124,7 @@ def design(data: Labelled, folds: int | None = None, by_group: bool = False, see
         plan.name = f"{len(plan.folds)} stratified folds{kept}"
         plan.names = [str(k) for k in range(1, len(plan.folds) + 1)]
     if as_given and split is not None and plan.names != ["test"]:
-        plan.warnings.append(f"No train and test among the splits {few(_natural(split))}: they play no part.")
+        plan.warnings.append(f"No train and test among the splits {quoted(_natural(split))}: they play no part.")
     if together is not None and len(np.unique(together[np.concatenate([fold.test for fold in plan.folds])])) > 1:
         plan.units, plan.unit = together, "groups"
     plan.warnings += _unlearned(data, plan.folds)
@@ -203,9 +203,9 @@ def _unlearned(data: Labelled, folds: Sequence[Fold]) -> Iterator[str]:
     tested = {label for example, yes in zip(data.examples, asked, strict=True) if yes for label in example.labels}
     single = [name for name in data.classes if counts[name] == 1 and name not in tested]
     if single:
-        yield f"One sound only, learned from and never asked about: {few(single)}."
+        yield f"One sound only, learned from and never asked about: {quoted(single)}."
     if never:
-        yield f"Held out without an example to learn from, so never right: {few(sorted(never))}."
+        yield f"Held out without an example to learn from, so never right: {quoted(sorted(never))}."
 
 
 class Split(NamedTuple):
@@ -227,7 +227,7 @@ def split(labelled: Labelled, share: float, seed: int) -> Split:
     """
     names = [example.split or "train" for example in labelled.examples]
     if unknown := sorted({name for name in names if _kind(name) is None}):
-        raise InputError(f"There is no telling what the split {few(unknown)} is for: train, validation or test?")
+        raise InputError(f"There is no telling what the split {quoted(unknown)} is for: train, validation or test?")
     kinds = [str(_kind(name)) for name in names]
     if "validation" not in kinds:
         kinds = ["validation" if kind == "test" else kind for kind in kinds]

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,21 @@ from torchbeats.audio import AUDIO_SUFFIXES
 from torchbeats.errors import InputError
 
 PATH_COLUMNS = ("path", "file", "filename", "filepath", "file_name", "audio")  # of a list, the first that is there
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a file.
+
+    Attributes:
+        path: of the file.
+        start: in seconds.
+        end: in seconds; None for the file's end.
+    """
+
+    path: str
+    start: float = 0.0
+    end: float | None = None
 
 
 def find_audio(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
@@ -38,6 +54,11 @@ def find_audio(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
     if not found:
         raise InputError("The inputs name no files.")
     return list(found)
+
+
+def find_sounds(inputs: Iterable[str | os.PathLike[str]]) -> list[Piece]:
+    """As `find_audio`, with what a list says of where in a file a sound starts and ends."""
+    return [Piece(path) for path in find_audio(inputs)]
 
 
 def _expand(given: str) -> Iterator[str]:

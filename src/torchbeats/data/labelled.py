@@ -15,7 +15,7 @@ import numpy as np
 
 from torchbeats.config import PROBLEM_TYPES
 from torchbeats.data.inputs import LIST_SUFFIXES, PATH_COLUMNS, find_audio, read_list
-from torchbeats.errors import InputError
+from torchbeats.errors import InputError, quoted
 
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "classes")  # of a list, the first that is there
 SEPARATORS = ";|"  # between the labels of one sound, in a list that is text
@@ -107,7 +107,7 @@ class Labelled:
             chosen = [i for i in chosen if there[i] == wanted]  # type: ignore[assignment]
             if not chosen:
                 known = sorted({value for value in there.values() if value is not None})
-                said = f"there are {few(known)}" if known else f"no example says its {name}"
+                said = f"there are {quoted(known)}" if known else f"no example says its {name}"
                 raise InputError(f"There is no example in the {name} {wanted!r}; {said}.")
         return self.subset(chosen)
 
@@ -155,7 +155,7 @@ def read_labelled(
     if not found:
         raise InputError(f"Not one of the {len(examples):,} sounds has a label.")
     if classes is not None and (unknown := [label for label in found if label not in set(classes)]):
-        raise InputError(f"There is no class called {few(unknown)}; there are {few(list(classes))}.")
+        raise InputError(f"There is no class called {quoted(unknown)}; there are {quoted(list(classes))}.")
     odd = next((example for example in examples if len(example.labels) != 1), None)
     if problem_type == "single_label" and odd is not None:
         said = f"the labels {', '.join(odd.labels)}" if odd.labels else "no label"
@@ -271,9 +271,3 @@ def _seconds(value: Any) -> float | None:
     if seconds is not None and not np.isfinite(seconds):
         raise ValueError(word)
     return seconds
-
-
-def few(names: Sequence[str], most: int = 8) -> str:
-    """Some of the names, and how many more there are."""
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

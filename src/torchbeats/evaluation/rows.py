@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from torchbeats.audio import Floats
+from torchbeats.data.inputs import Piece
 from torchbeats.data.labelled import Example
 from torchbeats.errors import InputError
 from torchbeats.files import replacing
-from torchbeats.inference import Listener, Piece, groups
+from torchbeats.inference import Listener, groups
 from torchbeats.patches import PatchGrid
 from torchbeats.plans import BasePlan, Plan, Values
 

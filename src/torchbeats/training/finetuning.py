@@ -23,8 +23,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from torchbeats.config import BEATsConfig
-from torchbeats.data.labelled import Labelled, few
-from torchbeats.errors import InputError
+from torchbeats.data.labelled import Labelled
+from torchbeats.errors import InputError, quoted
 from torchbeats.evaluation import metrics
 from torchbeats.evaluation.rows import rows_of
 from torchbeats.files import write_json
@@ -307,7 +307,7 @@ class Finetune:
         about |= settings.to_dict()
         self.place.claim(about, FinetuneSettings().to_dict(), MAY_CHANGE)
         if unheard := [name for name, count in labelled.counts().items() if not count]:
-            self.place.listener.warn(f"There is nothing to train on for {few(unheard)}; they will not be known.")
+            self.place.listener.warn(f"There is nothing to train on for {quoted(unheard)}; they will not be known.")
         torch.manual_seed(settings.seed)
         self.model = with_head(model, labelled.classes, labelled.problem_type, settings.model)
         self.corpus = LabelledCorpus(labelled)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
-from torchbeats.errors import CheckpointError
+from torchbeats.errors import CheckpointError, some_of
 from torchbeats.files import replacing
-from torchbeats.weights.families import FORMAT_VERSION, KINDS, METADATA_KEY, POSITION_TABLE, Checkpoint, few, recognise
+from torchbeats.weights.families import FORMAT_VERSION, KINDS, METADATA_KEY, POSITION_TABLE, Checkpoint, recognise
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -70,9 +70,8 @@ def fill(model: nn.Module, stored: Checkpoint) -> None:
     missing = [name for name in wanted if name not in stored.tensors]
     extra = [name for name in stored.tensors if name not in wanted]
     if len(missing) > len(wanted) / 2:
-        raise CheckpointError(
-            stored.path, f"this is a checkpoint of another model: it lacks {few(missing)}, and has {few(extra)}."
-        )
+        said = f"it lacks {some_of(missing)}, and has {some_of(extra)}"
+        raise CheckpointError(stored.path, f"this is a checkpoint of another model: {said}.")
     misshapen = [
         f"{name} {tuple(stored.tensors[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
@@ -83,10 +82,10 @@ def fill(model: nn.Module, stored: Checkpoint) -> None:
         "has tensors that do not belong to the model:": extra,
         "has shapes that are wrong:": misshapen,
     }
-    if told := [f"it {verb} {few(names)}" for verb, names in faults.items() if names]:
+    if told := [f"it {verb} {some_of(names)}" for verb, names in faults.items() if names]:
         raise CheckpointError(stored.path, f"{'; '.join(told)}. It is damaged, or its config is that of another model.")
     if odd := [name for name in wanted if not _is_plain(stored.tensors[name])]:
-        raise CheckpointError(stored.path, f"it has tensors without plain values: {few(odd)}.")
+        raise CheckpointError(stored.path, f"it has tensors without plain values: {some_of(odd)}.")
     broken = []
     ready = {}
     for name, target in wanted.items():  # one at a time, so that converting never holds two copies of the model
@@ -95,7 +94,7 @@ def fill(model: nn.Module, stored: Checkpoint) -> None:
             broken.append(name)
         ready[name] = tensor
     if broken:
-        raise CheckpointError(stored.path, f"it holds NaN or infinite weights, in {few(broken)}.")
+        raise CheckpointError(stored.path, f"it holds NaN or infinite weights, in {some_of(broken)}.")
     model.load_state_dict(ready, assign=True)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
 from torchbeats.encoder import PARAMETRIZED_NAMES
-from torchbeats.errors import CheckpointError
+from torchbeats.errors import CheckpointError, some_of
 
 METADATA_KEY = "torchbeats"  # of the JSON in our safetensors files' metadata
 FORMAT_VERSION = 1
@@ -81,7 +81,7 @@ def recognise(path: Path, content: Mapping[str, Any], metadata: Mapping[str, str
         return found
     layers = _layers(found.tensors)
     if not layers:
-        raise CheckpointError(path, f"this is a checkpoint of another model: it has {few(found.tensors)}.")
+        raise CheckpointError(path, f"this is a checkpoint of another model: it has {some_of(found.tensors)}.")
     if layers != found.config.encoder_layers:  # said before anything of the size that the config asks for is built
         raise CheckpointError(path, f"its config speaks of {found.config.encoder_layers} layers; it holds {layers}.")
     return found
@@ -204,7 +204,7 @@ def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             sizes |= {"finetuned_model": True, "predictor_class": tensors["predictor.weight"].size(0)}
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(
-            path, f"this is not a BEATs checkpoint: it has no {error}. It has {few(tensors)}."
+            path, f"this is not a BEATs checkpoint: it has no {error}. It has {some_of(tensors)}."
         ) from error
     return sizes
 
@@ -213,7 +213,7 @@ def _config(path: Path, cfg: Any, kind: Any) -> Any:
     if not isinstance(cfg, Mapping) or not all(isinstance(name, str) for name in cfg):
         raise CheckpointError(path, f"its config must be a dictionary of settings, not {type(cfg).__name__}.")
     if clashes := [name for name in cfg if callable(getattr(kind, name, None))]:
-        raise CheckpointError(path, f"its config has settings that no model has: {few(clashes)}.")
+        raise CheckpointError(path, f"its config has settings that no model has: {some_of(clashes)}.")
     config = kind(cfg)
     try:
         config.check()
@@ -236,7 +236,7 @@ def _tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
         if not name.removeprefix("encoder.").startswith(_UNUSED):
             found[name] = value
     if strangers or not found:
-        what = f"entries that are no tensors: {few(strangers)}" if strangers else "no tensors"
+        what = f"entries that are no tensors: {some_of(strangers)}" if strangers else "no tensors"
         raise CheckpointError(path, f"this is not a BEATs checkpoint: it has {what}.")
     return found
 
@@ -295,10 +295,3 @@ def _first(tensors: Mapping[str, Tensor], pattern: re.Pattern[str]) -> Tensor:
         if pattern.fullmatch(name):
             return tensor
     raise KeyError("relative position table")
-
-
-def few(names: Iterable[str], most: int = 5) -> str:
-    """The first few of many names, and how many there are."""
-    names = list(names)
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} … ({len(names)} in all)"
