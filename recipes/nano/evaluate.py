@@ -44,10 +44,10 @@ from torch import Tensor
 
 import torchbeats
 from torchbeats import BEATs, BEATsConfig, audio
+from torchbeats.batching import batches_of_like_length
 from torchbeats.cli.console import console, remark
 from torchbeats.fbank import Fbank
 from torchbeats.files import replacing, sha256
-from torchbeats.inference import batches_of_like_length
 from torchbeats.patches import SAMPLE_RATE, PatchGrid, frames
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"

@@ -38,6 +38,9 @@ from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.onnx.engine import OnnxModel
 from torchbeats.onnx.export import export
+from torchbeats.plans import EmbeddingPlan, ScorePlan, TokenPlan
+from torchbeats.protocol import Model
+from torchbeats.tables.writing import TableResult, write_table
 from torchbeats.tagging import Tags, tag
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer, Tokenizers, Tokens
 from torchbeats.version import __version__
@@ -52,6 +55,7 @@ __all__ = [
     "CheckpointError",
     "CorpusError",
     "Embedding",
+    "EmbeddingPlan",
     "Encoded",
     "FileInUseError",
     "GLU_Linear",
@@ -59,6 +63,7 @@ __all__ = [
     "HubError",
     "InputError",
     "MissingPackageError",
+    "Model",
     "ModelError",
     "MultiheadAttention",
     "NormEMAVectorQuantizer",
@@ -66,11 +71,14 @@ __all__ = [
     "RandomProjectionConfig",
     "RandomProjectionTokenizer",
     "SamePad",
+    "ScorePlan",
     "SettingsError",
     "StoreError",
     "Swish",
+    "TableResult",
     "Tags",
     "TokenGrid",
+    "TokenPlan",
     "Tokenizers",
     "TokenizersConfig",
     "Tokens",
@@ -89,4 +97,5 @@ __all__ = [
     "save",
     "tag",
     "tokenize",
+    "write_table",
 ]

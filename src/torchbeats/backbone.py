@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchbeats import pooling
 from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig
 from torchbeats.encoder import TransformerEncoder
 from torchbeats.fbank import Fbank
 from torchbeats.patches import FRAME_LENGTH, N_MELS, PatchGrid, mask_behind
 from torchbeats.waveform import floating, prepare
+from torchbeats.weights import checkpoint
 
 Self = TypeVar("Self", bound="Backbone")
 
@@ -34,13 +38,17 @@ class Encoded(NamedTuple):
     patch_counts: Tensor
     bands: int = 8
 
+    def pool(self, name: str) -> Tensor:
+        """``(B, D)``, or by step ``(B, T / bands, D)``, by a pooling mode of `torchbeats.pooling`."""
+        return pooling.pooling(name).function(*self)
+
     def by_step(self) -> Tensor:
         """Patches grouped by step, low frequencies first: ``(B, T / bands, bands, C)``."""
-        return self.x.unflatten(1, (-1, self.bands))
+        return pooling.by_step(self.x, self.bands)
 
     def steps(self) -> Tensor:
         """One vector for each step of 160 ms, the mean over its bands: ``(B, T / bands, C)``."""
-        return self.by_step().mean(2)
+        return self.pool("steps")
 
     def step_counts(self) -> Tensor:
         """Steps of each clip: ``(B,)`` int64."""
@@ -53,19 +61,23 @@ class Encoded(NamedTuple):
 
     def pooled(self) -> Tensor:
         """One vector for each clip, the mean over its own patches: ``(B, C)``."""
-        return masked_mean(self.x, self.padding_mask, self.patch_counts)
+        return self.pool("mean")
 
     def pooled_bands(self) -> Tensor:
         """One vector for each clip, the mean over time with the bands kept side by side: ``(B, bands * C)``."""
-        by_step = self.by_step().flatten(2)
-        return masked_mean(by_step, self.padding_mask[:, :: self.bands], self.step_counts())
+        return self.pool("bands")
 
 
-def masked_mean(x: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
-    """Mean over each row's own items: ``(B, T, C)``, ``(B, T)`` bool and ``(B,)`` to ``(B, C)``."""
-    # The sum runs in float32, where half precision would lose the last of some hundred terms.
-    total = x.masked_fill(mask.unsqueeze(-1), 0).sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
-    return (total / counts.unsqueeze(-1)).to(x.dtype)
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module has its own mode again afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class Backbone(nn.Module):
@@ -74,6 +86,9 @@ class Backbone(nn.Module):
     Args:
         cfg: sizes and settings; copied.
     """
+
+    layer: int | None = None  # the model ends at its last
+    engine = "torch"
 
     def __init__(self, cfg: BEATsConfig) -> None:
         super().__init__()
@@ -91,6 +106,15 @@ class Backbone(nn.Module):
         self.post_extract_proj = None if same_width else nn.Linear(cfg.embed_dim, cfg.encoder_embed_dim)
         self.dropout_input = nn.Dropout(cfg.dropout_input)
         self.encoder = TransformerEncoder(cfg)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.patch_embedding.weight.device
+
+    def digest(self) -> str:
+        """A hash of all weights and settings."""
+        return checkpoint.digest(self, self.cfg)
 
     def freeze(self: Self) -> Self:
         """Evaluation mode for good, and no parameter asks for a gradient. Gradients still flow to the input."""

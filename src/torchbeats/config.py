@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchbeats.patches import N_MELS, PATCH_SIZE
+from torchbeats.pooling import WINDOW_POOLINGS
 
 # Mean and standard deviation of AudioSet's log-mel features, part of every Microsoft checkpoint's meaning.
 FBANK_MEAN = 15.41663
 FBANK_STD = 6.55582
 
 PROBLEM_TYPES = ("multi_label", "single_label")
-PREDICTOR_POOLS = ("mean", "bands")
 
 
 class _Settings:
@@ -137,10 +137,14 @@ class BEATsConfig(_Settings):
             )
         if self.deep_norm and self.layer_norm_first:
             raise ValueError("deep_norm and layer_norm_first exclude each other: deep norm scales post-norm residuals.")
-        if self.predictor_pool not in PREDICTOR_POOLS:
-            raise ValueError(f"predictor_pool must be {' or '.join(PREDICTOR_POOLS)}, not {self.predictor_pool!r}.")
+        if self.predictor_pool not in WINDOW_POOLINGS:
+            raise ValueError(f"predictor_pool must be {' or '.join(WINDOW_POOLINGS)}, not {self.predictor_pool!r}.")
         if self.problem_type not in PROBLEM_TYPES:
             raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {self.problem_type!r}.")
+
+    def summary(self) -> str:
+        """Size in a few words."""
+        return f"{self.encoder_layers} layers of {self.encoder_embed_dim}"
 
 
 @dataclass(init=False)
@@ -155,6 +159,10 @@ class TokenizersConfig(BEATsConfig):
 
     quant_n: int = 1024
     quant_dim: int = 256
+
+    def summary(self) -> str:
+        """Size in a few words."""
+        return f"tokenizer with {super().summary()}, {self.quant_n:,} codes"
 
 
 PATCH_NORMALISATIONS = ("clip", "patch", "corpus")
@@ -188,6 +196,10 @@ class RandomProjectionConfig(_Settings):
             raise ValueError(
                 f"normalisation must be one of {', '.join(PATCH_NORMALISATIONS)}, not {self.normalisation!r}."
             )
+
+    def summary(self) -> str:
+        """Size in a few words."""
+        return f"random-projection tokenizer with {self.quant_n:,} codes"
 
 
 # What the published checkpoints switch on over the research code's defaults.

@@ -15,29 +15,27 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, islice, pairwise
+from itertools import islice, pairwise
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchbeats import audio
 from torchbeats.audio import AudioWarning, Floats
 from torchbeats.batching import batches_of_like_length
 from torchbeats.data.inputs import Piece, find_audio
 from torchbeats.errors import AudioError
-from torchbeats.loading import load
-from torchbeats.model import BEATs
-from torchbeats.onnx.engine import OnnxModel
+from torchbeats.loading import ready
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
-from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, BasePlan, Plan, TokenPlan, Values
-from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
+from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, EmbeddingPlan, Plan, TokenPlan, Values, Window
+from torchbeats.protocol import Model
 
 Times: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
+Flags: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
 Sound: TypeAlias = (
     "str | os.PathLike[str] | Piece | np.ndarray[Any, Any] | Tensor | tuple[np.ndarray[Any, Any] | Tensor, float]"
 )
@@ -93,6 +91,7 @@ class Group:
         paths: for each row, the name of its input.
         times: ``(rows, 2)`` float64, start and end in seconds.
         values: ``(rows, D)``, float32 embeddings or integer labels.
+        begins: ``(rows,)`` bool, whether a row is the first of its input.
         failures: inputs that could not be read, and why.
         position: where the run stands behind this group.
         inputs: number of inputs that end in this group.
@@ -101,6 +100,7 @@ class Group:
     paths: list[str] = field(default_factory=list)
     times: Times = field(default_factory=lambda: np.empty((0, 2)))
     values: Values = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    begins: Flags = field(default_factory=lambda: np.empty(0, bool))
     failures: list[tuple[str, str]] = field(default_factory=list)
     position: Position = field(default_factory=Position)
     inputs: int = 0
@@ -111,20 +111,15 @@ class Group:
             yield Embedding(path, start, end, embedding)
 
 
-@dataclass
-class Listener:
-    """What a progress display is told.
-
-    Attributes:
-        on_batch: called behind every batch with the seconds of audio in it, and its share of the inputs.
-    """
-
-    on_batch: Callable[[float, float], None] = lambda seconds, inputs: None
+# Called behind every batch with the seconds of audio in it, and its share of the inputs.
+Progress: TypeAlias = Callable[[float, float], None]
+# Called with the name of an input that cannot be read, in whole or in part, and the reason.
+OnFailure: TypeAlias = Callable[[str, str], None]
 
 
 def embed(
     inputs: Sound | Iterable[Sound],
-    model: BEATs | OnnxModel | str | os.PathLike[str] | None = None,
+    model: Model | str | os.PathLike[str] | None = None,
     *,
     pool: str = "mean",
     layer: int | None = None,
@@ -143,14 +138,15 @@ def embed(
         inputs: a file, a folder or a list of files (.csv, .txt, .jsonl); an array or tensor at 16 kHz, mono or
             channels by samples; a pair (array, its sample rate); or an iterable of any of these.
         model: a `BEATs`, an `OnnxModel`, or what `load` takes; None for the small built-in one.
-        pool: "mean" or "bands", a row a window; "steps" or "patches", a row a step of 160 ms. See `Plan`.
+        pool: "mean" or "bands", a row a window; "steps" or "patches", a row a step of 160 ms. See `EmbeddingPlan`.
         layer: whose output; the model's where not given.
         window: seconds that the model sees at once; a last piece shorter than half a second joins the window before.
             None for all of a sound at once, however long: memory grows with its length, time with the square of it.
         hop: seconds from a window's start to the next; the window's length where not given.
         batch_seconds: audio in a batch; less of it takes less memory.
-        device: the model goes there; where it is, if not given.
-        dtype: the model takes it; its own, if not given.
+        device: where to compute; where the model is, if not given.
+        dtype: to compute in; the model's own, if not given. A model of the caller's stays as, and where, it is: a copy
+            of it computes.
         jobs: threads that decode; up to four where not given.
 
     Yields:
@@ -159,14 +155,14 @@ def embed(
     Raises:
         ValueError: a setting that makes no sense, or inputs that name no files.
     """
-    plan = Plan(pool, layer, hop, window=window, batch_seconds=batch_seconds)
-    found = groups_of(inputs, model, plan, device, dtype, jobs)
-    return (row for group in found for row in group.rows())
+    plan = EmbeddingPlan(pool, layer, hop, window=window, batch_seconds=batch_seconds)
+    results = groups_of(inputs, ready(model, device, dtype), plan, jobs)
+    return (row for group in results for row in group.rows())
 
 
 def tokenize(
     inputs: Sound | Iterable[Sound],
-    tokenizer: Tokenizers | RandomProjectionTokenizer | str | os.PathLike[str],
+    tokenizer: Model | str | os.PathLike[str],
     *,
     window: float | None = WINDOW_SECONDS,
     batch_seconds: float = BATCH_SECONDS,
@@ -183,7 +179,7 @@ def tokenize(
         window: seconds that the tokenizer sees at once, rounded to whole steps; a last piece shorter than half a second
             joins the window before. None for all of a sound at once.
         batch_seconds: audio in a batch; less of it takes less memory.
-        device: the tokenizer goes there; where it is, if not given.
+        device: where to compute, with a copy of the tokenizer if need be; where it is, if not given.
         jobs: threads that decode; up to four where not given.
 
     Yields:
@@ -194,40 +190,26 @@ def tokenize(
         ValueError: a setting that makes no sense, or inputs that name no files.
     """
     plan = TokenPlan(window=window, batch_seconds=batch_seconds)
-    return _by_file(groups_of(inputs, tokenizer, plan, device, None, jobs))
+    return _by_file(groups_of(inputs, ready(tokenizer, device), plan, jobs))
 
 
-def groups_of(
-    inputs: Sound | Iterable[Sound],
-    model: nn.Module | str | os.PathLike[str] | None,
-    plan: BasePlan,
-    device: str | torch.device | None,
-    dtype: torch.dtype | None,
-    jobs: int | None,
-) -> Iterator[Group]:
+def groups_of(inputs: Sound | Iterable[Sound], model: Model, plan: Plan, jobs: int | None) -> Iterator[Group]:
     """Groups of whatever a caller in Python gives; what is wrong with it is said at once, not with the first group."""
-    network = model if isinstance(model, nn.Module) else load(model)
-    plan.check(network)
-    network.to(device=device, dtype=dtype)
+    plan.check(model)
     sounds = _named(inputs)
     if not isinstance(inputs, Iterator):
         sounds = iter(list(sounds))
 
-    def found() -> Iterator[Group]:
-        for group in groups(sounds, network, plan, jobs=jobs):
+    def results() -> Iterator[Group]:
+        for group in groups(sounds, model, plan, jobs=jobs):
             for path, reason in group.failures:
                 warnings.warn(f"{path} was left out: {reason}.", AudioWarning, stacklevel=3)
             yield group
 
-    return found()
+    return results()
 
 
-def first_steps(starts: Values) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Rows that begin a file, among rows a step that have these ``starts`` ``(rows,)``: no other starts at 0 s."""
-    return np.flatnonzero(starts == 0)
-
-
-def _by_file(found: Iterable[Group]) -> Iterator[TokenGrid]:
+def _by_file(results: Iterable[Group]) -> Iterator[TokenGrid]:
     """Rows a step to rows a file, as soon as a file is complete."""
     path, times, labels = "", list[Times](), list[Values]()
 
@@ -238,8 +220,8 @@ def _by_file(found: Iterable[Group]) -> Iterator[TokenGrid]:
         times.clear()
         labels.clear()
 
-    for group in found:
-        edges = [0, *first_steps(group.times[:, 0]).tolist(), len(group.paths)]
+    for group in results:
+        edges = [0, *np.flatnonzero(group.begins).tolist(), len(group.paths)]
         for number, (first, last) in enumerate(pairwise(edges)):
             if number:  # what lies before the first of them belongs to the file that the last group ended in
                 yield from complete()
@@ -253,16 +235,15 @@ def _by_file(found: Iterable[Group]) -> Iterator[TokenGrid]:
 
 def groups(
     sounds: Iterable[tuple[str, Sound]],
-    model: Any,
-    plan: BasePlan,
+    model: Model,
+    plan: Plan,
     *,
     start: Position = Position(),  # noqa: B008 - immutable
     jobs: int | None = None,
-    listener: Listener | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Group]:
     """What becomes of named sounds, group by group, from a position that an earlier run has reached."""
     plan.check(model)
-    listener = listener or Listener()
     decoded = _decode_ahead(islice(sounds, start.inputs, None), plan, model.grid, jobs or min(4, os.cpu_count() or 1))
     group, clips, held = Group(), list[_Clip](), 0.0
     inputs, skip, seen = start.inputs, start.windows, 0
@@ -281,10 +262,10 @@ def groups(
             group.inputs += 1
         if held >= GROUP_BATCHES * plan.batch_seconds or len(group.failures) >= 1000:
             group.position = Position(inputs, seen)
-            yield _compute(group, clips, model, plan, listener)
+            yield _compute(group, clips, model, plan, progress)
             group, clips, held = Group(), [], 0.0
     group.position = Position(inputs, seen)
-    yield _compute(group, clips, model, plan, listener)
+    yield _compute(group, clips, model, plan, progress)
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -292,16 +273,28 @@ def groups(
 
 @dataclass
 class _Clip:
-    """A window of an input: where it starts and ends, in samples, and what is in it."""
+    """A window of an input.
+
+    Attributes:
+        name: of the input.
+        offset: seconds at which the input starts in its file.
+        number: of the window in the input.
+        window: what is in it.
+    """
 
     name: str
-    start: int
-    end: int
-    samples: Floats
+    offset: float
+    number: int
+    window: Window
+
+    @property
+    def samples(self) -> Floats:
+        """What the model sees."""
+        return self.window.samples
 
     def release(self) -> None:
         """Give the samples' memory back; a group of windows is large."""
-        self.samples = np.empty(0, np.float32)
+        self.window = self.window._replace(samples=np.empty(0, np.float32))
 
 
 def _apart(samples: Floats) -> Floats:
@@ -322,7 +315,7 @@ _Event: TypeAlias = "_Clip | str | None"
 
 
 def _decode_ahead(
-    sounds: Iterator[tuple[str, Sound]], plan: BasePlan, grid: PatchGrid, jobs: int
+    sounds: Iterator[tuple[str, Sound]], plan: Plan, grid: PatchGrid, jobs: int
 ) -> Iterator[tuple[str, _Event]]:
     """Events of all inputs in order, while threads work on the inputs that follow."""
     stopped = threading.Event()
@@ -339,8 +332,9 @@ def _decode_ahead(
 
         end: str | None = None
         try:
-            for start, samples in plan.windows(_blocks(sound), grid):
-                if not put(_Clip(name, start, start + len(samples), _apart(samples))):
+            offset = sound.start if isinstance(sound, Piece) else 0.0
+            for number, window in enumerate(plan.windows(blocks(sound), grid)):
+                if not put(_Clip(name, offset, number, window._replace(samples=_apart(window.samples)))):
                     return
         except (AudioError, ValueError, OSError) as error:
             end = error.reason if isinstance(error, AudioError) else str(error).removesuffix(".")
@@ -366,7 +360,8 @@ def _decode_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _blocks(sound: Sound) -> Iterator[Floats]:
+def blocks(sound: Sound) -> Iterator[Floats]:
+    """The samples of a sound at 16 kHz, mono, in blocks."""
     if isinstance(sound, (str, os.PathLike)):
         return audio.stream(sound)
     if isinstance(sound, Piece):
@@ -392,7 +387,7 @@ def _named(inputs: Sound | Iterable[Sound]) -> Iterator[tuple[str, Sound]]:
 # --- computing --------------------------------------------------------------------------------------------------------
 
 
-def _compute(group: Group, clips: list[_Clip], model: Any, plan: BasePlan, listener: Listener) -> Group:
+def _compute(group: Group, clips: list[_Clip], model: Model, plan: Plan, progress: Progress | None) -> Group:
     """Fill a group with the results of its clips."""
     results: list[Values | None] = [None] * len(clips)
     lengths = [max(len(clip.samples), model.grid.min_samples) for clip in clips]
@@ -400,47 +395,39 @@ def _compute(group: Group, clips: list[_Clip], model: Any, plan: BasePlan, liste
         chosen = [clips[index] for index in batch]
         for index, result in zip(batch, _run([clip.samples for clip in chosen], model, plan), strict=True):
             results[index] = result
-        seconds = sum(len(clip.samples) for clip in chosen) / SAMPLE_RATE
-        listener.on_batch(seconds, group.inputs * len(batch) / len(clips))
+        if progress is not None:
+            seconds = sum(len(clip.samples) for clip in chosen) / SAMPLE_RATE
+            progress(seconds, group.inputs * len(batch) / len(clips))
         for clip in chosen:
             clip.release()
-    times = []
-    step = model.grid.step_seconds
+    if not clips:
+        return group
     done = [result for result in results if result is not None]
+    by_step = plan.row(model).per != "window"
+    times, begins = [], []
     for clip, result in zip(clips, done, strict=True):
-        start, end = clip.start / SAMPLE_RATE, clip.end / SAMPLE_RATE
-        if plan.by_step:
-            edges = start + step * np.arange(len(result) + 1)
-            times.append(np.stack([edges[:-1], np.minimum(edges[1:], end)], axis=1))
-        else:
-            times.append(np.array([[start, end]]))
+        times.append(_times(clip, len(result), model.grid.step_seconds if by_step else None))
+        begins.append(np.arange(len(result)) + clip.number == 0)
         group.paths += [clip.name] * len(result)
-    if clips:
-        group.times = np.concatenate(times)
-        group.values = np.concatenate(done)
+    group.times, group.begins, group.values = np.concatenate(times), np.concatenate(begins), np.concatenate(done)
     return group
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module has its own mode again afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+def _times(clip: _Clip, rows: int, step: float | None) -> Times:
+    """Start and end of a window's rows in its file, ``(rows, 2)``; of steps, where their length is given."""
+    start, end = (clip.offset + edge / SAMPLE_RATE for edge in (clip.window.start, clip.window.end))
+    if step is None:
+        return np.array([[start, end]])
+    edges = start + step * np.arange(rows + 1)
+    return np.stack([edges[:-1], np.minimum(edges[1:], end)], axis=1)
 
 
 @torch.inference_mode()
-def _run(samples: list[Floats], model: Any, plan: BasePlan) -> Iterator[Values]:
+def _run(samples: list[Floats], model: Model, plan: Plan) -> Iterator[Values]:
     """Results of one batch, ``(rows, D)`` for each clip."""
     lengths = [max(len(clip), model.grid.min_samples) for clip in samples]  # silence is added without a word
     wav = torch.zeros(len(samples), max(lengths))
     for row, clip in zip(wav, samples, strict=True):
         row[: len(clip)] = torch.from_numpy(clip)
-    device = next(chain(model.parameters(), model.buffers())).device
-    ragged = torch.tensor(lengths, device=device) if min(lengths) < max(lengths) else None
-    with _evaluating(model):
-        return plan.rows(model, wav.to(device), ragged)
+    ragged = torch.tensor(lengths, device=model.device) if min(lengths) < max(lengths) else None
+    return plan.rows(model, wav.to(model.device), ragged)

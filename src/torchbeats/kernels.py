@@ -24,6 +24,8 @@ FEWEST_QUERIES = 512  # at a time: each product rearranges all keys first
 SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}  # gated bias made at once for a fused call, in numbers: 16 MB, 256 MB
 ROWS_AT_ONCE = 1024  # of a feed-forward part: enough for a matrix product at full speed, few enough for the cache
 SPECTRAL_TAPS = 32  # a kernel shorter than that is as fast as it is
+# On a CPU with AMX, oneDNN's bfloat16 convolution is wrong by its own size for fewer channels a group (torch 2.13).
+ONEDNN_CHANNELS = 16
 SPECTRAL_STEPS = 1000  # in a batch; with fewer, the transform of a kernel beyond the cache costs more than is saved
 SPECTRAL_STEPS_PER_WEIGHT = 2**-12  # with kernels that fit the cache, fewer do
 SPECTRAL_PIECES = 64  # at a time, so that a long recording needs little memory besides its own
@@ -395,6 +397,9 @@ def convolution(x: Tensor, kernel: Tensor, bias: Tensor, groups: int) -> Tensor:
         and not torch.is_autocast_enabled("cpu")
     ):
         return _spectral_convolution(x, kernel, bias, groups)
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and kernel.shape[1] < ONEDNN_CHANNELS:
+        convolved = F.conv1d(x.float(), kernel.float(), bias.float(), padding=kernel.shape[2] // 2, groups=groups)
+        return convolved.to(x.dtype)
     return F.conv1d(x, kernel, bias, padding=kernel.shape[2] // 2, groups=groups)
 
 

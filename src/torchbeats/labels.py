@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 
@@ -24,3 +24,16 @@ def class_names(label_dict: Mapping[int, str] | None, classes: int) -> list[str]
     """A readable name for each output: AudioSet ids become names; "class 7" where a model's file has none."""
     known = label_dict or {}
     return [display_name(known[index]) if index in known else f"class {index}" for index in range(classes)]
+
+
+def names_and_aliases(
+    label_dict: Mapping[int, str] | None, labels: Sequence[str] | None, classes: int
+) -> tuple[list[str], dict[str, str]]:
+    """What classes are called in data: one name each, and what else they may be called, such as AudioSet ids."""
+    if label_dict is None:
+        return [str(number) for number in range(classes)], {}
+    raw = [label_dict[index] for index in sorted(label_dict)]
+    names = list(labels or raw)
+    if len(set(names)) < len(names):  # two classes would be one
+        return raw, {}
+    return names, dict(zip(raw, names, strict=True))

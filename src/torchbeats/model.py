@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from torchbeats import labels
-from torchbeats.backbone import Backbone, Encoded
+from torchbeats.backbone import Backbone, Encoded, evaluating
 from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig
+from torchbeats.errors import ModelError
+from torchbeats.pooling import pooling
+from torchbeats.protocol import PROBABILITIES, Layer, Output, embeddings, refuse, refuse_layer
 from torchbeats.weights import checkpoint
 from torchbeats.weights.families import Checkpoint
 
@@ -44,8 +49,8 @@ class BEATs(Backbone):
         with checkpoint.drafted_for(stored):
             super().__init__(cfg)
             self.predictor_dropout = nn.Dropout(cfg.predictor_dropout)
-            width = cfg.encoder_embed_dim * (self.grid.bands if cfg.predictor_pool == "bands" else 1)
-            self.predictor = nn.Linear(width, cfg.predictor_class) if cfg.finetuned_model else None
+            shape = pooling(cfg.predictor_pool).shape(self.grid.bands, cfg.encoder_embed_dim)
+            self.predictor = nn.Linear(math.prod(shape), cfg.predictor_class) if cfg.finetuned_model else None
         self.output_all_hiddens = output_all_hiddens
         self.label_dict = None if stored is None else stored.label_dict
         if stored is not None:
@@ -59,6 +64,47 @@ class BEATs(Backbone):
         if self.label_dict is None:
             return None
         return [labels.display_name(self.label_dict[index]) for index in sorted(self.label_dict)]
+
+    @property
+    def outputs(self) -> dict[str, Output]:
+        """What `compute` gives, by name: every pooling, and from a model with a label head "probabilities"."""
+        outputs = embeddings(self.cfg.encoder_embed_dim, self.grid.bands)
+        if self.predictor is not None:
+            outputs[PROBABILITIES] = Output((self.cfg.predictor_class,), np.dtype(np.float32))
+        return outputs
+
+    def check(self, output: str, layer: Layer = None) -> None:
+        """Raise a `ModelError` where there is no such output, or no such layer."""
+        refuse(self.outputs, output)
+        refuse_layer(layer, len(self.encoder.layers))
+        if layer is not None and output == PROBABILITIES:
+            raise ModelError("Probabilities come from the label head, which stands behind the last layer.")
+        if layer == "all" and self.outputs[output].by_step:
+            raise ModelError(f"All layers at once are for a row a window; {output!r} is a row a step.")
+
+    @torch.inference_mode()
+    def compute(self, output: str, wav: Tensor, lengths: Tensor | None = None, layer: Layer = None) -> Tensor:
+        """One of `outputs`, in evaluation mode and without gradients.
+
+        Args:
+            output: its name.
+            wav: ``(B, samples)`` at 16 kHz, in [-1, 1] or integer PCM.
+            lengths: ``(B,)`` integers, each clip's length in samples.
+            layer: whose output: 0 is the encoder's input to the first layer, None the model's output, "all" every
+                layer's, one behind the other.
+
+        Returns:
+            ``(B, D)``, or by step ``(B, steps, D)``, float.
+        """
+        self.check(output, layer)
+        with evaluating(self):
+            if output == PROBABILITIES:
+                return self.probabilities(self.logits(wav, lengths=lengths))
+            if isinstance(layer, str):
+                encoded, hiddens = self._encode(wav, lengths=lengths, output_all_hiddens=True)
+                hiddens = [*hiddens[:-1], encoded.x]  # with the final norm, where there is one
+                return torch.stack([encoded._replace(x=x).pool(output) for x in hiddens], dim=1).flatten(1)
+            return self.encode(wav, lengths, layer=layer).pool(output)
 
     def forward(
         self,
@@ -149,7 +195,7 @@ class BEATs(Backbone):
     def pooled_logits(self, encoded: Encoded) -> Tensor:
         """As `logits`, from what `encode` gave."""
         if self.predictor is None:
-            raise ValueError("This model has no label head: it was pre-trained, not fine-tuned.")
+            raise ModelError("This model has no label head: it was pre-trained, not fine-tuned.")
         dropped = encoded._replace(x=self.predictor_dropout(encoded.x))
         # The mean of linear outputs is the linear output of the mean.
-        return self.predictor(dropped.pooled_bands() if self.cfg.predictor_pool == "bands" else dropped.pooled())
+        return self.predictor(dropped.pool(self.cfg.predictor_pool))

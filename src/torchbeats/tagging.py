@@ -10,16 +10,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
 
-from torchbeats import audio, labels
+from torchbeats import audio
 from torchbeats.audio import Floats
-from torchbeats.inference import Group, Sound, Times, groups_of
-from torchbeats.loading import load
-from torchbeats.model import BEATs
-from torchbeats.onnx.engine import OnnxModel
+from torchbeats.errors import SettingsError
+from torchbeats.inference import Group, Sound, groups_of
+from torchbeats.labels import class_names
+from torchbeats.loading import ready
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
-from torchbeats.plans import BATCH_SECONDS, SHORTEST_SECONDS, WINDOW_SECONDS, ScorePlan
+from torchbeats.plans import BATCH_SECONDS, SHORTEST_SECONDS, WINDOW_SECONDS, ScorePlan, Window
+from torchbeats.protocol import PROBABILITIES, Model
 from torchbeats.weights import hub
 
 Indices: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
@@ -78,9 +78,9 @@ class TimelinePlan(ScorePlan):
 
     def __post_init__(self) -> None:
         if self.window is None:
-            raise ValueError("A timeline needs a window of some seconds.")
+            raise SettingsError("A timeline needs a window of some seconds.")
         if self.hop is not None and not SHORTEST_EVERY <= self.hop <= self.window:
-            raise ValueError(
+            raise SettingsError(
                 f"The rows of a timeline must have between {SHORTEST_EVERY} s and the window's {self.window} s, not "
                 f"{self.hop}."
             )
@@ -94,12 +94,12 @@ class TimelinePlan(ScorePlan):
         hop = length if self.hop is None else round(self.hop * SAMPLE_RATE)
         before = (length - hop) // 2
         behind = length - hop - before
-        # No more than `behind`: so a window's end tells whether its row is the last, see `ends`.
+        # No more than `behind`: so a window's end tells whether its row is the last.
         shortest = min(round(SHORTEST_SECONDS * SAMPLE_RATE), hop // 2, behind or hop)
         return hop, before, behind, shortest
 
-    def windows(self, blocks: Iterable[Floats], grid: PatchGrid) -> Iterator[tuple[int, Floats]]:
-        """Cut a stream of samples into ``(start of the row, samples of the window)``."""
+    def windows(self, blocks: Iterable[Floats], grid: PatchGrid) -> Iterator[Window]:
+        """Cut a stream of samples into windows, each for the row around whose middle it lies."""
         hop, before, behind, shortest = self._samples
         total = 0
 
@@ -113,21 +113,12 @@ class TimelinePlan(ScorePlan):
 
         for start, samples in audio.windows(padded(), before + hop + behind, hop, shortest):
             begin = start - before  # of the window in the recording; what lies outside of that is taken off again
-            yield start, samples[max(0, -begin) : total - begin]
-
-    def ends(self, times: Times) -> Times:
-        """Ends of the rows ``(rows,)`` in seconds.
-
-        Args:
-            times: of a group, ``(rows, 2)``: where a row starts, and that plus the length of its window.
-        """
-        hop, before, _, shortest = self._samples
-        start, end = np.rint(times * SAMPLE_RATE).T
-        end -= np.minimum(before, start)  # where the window really ends
-        return np.where(end < start + hop + shortest, end, start + hop) / SAMPLE_RATE
+            samples = samples[max(0, -begin) : total - begin]
+            end = max(0, begin) + len(samples)
+            yield Window(start, end if end < start + hop + shortest else start + hop, samples)
 
 
-def plan_for(
+def score_plan(
     every: float | None = None,
     window: float | None = None,
     batch_seconds: float = BATCH_SECONDS,
@@ -154,16 +145,11 @@ def plan_for(
 
 
 def check_choice(top: int, threshold: float) -> None:
-    """Raise a ``ValueError`` where no labels can be chosen so."""
+    """Raise a `SettingsError` where no labels can be chosen so."""
     if top < 1:
-        raise ValueError(f"A row must have at least one label, not {top}.")
+        raise SettingsError(f"A row must have at least one label, not {top}.")
     if not 0 <= threshold <= 1:
-        raise ValueError(f"The threshold is a probability, from 0 to 1, not {threshold}.")
-
-
-def class_names(model: BEATs | OnnxModel) -> list[str]:
-    """A readable name for each output of a model: AudioSet ids become names; "class 7" where its file has none."""
-    return labels.class_names(model.label_dict, model.cfg.predictor_class)
+        raise SettingsError(f"The threshold is a probability, from 0 to 1, not {threshold}.")
 
 
 def likeliest(probabilities: Floats, top: int, threshold: float = 0.0) -> Indices:
@@ -172,37 +158,35 @@ def likeliest(probabilities: Floats, top: int, threshold: float = 0.0) -> Indice
     return order[probabilities[order] >= threshold]
 
 
-def scored(found: Iterable[Group], plan: ScorePlan) -> Iterator[Scored]:
-    """Results of a plan from `plan_for`, as rows: a timeline's, or one a file, as soon as it is complete."""
-    return _timeline(found, plan) if isinstance(plan, TimelinePlan) else _by_file(found)
+def scored(results: Iterable[Group], plan: ScorePlan) -> Iterator[Scored]:
+    """Results of a plan from `score_plan`, as rows: a timeline's, or one a file, as soon as it is complete."""
+    return _timeline(results) if isinstance(plan, TimelinePlan) else _by_file(results)
 
 
-def _timeline(found: Iterable[Group], plan: TimelinePlan) -> Iterator[Scored]:
-    for group in found:
-        ends = plan.ends(group.times).tolist()
-        for path, start, end, values in zip(group.paths, group.times[:, 0].tolist(), ends, group.values, strict=True):
+def _timeline(results: Iterable[Group]) -> Iterator[Scored]:
+    for group in results:
+        for path, (start, end), values in zip(group.paths, group.times.tolist(), group.values, strict=True):
             yield Scored(path, start, end, values)
 
 
-def _by_file(found: Iterable[Group]) -> Iterator[Scored]:
-    """The mean of each file's windows, weighted by their seconds; windows do not overlap, and the first starts at 0."""
-    path, end, total = "", 0.0, np.zeros(0)
+def _by_file(results: Iterable[Group]) -> Iterator[Scored]:
+    """The mean of each file's windows, weighted by their seconds; windows do not overlap."""
+    path, first, end, total = "", 0.0, 0.0, np.zeros(0)
 
     def complete() -> Iterator[Scored]:
-        nonlocal end
-        if end:
-            yield Scored(path, 0.0, end, (total / end).astype(np.float32))
-        end = 0.0
+        if len(total):
+            yield Scored(path, first, end, (total / (end - first)).astype(np.float32))
 
-    for group in found:
-        for row in group.rows():
-            if row.start == 0:
+    for group in results:
+        for row, begins in zip(group.rows(), group.begins.tolist(), strict=True):
+            if begins:
                 yield from complete()
-                path, total = row.path, np.zeros(len(row.embedding))
+                path, first, total = row.path, row.start, np.zeros(len(row.embedding))
             total += (row.end - row.start) * row.embedding.astype(np.float64)
             end = row.end
         if not group.position.windows:  # no file is under way
             yield from complete()
+            total = np.zeros(0)
 
 
 def tags(rows: Iterable[Scored], names: list[str], top: int = TOP, threshold: float = 0.0) -> Iterator[Tags]:
@@ -226,7 +210,7 @@ def regions(rows: Iterable[Tags]) -> Iterator[Region]:
 
 def tag(
     inputs: Sound | Iterable[Sound],
-    model: BEATs | OnnxModel | str | os.PathLike[str] | None = None,
+    model: Model | str | os.PathLike[str] | None = None,
     *,
     top: int = TOP,
     threshold: float = 0.0,
@@ -252,8 +236,8 @@ def tag(
         views: how often each window is heard, a share of a step of 160 ms later each time; probabilities are the mean.
             For short sounds; it takes so many times as long.
         batch_seconds: audio in a batch; less of it takes less memory.
-        device: the model goes there; where it is, if not given.
-        dtype: the model takes it; its own, if not given.
+        device: where to compute; where the model is, if not given.
+        dtype: to compute in; the model's own, if not given. A model of the caller's stays as it is.
         jobs: threads that decode; up to four where not given.
 
     Yields:
@@ -262,12 +246,12 @@ def tag(
     Raises:
         ValueError: a setting that makes no sense, a model without labels, or inputs that name no files.
     """
-    plan = plan_for(every, window, batch_seconds, views)
+    plan = score_plan(every, window, batch_seconds, views)
     check_choice(top, threshold)
     if model is None:
         warnings.warn(hub.BUILT_IN_TAGGER_NOTE, stacklevel=2)
         model = hub.BUILT_IN_TAGGER
-    network = model if isinstance(model, nn.Module) else load(model)
-    plan.check(network)
-    found = groups_of(inputs, network, plan, device, dtype, jobs)
-    return tags(scored(found, plan), class_names(network), top, threshold)
+    network = ready(model, device, dtype)
+    results = groups_of(inputs, network, plan, jobs)
+    names = class_names(network.label_dict, network.outputs[PROBABILITIES].shape[0])
+    return tags(scored(results, plan), names, top, threshold)

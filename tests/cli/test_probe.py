@@ -21,8 +21,8 @@ from torchbeats.data.labelled import Example, Labelled
 from torchbeats.errors import InputError
 from torchbeats.evaluation import probe as probing
 from torchbeats.evaluation.metrics import bootstrap
-from torchbeats.evaluation.rows import LayersPlan, rows_of
-from torchbeats.plans import Plan
+from torchbeats.evaluation.rows import rows_of
+from torchbeats.plans import EmbeddingPlan
 
 RATE = 16_000
 
@@ -227,10 +227,10 @@ def test_all_layers_at_once_are_those_of_a_plan_each(sounds):
     rows = [Example(str(path), ("x",)) for path in sorted(sounds.glob("*.wav"))[:5]]
     rows[1] = rows[1]._replace(start=0.1, end=0.3)
     for pool in ("mean", "bands"):
-        found = rows_of(rows, model, LayersPlan(pool=pool, layer="all"))
+        found = rows_of(rows, model, EmbeddingPlan(pool=pool, layer="all"))
         together = found.values.reshape(5, 3, -1)
         for layer in (0, 1, 2):
-            alone = rows_of(rows, model, Plan(pool, layer)).values
+            alone = rows_of(rows, model, EmbeddingPlan(pool, layer)).values
             np.testing.assert_allclose(together[:, layer], alone, atol=1e-5)
 
 

@@ -11,10 +11,12 @@ import pytest
 
 from torchbeats.errors import StoreError
 from torchbeats.inference import Group, Position
+from torchbeats.plans import Row
 from torchbeats.tables import store
 from torchbeats.tables.store import Store
 
 WIDTH = 5
+ROW = Row("embedding", (WIDTH,), np.dtype(np.float32), "window")
 ABOUT = {"model": "beats-iter3", "pool": "mean", "layer": None, "window": 10.0, "inputs": "7 files, 0123"}
 OUTPUTS = ["t.parquet", "t.npz"]
 every_output = pytest.mark.parametrize("name", OUTPUTS)
@@ -29,7 +31,8 @@ def group(number, rows=3, failures=()):
     """Rows of one input, each different."""
     values = np.random.default_rng(number).standard_normal((rows, WIDTH)).astype(np.float32)
     times = np.stack([np.arange(rows), np.arange(1, rows + 1)], 1) / 3
-    return Group([f"ü {number}.wav"] * rows, times, values, list(failures), Position(number + 1, 0))
+    begins = np.arange(rows) == 0
+    return Group([f"ü {number}.wav"] * rows, times, values, begins, list(failures), Position(number + 1, 0))
 
 
 GROUPS = [
@@ -43,7 +46,7 @@ FAILURES = [{"path": "a.wav", "error": "the file is empty (0 bytes)"}, {"path": 
 
 
 def write(out, groups=GROUPS, about=ABOUT, **more):
-    table = Store(out, about, WIDTH, **more)
+    table = Store(out, ROW, about, **more)
     for part in groups[table_start(table, groups) :]:
         table.append(part)
     table.finish()
@@ -141,13 +144,14 @@ def test_only_failures(tmp_path, name):
     else:
         assert pq.read_schema(tmp_path / name).field("embedding").type.list_size == WIDTH
     assert about(tmp_path / name)["failed"] == 1
-    assert Store(tmp_path / name, ABOUT, WIDTH).complete
+    assert Store(tmp_path / name, ROW, ABOUT).complete
 
 
 @every_output
 def test_names_that_are_not_utf8(tmp_path, name):
     odd = os.fsdecode(b"caf\xe9.wav")
-    write(tmp_path / name, [Group([odd], np.zeros((1, 2)), np.ones((1, WIDTH), np.float32), [(odd, "x")], Position(1))])
+    values, begins = np.ones((1, WIDTH), np.float32), np.ones(1, bool)
+    write(tmp_path / name, [Group([odd], np.zeros((1, 2)), values, begins, [(odd, "x")], Position(1))])
     assert columns(tmp_path / name)["path"].tolist() == ["caf\ufffd.wav"]
     (line,) = (tmp_path / f"{name}.errors.jsonl").read_text("utf-8").splitlines()
     assert json.loads(line)["path"] in ("caf?.wav", "caf\ufffd.wav")
@@ -165,11 +169,11 @@ def test_errors_of_an_earlier_run_go(tmp_path):
 @every_output
 @pytest.mark.parametrize("stop", range(len(GROUPS) + 1))
 def test_resume(tmp_path, name, stop):
-    first = Store(tmp_path / name, ABOUT, WIDTH)
+    first = Store(tmp_path / name, ROW, ABOUT)
     assert (first.position, first.failed, first.complete) == (Position(), 0, False)
     for part in GROUPS[:stop]:
         first.append(part)
-    second = Store(tmp_path / name, ABOUT, WIDTH)
+    second = Store(tmp_path / name, ROW, ABOUT)
     assert not (tmp_path / name).exists()
     assert second.position == (GROUPS[stop - 1].position if stop else Position())
     assert second.failed == sum(len(part.failures) for part in GROUPS[:stop])
@@ -185,12 +189,12 @@ def test_resume(tmp_path, name, stop):
 def test_rows_reach_the_disk_in_time_and_size(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "FLUSH_SECONDS", 1000.0)
     monkeypatch.setattr(store, "FLUSH_BYTES", 40 * WIDTH * 4)
-    table = Store(tmp_path / "t.parquet", ABOUT, WIDTH)
+    table = Store(tmp_path / "t.parquet", ROW, ABOUT)
     for part in GROUPS:
         table.append(part)
     parts = list((tmp_path / "t.parquet.parts").glob("part-*"))
     assert len(parts) == 1  # when the fourth group filled it
-    assert Store(tmp_path / "t.parquet", ABOUT, WIDTH).position == GROUPS[3].position
+    assert Store(tmp_path / "t.parquet", ROW, ABOUT).position == GROUPS[3].position
     table.finish()
     assert_holds(tmp_path / "t.parquet")
 
@@ -221,7 +225,7 @@ def test_stopped_at_every_step(tmp_path, monkeypatch, name, moment):
             write(out)
         except Killed:
             left[0] = 1000
-            if not Store(out, ABOUT, WIDTH).complete:
+            if not Store(out, ROW, ABOUT).complete:
                 write(out)
         else:
             break
@@ -245,7 +249,7 @@ def test_stopped_while_parts_are_cleared_away(tmp_path, monkeypatch, overwrite):
         patch.setattr(Path, "unlink", some)
         write(tmp_path / "t.parquet", overwrite=overwrite)
     if not overwrite:
-        assert Store(tmp_path / "t.parquet", ABOUT, WIDTH).complete
+        assert Store(tmp_path / "t.parquet", ROW, ABOUT).complete
     else:
         write(tmp_path / "t.parquet", overwrite=True)
     assert_holds(tmp_path / "t.parquet")
@@ -255,7 +259,7 @@ def test_stopped_while_parts_are_cleared_away(tmp_path, monkeypatch, overwrite):
 def test_complete_run_is_found(tmp_path, name):
     write(tmp_path / name)
     before = (tmp_path / name).read_bytes()
-    again = Store(tmp_path / name, ABOUT, WIDTH)
+    again = Store(tmp_path / name, ROW, ABOUT)
     assert (again.complete, again.failed) == (True, 2)
     assert (tmp_path / name).read_bytes() == before
     assert files(tmp_path) == [name, f"{name}.errors.jsonl"]
@@ -274,19 +278,19 @@ def test_other_settings_are_refused(tmp_path, name, change, said):
     write(tmp_path / name)
     before = (tmp_path / name).read_bytes()
     with pytest.raises(StoreError, match=rf"exists and holds something else: {said}.*--overwrite"):
-        Store(tmp_path / name, {**ABOUT, **change}, WIDTH)
+        Store(tmp_path / name, ROW, {**ABOUT, **change})
     assert (tmp_path / name).read_bytes() == before
 
-    Store(tmp_path / f"unfinished-{name}", ABOUT, WIDTH).append(GROUPS[0])
+    Store(tmp_path / f"unfinished-{name}", ROW, ABOUT).append(GROUPS[0])
     with pytest.raises(StoreError, match=rf"unfinished run with other settings: {said}.*--overwrite"):
-        Store(tmp_path / f"unfinished-{name}", {**ABOUT, **change}, WIDTH)
-    assert Store(tmp_path / f"unfinished-{name}", ABOUT, WIDTH).position == GROUPS[0].position
-    fresh = Store(tmp_path / f"unfinished-{name}", {**ABOUT, **change}, WIDTH, overwrite=True)
+        Store(tmp_path / f"unfinished-{name}", ROW, {**ABOUT, **change})
+    assert Store(tmp_path / f"unfinished-{name}", ROW, ABOUT).position == GROUPS[0].position
+    fresh = Store(tmp_path / f"unfinished-{name}", ROW, {**ABOUT, **change}, overwrite=True)
     assert fresh.position == Position()
 
 
 def test_run_without_results_may_change_its_settings(tmp_path):
-    Store(tmp_path / "t.npz", ABOUT, WIDTH)
+    Store(tmp_path / "t.npz", ROW, ABOUT)
     write(tmp_path / "t.npz", about={**ABOUT, "pool": "bands"})
     assert about(tmp_path / "t.npz")["pool"] == "bands"
 
@@ -300,7 +304,7 @@ def test_strange_file_in_the_way(tmp_path, name, data):
         (tmp_path / "a.npy").unlink()
     (tmp_path / name).write_bytes(data)
     with pytest.raises(StoreError, match="exists and holds something else: nothing that torchbeats wrote"):
-        Store(tmp_path / name, ABOUT, WIDTH)
+        Store(tmp_path / name, ROW, ABOUT)
     assert files(tmp_path) == [name]
     write(tmp_path / name, overwrite=True)
     assert_holds(tmp_path / name)
@@ -313,7 +317,7 @@ def test_table_of_others_in_the_way(tmp_path, name):
     else:
         pq.write_table(pa.table({"a": [1]}), tmp_path / name)
     with pytest.raises(StoreError, match="nothing that torchbeats wrote"):
-        Store(tmp_path / name, ABOUT, WIDTH)
+        Store(tmp_path / name, ROW, ABOUT)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -321,12 +325,12 @@ def test_folder_in_the_way_is_found_at_once(tmp_path, overwrite):
     """Not when the work is done."""
     (tmp_path / "t.parquet").mkdir()
     with pytest.raises(StoreError, match=r"t\.parquet"):
-        Store(tmp_path / "t.parquet", ABOUT, WIDTH, overwrite=overwrite)
+        Store(tmp_path / "t.parquet", ROW, ABOUT, overwrite=overwrite)
 
 
 def test_other_suffix():
     with pytest.raises(StoreError, match=r"must be named \.parquet or \.npz; t\.csv is not"):
-        Store("t.csv", ABOUT, WIDTH)
+        Store("t.csv", ROW, ABOUT)
 
 
 # --- overwriting
@@ -337,13 +341,13 @@ def test_old_output_stays_until_the_new_is_complete(tmp_path, name):
     out = tmp_path / name
     write(out, [group(9)])
     before = out.read_bytes()
-    table = Store(out, ABOUT, WIDTH, overwrite=True)  # the same settings, and yet done again
+    table = Store(out, ROW, ABOUT, overwrite=True)  # the same settings, and yet done again
     assert not table.complete
     assert table.position == Position()
     for part in GROUPS[:3]:
         table.append(part)
         assert out.read_bytes() == before
-    assert Store(out, ABOUT, WIDTH, overwrite=True).position == GROUPS[2].position  # continued by another
+    assert Store(out, ROW, ABOUT, overwrite=True).position == GROUPS[2].position  # continued by another
     write(out, overwrite=True)
     assert_holds(out)
     assert files(tmp_path) == [name, f"{name}.errors.jsonl"]
@@ -351,15 +355,15 @@ def test_old_output_stays_until_the_new_is_complete(tmp_path, name):
 
 def test_stopped_overwriting_run_is_continued_without_the_option(tmp_path):
     """Where there is no old output, ``--overwrite`` makes no difference to the result."""
-    Store(tmp_path / "t.parquet", ABOUT, WIDTH, overwrite=True).append(GROUPS[0])
-    assert Store(tmp_path / "t.parquet", ABOUT, WIDTH).position == GROUPS[0].position
+    Store(tmp_path / "t.parquet", ROW, ABOUT, overwrite=True).append(GROUPS[0])
+    assert Store(tmp_path / "t.parquet", ROW, ABOUT).position == GROUPS[0].position
     write(tmp_path / "t.parquet")
     assert_holds(tmp_path / "t.parquet")
 
 
 def test_other_settings_overwrite_an_unfinished_overwriting_run(tmp_path):
     write(tmp_path / "t.npz", [group(9)])
-    Store(tmp_path / "t.npz", ABOUT, WIDTH, overwrite=True).append(GROUPS[0])
+    Store(tmp_path / "t.npz", ROW, ABOUT, overwrite=True).append(GROUPS[0])
     write(tmp_path / "t.npz", about={**ABOUT, "pool": "bands"}, overwrite=True)
     assert_holds(tmp_path / "t.npz")
     assert about(tmp_path / "t.npz")["pool"] == "bands"

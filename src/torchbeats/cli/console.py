@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from torchbeats.inference import Listener
+from torchbeats.inference import Progress as OnBatch
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -19,6 +19,11 @@ def complain(message: str, kind: str = "Error") -> None:
     console.print(Text.assemble((f"{kind}: ", "bold red" if kind == "Error" else "yellow"), message))
 
 
+def skipped(path: str, reason: str) -> None:
+    """A sound that could not be read."""
+    complain(f"{path}: {reason}.", "Skipped")
+
+
 def remark(message: str) -> None:
     """Something good to know, for a person at a terminal."""
     if console.is_terminal:
@@ -26,7 +31,7 @@ def remark(message: str) -> None:
 
 
 @contextmanager
-def audio_progress(total: int, done: int) -> Iterator[Listener]:
+def audio_progress(total: int, done: int) -> Iterator[OnBatch]:
     """A bar with files, hours of audio and speed while sounds are worked on.
 
     Args:
@@ -51,4 +56,4 @@ def audio_progress(total: int, done: int) -> Iterator[Listener]:
             speed = seconds / (bar.tasks[0].elapsed or 1.0)
             bar.update(task, advance=inputs, audio=f"{seconds / 3600:.2f} h of audio, {speed:,.1f} × real time")
 
-        yield Listener(on_batch)
+        yield on_batch

@@ -34,14 +34,7 @@ def convert(
         raise typer.BadParameter(f"The output must end in {', '.join(checkpoint.SUFFIXES)}; {target} does not.")
     if target.exists() and not overwrite:
         raise typer.BadParameter(f"{target} exists; use --overwrite to replace it.")
-    model = load(source)
-    try:
-        checkpoint.save(model, target, torch.float16 if half else None)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    model = load(source, engine="torch")
+    checkpoint.save(model, target, torch.float16 if half else None)
     labels = f", {len(model.label_dict)} labels" if model.label_dict else ""
-    remark(
-        f"{target}: {type(model).__name__}, {model.cfg.encoder_layers} layers of {model.cfg.encoder_embed_dim}, "
-        f"{parameters / 1e6:.1f} M parameters{labels}, {target.stat().st_size / 1e6:,.0f} MB."
-    )
+    remark(f"{target}: {model.cfg.summary()}{labels}, {target.stat().st_size / 1e6:,.0f} MB.")

@@ -14,10 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from torchbeats.cli.console import audio_progress, complain, remark
+from torchbeats.cli.console import audio_progress, complain, remark, skipped
 from torchbeats.cli.labelled import DATA, Format, show
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Jobs, Views, Window, device_called, opened
-from torchbeats.config import BEATsConfig
+from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Jobs, Views, Window
 from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import MissingPackageError
 from torchbeats.evaluation import plots
@@ -25,9 +24,10 @@ from torchbeats.evaluation.metrics import ClassFigures, Report, report
 from torchbeats.evaluation.rows import Rows, rows_of
 from torchbeats.extras import is_installed
 from torchbeats.files import plain, replacing, sha256, write_json
-from torchbeats.model import BEATs
-from torchbeats.onnx.engine import OnnxModel
+from torchbeats.labels import names_and_aliases
+from torchbeats.loading import load
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, ScorePlan
+from torchbeats.protocol import PROBABILITIES
 from torchbeats.tables.store import METADATA_KEY
 from torchbeats.version import __version__
 from torchbeats.weights import hub
@@ -71,32 +71,19 @@ def evaluate(
     A sound's scores are the mean of its windows' probabilities. One that cannot be read is named and left out, and the
     exit status is 1.
     """
-    try:
-        plan = ScorePlan(window=window, batch_seconds=batch_seconds, views=views)
-        device_called(device)
-    except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
-        raise typer.BadParameter(str(error)) from error
+    plan = ScorePlan(window=window, batch_seconds=batch_seconds, views=views)
     weights = hub.resolve(model)
-    network, _ = opened(weights, engine, device, expect=BEATsConfig)
-    try:
-        plan.check(network)
-    except ValueError as error:
-        raise typer.BadParameter(f"{model}: {error}") from error
-    names, aliases = class_names(network)
-    examples = read_labelled(data, network.cfg.problem_type, names, aliases).where(split, fold)
+    network = load(weights, engine=engine and engine.value, device=device)
+    plan.check(network)
+    names, aliases = names_and_aliases(network.label_dict, network.labels, network.outputs[PROBABILITIES].shape[0])
+    problem_type = getattr(network.cfg, "problem_type", None)
+    examples = read_labelled(data, problem_type, names, aliases).where(split, fold)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         if examples.problem_type == "single_label" and not is_installed("matplotlib"):
             complain(f"There will be no confusion.png. {MissingPackageError('matplotlib', 'plots')}", "Note")
-    with audio_progress(len(examples.examples), 0) as listener:
-        rows = rows_of(
-            examples.examples,
-            network,
-            plan,
-            jobs=jobs,
-            listener=listener,
-            on_failure=lambda path, reason: complain(f"{path}: {reason}.", "Skipped"),
-        )
+    with audio_progress(len(examples.examples), 0) as progress:
+        rows = rows_of(examples.examples, network, plan, jobs=jobs, progress=progress, on_failure=skipped)
     heard = examples.subset(rows.heard.tolist())
     found = report(heard.targets(), rows.values, names)
     about = {
@@ -122,17 +109,6 @@ def evaluate(
         raise typer.Exit(1)
     if out is not None:
         remark(f"{out}: figures of {len(heard.examples):,} sounds.")
-
-
-def class_names(model: BEATs | OnnxModel) -> tuple[list[str], dict[str, str]]:
-    """What a model's classes are called, and what else they may be called in data: the labels as its file has them."""
-    if model.label_dict is None:
-        return [str(number) for number in range(model.cfg.predictor_class)], {}
-    raw = [model.label_dict[index] for index in sorted(model.label_dict)]
-    names = model.labels or raw
-    if len(set(names)) < len(names):  # two classes would be one
-        return raw, {}
-    return names, dict(zip(raw, names, strict=True))
 
 
 def described(found: Report, about: dict[str, Any], rows: Rows) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torchbeats.cli.console import remark
 from torchbeats.cli.tables import NAMES
 from torchbeats.extras import require
 from torchbeats.loading import load
+from torchbeats.model import BEATs
 from torchbeats.onnx import export as onnx_export
 from torchbeats.onnx.export import OUTPUTS, SUFFIX
 from torchbeats.weights import hub
@@ -54,11 +55,8 @@ def export(
     require("onnx", "onnx")
     takes = "fbank" if fbank else "waveform"
     names = [name.value for name in output] if output else None
-    network = load(hub.resolve(model))
-    try:
-        outputs = onnx_export.check(network, takes, names, layer)
-        onnx_export.export(network, target, takes=takes, outputs=names, layer=layer, int8=int8)
-    except ValueError as error:
-        raise typer.BadParameter(f"{model}: {error}") from error
+    network = load(hub.resolve(model), expect=BEATs)
+    outputs = onnx_export.check(network, takes, names, layer)
+    onnx_export.export(network, target, takes=takes, outputs=names, layer=layer, int8=int8)
     size = target.stat().st_size / 1e6
     remark(f"{target}: {takes} to {', '.join(outputs)}, {size:,.0f} MB.")

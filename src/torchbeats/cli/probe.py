@@ -14,21 +14,23 @@ from rich.table import Column, Table
 
 from torchbeats.cli.console import audio_progress, complain, console, remark
 from torchbeats.cli.labelled import DATA, Format, GroupFrom, note_several, show
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window, device_called
-from torchbeats.config import BEATsConfig
+from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window
 from torchbeats.data.folds import FOLDS, Design, design, groups_from
 from torchbeats.data.labelled import read_labelled
+from torchbeats.errors import SettingsError
 from torchbeats.evaluation import probe as probing
 from torchbeats.evaluation.probe import CLASSIFIERS, CS, NEIGHBOURS, Outcome
-from torchbeats.evaluation.rows import POOLS, LayersPlan, Rows, cache_folder, cached, rows_of
+from torchbeats.evaluation.rows import Rows, cache_folder, cached, rows_of
 from torchbeats.extras import require
 from torchbeats.files import plain, sha256
+from torchbeats.loading import load
 from torchbeats.model import BEATs
-from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS
+from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, EmbeddingPlan
+from torchbeats.pooling import POOLINGS, WINDOW_POOLINGS
 from torchbeats.version import __version__
-from torchbeats.weights import checkpoint, hub
+from torchbeats.weights import hub
 
-Pool = Enum("Pool", {name: name for name in POOLS}, type=str)  # type: ignore[misc]
+Pool = Enum("Pool", {name: name for name in WINDOW_POOLINGS}, type=str)  # type: ignore[misc]
 
 
 def probe(
@@ -38,7 +40,7 @@ def probe(
     ] = None,
     pool: Annotated[
         Pool,
-        typer.Option(help="Embeddings: bands (mean over time, 8 frequency bands kept) or mean (over all patches)."),
+        typer.Option(help=f"Embeddings: {'; '.join(f'{name}: {POOLINGS[name].about}' for name in WINDOW_POOLINGS)}."),
     ] = Pool.bands,  # type: ignore[attr-defined]
     layer: Annotated[
         str | None,
@@ -77,14 +79,10 @@ def probe(
     not listen. A sound that cannot be read is named and left out, and the exit status is 1.
     """
     require("sklearn", "probe")
-    try:
-        number = int(layer) if layer and layer.isdecimal() else layer
-        plan = LayersPlan(pool=pool.value, layer=number, window=window, batch_seconds=batch_seconds)
-        if c is not None and not 0 < c < float("inf"):
-            raise ValueError(f"--c must be positive, not {c}.")
-        place = device_called(device)
-    except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
-        raise typer.BadParameter(str(error)) from error
+    number = int(layer) if layer and layer.isdecimal() else layer
+    plan = EmbeddingPlan(pool.value, number, window=window, batch_seconds=batch_seconds)
+    if c is not None and not 0 < c < float("inf"):
+        raise SettingsError(f"--c must be positive, not {c}.")
     labelled = read_labelled(data)
     if group_from is not None:
         labelled = groups_from(labelled, group_from)
@@ -93,18 +91,16 @@ def probe(
         complain(hub.BUILT_IN_NOTE, "Note")
         model = hub.BUILT_IN
     weights = hub.resolve(model)
-    network = BEATs(checkpoint.read(weights, expect=BEATsConfig)).to(place)
-    try:
-        plan.check(network)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+    network = load(weights, device=device, expect=BEATs)
+    plan.check(network)
 
     def compute() -> Rows:
-        with audio_progress(len(labelled.examples), 0) as listener:
-            return rows_of(labelled.examples, network, plan, jobs=jobs, listener=listener)
+        with audio_progress(len(labelled.examples), 0) as progress:
+            return rows_of(labelled.examples, network, plan, jobs=jobs, progress=progress)
 
-    begun, fingerprint = time.monotonic(), sha256(weights)
-    rows, kept = cached(None if no_cache else cache_folder(), labelled.examples, fingerprint, plan, compute)
+    begun, digest = time.monotonic(), sha256(weights)
+    folder = None if no_cache else cache_folder()
+    rows, kept = cached(folder, labelled.examples, digest, plan.settings(network), compute)
     for path, reason in rows.failures:
         complain(f"{path}: {reason}.", "Skipped")
     remark(f"Embeddings: {'kept from before' if kept else f'{time.monotonic() - begun:.0f} s'}.")
@@ -113,7 +109,7 @@ def probe(
     note_several(heard)
     for warning in chosen.warnings:
         complain(warning, "Warning")
-    names = plan.names(network)
+    names = [str(number) for number in plan.layers(network)]
     x = rows.values.reshape(len(rows.values), len(names), -1)
     outcomes: list[tuple[str, Outcome]] = []
     with console.status("") as status:
@@ -125,7 +121,7 @@ def probe(
     results = {
         "torchbeats": __version__,
         "model": model,
-        "weights": f"sha256:{fingerprint}",
+        "weights": f"sha256:{digest}",
         "data": [os.path.abspath(given) for given in data],
         "problem_type": heard.problem_type,
         "classes": heard.counts(),

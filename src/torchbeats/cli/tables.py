@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 
-from torchbeats.cli.console import audio_progress, complain, remark
-from torchbeats.inference import groups
-from torchbeats.loading import load
-from torchbeats.model import BEATs
-from torchbeats.onnx.engine import OnnxModel
-from torchbeats.onnx.export import SUFFIX
-from torchbeats.plans import BasePlan
-from torchbeats.tables.store import Store
-from torchbeats.weights import checkpoint
+from torchbeats.cli.console import audio_progress, complain, remark, skipped
+from torchbeats.inference import Progress
+from torchbeats.plans import Plan
+from torchbeats.tables.writing import write_table
 
 
 class Engines(str, Enum):
@@ -84,84 +79,48 @@ Jobs = Annotated[int | None, typer.Option(min=1, help="Threads that decode. Defa
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 
 
-def device_called(name: str) -> torch.device:
-    """The device of that name, if this machine has it; for "auto" a GPU if there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    torch.empty(0, device=device)  # says at once if it is not there
-    return device
+def write(
+    inputs: list[str],
+    output: Path,
+    model: str,
+    plan: Plan,
+    what: str,
+    *,
+    engine: str | None = None,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    jobs: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a table of ``what``, and say how it went; exit status 1 where sounds were left out."""
 
+    @contextmanager
+    def display(total: int, done: int) -> Iterator[Progress]:
+        if done:
+            remark(f"Going on behind sound {done:,} of {total:,}.")
+        with audio_progress(total, done) as progress:
+            yield progress
 
-def opened(
-    weights: Path,
-    engine: Engines | None,
-    device: str,
-    dtype: torch.dtype = torch.float32,
-    layer: int | None = None,
-    expect: Any = None,
-) -> tuple[Any, str]:
-    """A model, ready to compute, and the name of its engine.
-
-    Args:
-        weights: a checkpoint, or an .onnx file.
-        engine: what is to compute; what suits the file where not given.
-        device: as `device_called` has it.
-        dtype: for torch.
-        layer: whose output is wanted.
-        expect: `BEATsConfig` where a tokenizer is to be refused at once.
-    """
-    exported = weights.suffix == SUFFIX
-    if exported and engine is Engines.torch:
-        raise typer.BadParameter(f"{weights} is for ONNX Runtime; for torch name the checkpoint that it was made from.")
-    if exported or engine is Engines.onnx:
-        if torch.device("cpu" if device == "auto" else device).type != "cpu":
-            raise typer.BadParameter("The engine onnx computes on the CPU; leave --device out, or use --engine torch.")
-        if dtype != torch.float32:
-            raise typer.BadParameter(
-                "--dtype is for the engine torch; for smaller numbers, export the model with --int8."
-            )
-        if exported:
-            return OnnxModel(weights), "onnx"
-    model = load(weights) if expect is None else BEATs(checkpoint.read(weights, expect=expect))
-    if engine is Engines.onnx:
-        try:
-            return OnnxModel.of(model, layer), "onnx"
-        except ValueError as error:
-            raise typer.BadParameter(f"{weights}: {error}") from error
-    return model.to(device_called(device), dtype), "torch"
-
-
-def described(paths: list[str]) -> str:
-    """Tells one list of files from another, and notices a file whose size has changed."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            size = os.path.getsize(path)
-        except OSError:
-            size = -1
-        digest.update(f"{path!r} {size}\n".encode())
-    return f"{len(paths)} files, {digest.hexdigest()[:16]}"
-
-
-def fill(store: Store, paths: list[str], model: Any, plan: BasePlan, jobs: int | None, what: str) -> None:
-    """Make a table of ``what``, or go on with it, and say how it went; exit status 1 where files were left out."""
-    if store.complete:
-        complain(f"{store.out} is complete already; there is nothing to do.", "Note")
-        raise typer.Exit(1 if store.failed else 0)
-    if any(store.position):
-        remark(f"Going on behind file {store.position.inputs:,} of {len(paths):,}.")
-    with audio_progress(len(paths), store.position.inputs) as listener:
-        sounds = [(path, path) for path in paths]
-        for group in groups(sounds, model, plan, start=store.position, jobs=jobs, listener=listener):
-            for path, reason in group.failures:
-                complain(f"{path}: {reason}.", "Skipped")
-            store.append(group)
-    store.finish()
-    if store.failed:
-        good = len(paths) - store.failed
-        complain(
-            f"{store.out} has {good:,} of {len(paths):,} files; {store.errors} lists those that could not be read."
-        )
+    result = write_table(
+        inputs,
+        output,
+        model,
+        plan,
+        engine=engine,
+        device=device,
+        dtype=dtype,
+        jobs=jobs,
+        overwrite=overwrite,
+        display=display,
+        on_failure=skipped,
+    )
+    if result.complete:
+        complain(f"{result.path} is complete already; there is nothing to do.", "Note")
+    elif result.failures:
+        good = result.sounds - result.failures
+        listed = f"{result.errors} lists those that could not be read"
+        complain(f"{result.path} has {good:,} of {result.sounds:,} files; {listed}.")
+    else:
+        remark(f"{result.path}: {what} of {result.sounds:,} files.")
+    if result.failures:
         raise typer.Exit(1)
-    remark(f"{store.out}: {what} of {len(paths):,} files.")

@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated
 
 import typer
 
-from torchbeats.cli.console import audio_progress, complain, remark
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Inputs, Jobs, Views, device_called, opened
-from torchbeats.data.inputs import find_audio
+from torchbeats.cli.console import audio_progress, complain, remark, skipped
+from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Inputs, Jobs, Views
+from torchbeats.data.inputs import Piece, find_sounds
+from torchbeats.errors import SettingsError
 from torchbeats.extras import require
 from torchbeats.files import replacing
-from torchbeats.inference import Group, Listener, groups
+from torchbeats.inference import Group, Progress, groups
+from torchbeats.labels import class_names
+from torchbeats.loading import load
 from torchbeats.plans import BATCH_SECONDS, ScorePlan
 from torchbeats.plots import timeline
-from torchbeats.tagging import (
-    TOP,
-    Tags,
-    check_choice,
-    class_names,
-    likeliest,
-    plan_for,
-    regions,
-    scored,
-    tags,
-)
+from torchbeats.protocol import PROBABILITIES, Model
+from torchbeats.tables.tags import WRITERS, Writer, readable, write_csv, write_jsonl, write_table
+from torchbeats.tagging import TOP, Tags, check_choice, likeliest, score_plan, scored, tags
 from torchbeats.weights import hub
 
-Text: TypeAlias = Callable[[Iterable[Tags]], Iterator[str]]
-
+TIMELINES = {".txt": "label track", ".png": "picture"}  # of one recording each
 EVERY_SECONDS = 1.0  # of a track or a picture, where not given
 TRACK_THRESHOLD = 0.5  # likewise
-BAR = 20  # characters
 
 
 class Format(str, Enum):
@@ -114,43 +105,22 @@ def tag(
     the exit status is 1.
     """
     ending = output.suffix.lower() if output else ""
-    try:
-        if output and ending not in (*_TEXTS, ".png"):
-            raise ValueError(f"The output must be named .csv, .json, .jsonl, .txt or .png; {output} is not.")
-        if output and form:
-            raise ValueError("--format is for standard output; the output's ending says how it is written.")
-        if output and output.is_dir():
-            raise ValueError(f"{output} is a folder; name a file.")
-        if ending == ".png":
-            require("matplotlib", "plots")
-        if ending in (".txt", ".png") and every is None:
-            every = EVERY_SECONDS
-        if threshold is None:
-            threshold = TRACK_THRESHOLD if ending == ".txt" else 0.0
-        check_choice(top, threshold)
-        plan = plan_for(every, window, batch_seconds, views)
-        device_called(device)
-    except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
-        raise typer.BadParameter(str(error)) from error
-    paths = find_audio(inputs)
-    if output and _is_among(output, [*inputs, *paths]):
-        raise typer.BadParameter(f"The output {output} is one of the inputs; name another.")
-    if output and ending in (".txt", ".png") and len(paths) > 1:
-        kind = "label track" if ending == ".txt" else "picture"
-        raise typer.BadParameter(
-            f"A {kind} is of one recording, and the inputs name {len(paths):,}. Make one for each, or use .csv or "
-            ".jsonl for all of them."
-        )
+    _check_output(output, form)
+    if ending in TIMELINES and every is None:
+        every = EVERY_SECONDS
+    if threshold is None:
+        threshold = TRACK_THRESHOLD if ending == ".txt" else 0.0
+    check_choice(top, threshold)
+    plan = score_plan(every, window, batch_seconds, views)
+    sounds = find_sounds(inputs)
+    _check_inputs(output, [*inputs, *(sound.path for sound in sounds)], len(sounds))
     if model is None:
         complain(hub.BUILT_IN_TAGGER_NOTE, "Note")
         model = hub.BUILT_IN_TAGGER
-    network, _ = opened(hub.resolve(model), engine, device)
-    try:
-        plan.check(network)
-    except ValueError as error:
-        raise typer.BadParameter(f"{model}: {error}") from error
-
-    work = _Work(paths, network, plan, class_names(network), top, threshold, jobs)
+    network = load(model, engine=engine and engine.value, device=device)
+    plan.check(network)
+    names = class_names(network.label_dict, network.outputs[PROBABILITIES].shape[0])
+    work = _Work(sounds, network, plan, names, top, threshold, jobs)
     if output is None:
         work.print(form, by_file=every is None)
     elif ending == ".png":
@@ -162,12 +132,40 @@ def tag(
         raise typer.Exit(1)
 
 
+def _check_output(output: Path | None, form: Format | None) -> None:
+    """Say what is wrong with the output before anything is computed."""
+    if output is None:
+        return
+    ending = output.suffix.lower()
+    if ending not in (*WRITERS, ".png"):
+        raise SettingsError(f"The output must be named {', '.join(WRITERS)} or .png; {output} is not.")
+    if form:
+        raise SettingsError("--format is for standard output; the output's ending says how it is written.")
+    if output.is_dir():
+        raise SettingsError(f"{output} is a folder; name a file.")
+    if ending == ".png":
+        require("matplotlib", "plots")
+
+
+def _check_inputs(output: Path | None, paths: list[str], sounds: int) -> None:
+    """Say where an output would replace an input, or cannot hold them all."""
+    if output is None:
+        return
+    if _is_among(output, paths):
+        raise SettingsError(f"The output {output} is one of the inputs; name another.")
+    if sounds > 1 and (kind := TIMELINES.get(output.suffix.lower())):
+        raise SettingsError(
+            f"A {kind} is of one recording, and the inputs name {sounds:,}. Make one for each, or use .csv or "
+            ".jsonl for all of them."
+        )
+
+
 @dataclass
 class _Work:
     """What is to be tagged, and how."""
 
-    paths: list[str]
-    network: Any
+    sounds: list[Piece]
+    network: Model
     plan: ScorePlan
     names: list[str]
     top: int
@@ -181,10 +179,10 @@ class _Work:
         terminal = out.isatty()
         if isinstance(out, io.TextIOWrapper):  # a label that a terminal cannot show must not end the run
             out.reconfigure(encoding=None if terminal else "utf-8", errors="replace")
-        texts: dict[Format, Text] = {
-            Format.table: partial(_table, by_file=by_file),
-            Format.json: _jsonl,
-            Format.csv: _csv,
+        texts: dict[Format, Writer] = {
+            Format.table: partial(write_table, by_file=by_file),
+            Format.json: write_jsonl,
+            Format.csv: write_csv,
         }
         write = texts[form or (Format.table if terminal else Format.json)]
         for text in write(self._tags()):
@@ -204,39 +202,33 @@ class _Work:
         with (
             replacing(output) as temporary,
             temporary.open("w", encoding="utf-8", newline="\n") as file,
-            audio_progress(len(self.paths), 0) as listener,
+            audio_progress(len(self.sounds), 0) as progress,
         ):
-            file.writelines(_TEXTS[output.suffix.lower()](counted(self._tags(listener))))
-        if not said and self.failed < len(self.paths):
+            file.writelines(WRITERS[output.suffix.lower()](counted(self._tags(progress))))
+        if not said and self.failed < len(self.sounds):
             complain(f"No label has a probability of {self.threshold:g}; try a lower --threshold.", "Note")
-        remark(f"{output}: labels of {len(self.paths) - self.failed:,} of {len(self.paths):,} files.")
+        remark(f"{output}: labels of {len(self.sounds) - self.failed:,} of {len(self.sounds):,} files.")
 
     def draw(self, output: Path, every: float) -> None:
         """Draw a picture of the one recording."""
         picture = timeline.Timeline(self.names, every)
-        self.plan = timeline.HeardPlan(
-            every,
-            window=self.plan.window,
-            batch_seconds=self.plan.batch_seconds,
-            views=self.plan.views,
-            hear=picture.spectrogram.add,
-        )
-        with audio_progress(len(self.paths), 0) as listener:
-            for row in scored(self._groups(listener), self.plan):
+        with audio_progress(len(self.sounds), 0) as progress:
+            for row in scored(self._groups(progress), self.plan):
                 picture.add(row.end, row.probabilities, likeliest(row.probabilities, self.top, self.threshold))
         if picture.end:  # else there is nothing to draw
+            picture.spectrogram.listen(self.sounds[0])
             with replacing(output) as temporary:
-                picture.draw(temporary, _readable(os.path.basename(self.paths[0])))
+                picture.draw(temporary, readable(os.path.basename(self.sounds[0].path)))
             remark(f"{output}: a picture of {picture.end:,.1f} s.")
 
-    def _tags(self, listener: Listener | None = None) -> Iterator[Tags]:
-        return tags(scored(self._groups(listener), self.plan), self.names, self.top, self.threshold)
+    def _tags(self, progress: Progress | None = None) -> Iterator[Tags]:
+        return tags(scored(self._groups(progress), self.plan), self.names, self.top, self.threshold)
 
-    def _groups(self, listener: Listener | None) -> Iterator[Group]:
-        sounds = [(path, path) for path in self.paths]
-        for group in groups(sounds, self.network, self.plan, jobs=self.jobs, listener=listener):
-            for path, reason in group.failures:
-                complain(f"{path}: {reason}.", "Skipped")
+    def _groups(self, progress: Progress | None) -> Iterator[Group]:
+        named = [(sound.path, sound) for sound in self.sounds]
+        for group in groups(named, self.network, self.plan, jobs=self.jobs, progress=progress):
+            for failure in group.failures:
+                skipped(*failure)
             self.failed += len(group.failures)
             yield group
 
@@ -249,84 +241,3 @@ def _is_among(output: Path, inputs: Iterable[str]) -> bool:
             if os.path.samefile(output, given):
                 return True
     return False
-
-
-# --- rows to text -----------------------------------------------------------------------------------------------------
-
-
-def _readable(path: str) -> str:
-    """A file's name need not be UTF-8; what is written must be."""
-    return os.fsencode(path).decode("utf-8", "replace")
-
-
-def _object(row: Tags) -> str:
-    labels = [{"label": label, "probability": round(probability, 6)} for label, probability in row.labels]
-    return json.dumps(
-        {"path": _readable(row.path), "start": row.start, "end": row.end, "labels": labels}, ensure_ascii=False
-    )
-
-
-def _jsonl(rows: Iterable[Tags]) -> Iterator[str]:
-    return (f"{_object(row)}\n" for row in rows)
-
-
-def _json(rows: Iterable[Tags]) -> Iterator[str]:
-    """One array, with an object a line."""
-    before = "[\n"
-    for row in rows:
-        yield before + _object(row)
-        before = ",\n"
-    yield "[]\n" if before == "[\n" else "\n]\n"
-
-
-def _csv(rows: Iterable[Tags]) -> Iterator[str]:
-    line = io.StringIO()
-    writer = csv.writer(line, lineterminator="\n")
-    writer.writerow(("path", "start", "end", "label", "probability"))
-    yield line.getvalue()
-    for row in rows:
-        line.seek(0)
-        line.truncate()
-        for label, probability in row.labels:
-            writer.writerow((_readable(row.path), row.start, row.end, label, f"{probability:.6f}"))
-        yield line.getvalue()
-
-
-def _track(rows: Iterable[Tags]) -> Iterator[str]:
-    """A label track as Audacity imports it."""
-    return (f"{start:.6f}\t{end:.6f}\t{_plain(label)}\n" for start, end, label in regions(rows))
-
-
-def _table(rows: Iterable[Tags], by_file: bool) -> Iterator[str]:
-    """For a person: a line a label below each file's name, or a line a row of its timeline."""
-    path = None
-    for row in rows:
-        if by_file or row.path != path:
-            path = row.path
-            yield _plain(_readable(path)) + (f"  {row.end:,.1f} s" if by_file else "") + "\n"
-        if by_file:
-            for label, probability in row.labels:
-                yield f"  {probability:.3f}  {'█' * round(BAR * probability):<{BAR}}  {_plain(label)}\n"
-        else:
-            labels = ", ".join(f"{_plain(label)} {probability:.3f}" for label, probability in row.labels)
-            yield f"  {_clock(row.start):>9} – {_clock(row.end):>9}  {labels}\n"
-        if by_file and not row.labels:
-            yield "  no label reaches the threshold\n"
-
-
-def _clock(seconds: float) -> str:
-    hundredths = round(100 * seconds)
-    return f"{hundredths // 6000}:{hundredths % 6000 / 100:05.2f}"
-
-
-def _plain(text: str) -> str:
-    """On one line, and nothing in it that a terminal would obey."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-_TEXTS: dict[str, Text] = {
-    ".csv": _csv,
-    ".json": _json,
-    ".jsonl": _jsonl,
-    ".txt": _track,
-}

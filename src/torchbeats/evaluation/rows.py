@@ -5,25 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from torchbeats.audio import Floats
+from torchbeats.data.fingerprint import fingerprint
 from torchbeats.data.inputs import Piece
 from torchbeats.data.labelled import Example
 from torchbeats.errors import InputError
 from torchbeats.files import replacing
-from torchbeats.inference import Listener, groups
-from torchbeats.patches import PatchGrid
-from torchbeats.plans import BasePlan, Plan, Values
-
-POOLS = ("mean", "bands")
+from torchbeats.inference import OnFailure, Progress, groups
+from torchbeats.plans import Plan
+from torchbeats.protocol import Model
+from torchbeats.version import __version__
 
 
 @dataclass
@@ -43,12 +41,12 @@ class Rows:
 
 def rows_of(
     examples: Sequence[Example],
-    model: Any,
-    plan: BasePlan,
+    model: Model,
+    plan: Plan,
     *,
     jobs: int | None = None,
-    listener: Listener | None = None,
-    on_failure: Callable[[str, str], None] = lambda path, reason: None,
+    progress: Progress | None = None,
+    on_failure: OnFailure = lambda path, reason: None,
 ) -> Rows:
     """Compute a row for each example, the mean over its windows. One that cannot be read is left out and named.
 
@@ -57,7 +55,7 @@ def rows_of(
     """
     total, windows, failures = np.empty((0, 0), np.float32), np.zeros(len(examples), np.int64), []
     sounds = ((str(i), Piece(example.path, example.start, example.end)) for i, example in enumerate(examples))
-    for group in groups(sounds, model, plan, jobs=jobs, listener=listener):
+    for group in groups(sounds, model, plan, jobs=jobs, progress=progress):
         for name, reason in group.failures:
             failures.append((examples[int(name)].path, reason))
             on_failure(*failures[-1])
@@ -72,80 +70,25 @@ def rows_of(
     return Rows(np.asarray(total[heard] / windows[heard, np.newaxis], np.float32), heard, failures)
 
 
-@dataclass(frozen=True)
-class LayersPlan(BasePlan):
-    """How embeddings of one layer, or of all at once, are made: a row a window, layers side by side.
-
-    Args:
-        pool: "mean" over all patches, or "bands", over time with the bands kept.
-        layer: whose output: 0 is the encoder's input to the first, None the model's output, "all" every one.
-        window: seconds that the model sees at once.
-        batch_seconds: audio in a batch, padding included.
-
-    Raises:
-        ValueError: a setting that makes no sense, named.
-    """
-
-    pool: str = "bands"
-    layer: int | str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.pool not in POOLS:
-            raise ValueError(f"There is no pooling called {self.pool!r} here; choose one of {', '.join(POOLS)}.")
-        if isinstance(self.layer, str) and self.layer != "all":
-            raise ValueError(f"The layer must be a number or all, not {self.layer!r}.")
-
-    @property
-    def by_step(self) -> bool:
-        """A row for every step rather than for every window."""
-        return False
-
-    @property
-    def _plan(self) -> Plan:
-        layer = None if isinstance(self.layer, str) else self.layer
-        return Plan(self.pool, layer, window=self.window, batch_seconds=self.batch_seconds)
-
-    def check(self, model: nn.Module) -> None:
-        """Raise a ``ValueError`` where the model is none that embeds, or has no such layer."""
-        self._plan.check(model)
-
-    def windows(self, blocks: Any, grid: PatchGrid) -> Iterator[tuple[int, Floats]]:
-        """Cut a stream of samples into ``(start, samples)`` windows."""
-        return self._plan.windows(blocks, grid)
-
-    def rows(self, model: Any, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
-        """What becomes of a batch ``(B, samples)``: ``(1, layers * D)`` float32 for each clip."""
-        if self.layer != "all":
-            return self._plan.rows(model, wav, lengths)
-        encoded, hiddens = model.encode_features(model.preprocess(wav), lengths, output_all_hiddens=True)
-        hiddens = [*hiddens[:-1], encoded.x]  # with the final norm, where there is one
-        pooled = torch.stack([self._plan.pooled(encoded._replace(x=x)) for x in hiddens], dim=1)
-        return iter(pooled.float().cpu().numpy().reshape(len(pooled), 1, -1))
-
-    def names(self, model: Any) -> list[str]:
-        """The layers in a row, in order."""
-        depth = len(model.encoder.layers)
-        if self.layer == "all":
-            return [str(layer) for layer in range(depth + 1)]
-        return [str(depth if self.layer is None else self.layer)]
-
-
 def cache_folder() -> Path:
     """Where embeddings are kept: below ``XDG_CACHE_HOME``, or ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchbeats" / "probe"
 
 
 def cached(
-    folder: Path | None, examples: Sequence[Example], weights: str, plan: LayersPlan, compute: Callable[[], Rows]
+    folder: Path | None,
+    examples: Sequence[Example],
+    weights: str,
+    settings: dict[str, Any],
+    compute: Callable[[], Rows],
 ) -> tuple[Rows, bool]:
-    """The rows of an earlier run with the same weights, files, pieces and settings, or new ones, which are kept.
+    """The rows that an earlier run with the same version, weights, files, pieces and settings has kept, or new ones.
 
     Args:
         folder: where; None to keep nothing.
         examples: what the rows are of. A file whose size or time of change differs is another one.
-        weights: SHA-256 of the model's file.
-        plan: how rows are made.
+        weights: the model's digest.
+        settings: all others that decide the rows; see `Plan.settings`.
         compute: makes them.
 
     Returns:
@@ -153,15 +96,9 @@ def cached(
     """
     if folder is None:
         return compute(), False
-    settings = {"format": 1, "weights": weights, "pool": plan.pool, "layer": plan.layer, "window": plan.window}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for example in examples:
-        try:
-            stat = os.stat(example.path)
-            state = (stat.st_size, stat.st_mtime_ns)
-        except OSError:
-            state = (-1, -1)
-        digest.update(f"{os.path.abspath(example.path)!r} {example.start} {example.end} {state}\n".encode())
+    pieces = [Piece(os.path.abspath(example.path), example.start, example.end) for example in examples]
+    key = {"torchbeats": __version__, "weights": weights, "sounds": fingerprint(pieces), **settings}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
     path = folder / f"{digest.hexdigest()[:32]}.npz"
     try:
         with np.load(path) as arrays:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchbeats import labels
 from torchbeats.backbone import Encoded
 from torchbeats.config import BEATsConfig
-from torchbeats.errors import CheckpointError
+from torchbeats.errors import CheckpointError, ModelError
 from torchbeats.extras import require
 from torchbeats.fbank import Fbank
 from torchbeats.model import BEATs
 from torchbeats.onnx.export import serialized
 from torchbeats.patches import PatchGrid, frames, mask_behind
+from torchbeats.pooling import POOLINGS
+from torchbeats.protocol import PROBABILITIES, Layer, Output, embeddings, refuse
 from torchbeats.waveform import prepare
 from torchbeats.weights.families import FORMAT_VERSION, METADATA_KEY
 
+# What the file calls an output, where it has the very one.
+_INSIDE = {"mean": "embedding", PROBABILITIES: PROBABILITIES}
 
-class OnnxModel(nn.Module):
+
+class OnnxModel:
     """An exported model; it computes on the CPU, with as many threads as torch has.
 
     Args:
@@ -33,14 +39,15 @@ class OnnxModel(nn.Module):
     Attributes:
         cfg: the `BEATsConfig` of the model that was exported.
         label_dict: its labels, as `BEATs` has them.
-        outputs: what the file gives: some of "embedding", "probabilities", "steps", "patches".
-        layer: whose output that is; None for the model's.
+        layer: at which the exported model ends; None for its last.
 
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: `export` did not write it, or it is damaged.
         MissingPackageError: onnxruntime is not installed.
     """
+
+    engine = "onnx"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         path = Path(path).expanduser()
@@ -61,7 +68,6 @@ class OnnxModel(nn.Module):
         return made
 
     def _open(self, name: str | os.PathLike[str], content: str | bytes) -> None:
-        super().__init__()
         self._name = os.fspath(name)
         onnxruntime = require("onnxruntime", "onnx")
         options = onnxruntime.SessionOptions()
@@ -75,8 +81,9 @@ class OnnxModel(nn.Module):
                 name, f"ONNX Runtime cannot read it: the file is damaged, or none ({why})."
             ) from error
         self._describe(name, self._session.get_modelmeta().custom_metadata_map)
-        self.outputs = tuple(output.name for output in self._session.get_outputs())
-        self.fbank = Fbank()
+        self._inside = tuple(output.name for output in self._session.get_outputs())
+        self._fbank = Fbank()
+        self._digest = hashlib.sha256(content if isinstance(content, bytes) else Path(content).read_bytes()).hexdigest()
 
     def _describe(self, name: str | os.PathLike[str], metadata: dict[str, str]) -> None:
         if METADATA_KEY not in metadata:
@@ -105,29 +112,51 @@ class OnnxModel(nn.Module):
             return None
         return [labels.display_name(self.label_dict[index]) for index in sorted(self.label_dict)]
 
-    def check(self, output: str, layer: int | None = None) -> None:
-        """Raise a ``ValueError`` where the file does not give this output of this layer."""
+    @property
+    def outputs(self) -> dict[str, Output]:
+        """What `compute` gives, by name: what the file has, and every pooling that can be made of its patches."""
+        possible = embeddings(self.cfg.encoder_embed_dim, self.grid.bands)
+        if "patches" not in self._inside:
+            possible = {name: output for name, output in possible.items() if _INSIDE.get(name) in self._inside}
+        if PROBABILITIES in self._inside:
+            possible[PROBABILITIES] = Output((self.cfg.predictor_class,), np.dtype(np.float32))
+        return possible
+
+    @property
+    def device(self) -> torch.device:
+        """Always the CPU."""
+        return torch.device("cpu")
+
+    def digest(self) -> str:
+        """SHA-256 of the file."""
+        return self._digest
+
+    def check(self, output: str, layer: Layer = None) -> None:
+        """Raise a `ModelError` where the file does not give this output of this layer."""
         if layer is not None and layer != self._depth:
-            raise ValueError(
+            raise ModelError(
                 f"This ONNX file ends at layer {self._depth}; for layer {layer} export the model with --layer {layer}."
             )
         if output in self.outputs:
             return
-        if output == "probabilities" and not self.cfg.finetuned_model:
-            raise ValueError("This model has no label head; take one that was fine-tuned.")
-        raise ValueError(f"This ONNX file has the outputs {', '.join(self.outputs)}; export it with {output} as well.")
+        if output in (*POOLINGS, PROBABILITIES) and (output != PROBABILITIES or self.cfg.finetuned_model):
+            lacking = output if output == PROBABILITIES else "patches"
+            raise ModelError(
+                f"This ONNX file has the outputs {', '.join(self._inside)}; export it with {lacking} as well."
+            )
+        refuse(self.outputs, output)
 
     @property
     def _depth(self) -> int:
         return self.cfg.encoder_layers if self.layer is None else int(self.layer)
 
-    def forward(self, wav: Tensor, *, lengths: Tensor | None = None) -> tuple[Tensor, ...]:
+    def __call__(self, wav: Tensor, *, lengths: Tensor | None = None) -> tuple[Tensor, ...]:
         """As `BEATs.forward`: ``(x,)``, or ``(x, probabilities, padding_mask)`` from a file with probabilities."""
-        if "probabilities" not in self.outputs:
+        if PROBABILITIES not in self._inside:
             return (self.encode(wav, lengths).x,)
         self.check("patches")
         wav, samples = prepare(wav, self.grid.min_samples, lengths=lengths)
-        x, probabilities = self._run(("patches", "probabilities"), wav, samples)
+        x, probabilities = self._run(("patches", PROBABILITIES), wav, samples)
         encoded = self._encoded(x, samples)
         return encoded.x, probabilities, encoded.padding_mask
 
@@ -138,47 +167,53 @@ class OnnxModel(nn.Module):
         (x,) = self._run(("patches",), wav, samples)
         return self._encoded(x, samples)
 
-    def compute(self, output: str, wav: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """One of the file's outputs.
+    def compute(self, output: str, wav: Tensor, lengths: Tensor | None = None, layer: Layer = None) -> Tensor:
+        """One of `outputs`.
 
         Args:
-            output: "embedding" ``(B, C)``, "probabilities" ``(B, classes)``, "steps" ``(B, steps, C)`` or "patches"
-                ``(B, T, C)``, if the file has it.
+            output: its name.
             wav: ``(B, samples)`` at 16 kHz, in [-1, 1] or integer PCM.
             lengths: ``(B,)`` integers, each clip's length in samples.
+            layer: must be the one that was exported, where given.
+
+        Returns:
+            ``(B, D)``, or by step ``(B, steps, D)``, float32.
 
         Raises:
             ValueError: wrong rank, no samples, lengths out of range, NaN or infinite samples; or the file
                 lacks that output.
         """
-        self.check(output)
-        return self._run((output,), *prepare(wav, self.grid.min_samples, lengths=lengths))[0]
+        self.check(output, layer)
+        wav, samples = prepare(wav, self.grid.min_samples, lengths=lengths)
+        name = _INSIDE.get(output)
+        if name is not None and name in self._inside:
+            return self._run((name,), wav, samples)[0]
+        (x,) = self._run(("patches",), wav, samples)
+        return self._encoded(x, samples).pool(output)
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> OnnxModel:
+        """The model itself, which stays where it is.
+
+        Raises:
+            ModelError: another device than the CPU, or another dtype than float32.
+        """
+        device = self.device if device is None else torch.device(device)
+        if device.type != "cpu" or dtype not in (None, torch.float32):
+            raise ModelError(
+                "An ONNX model computes on the CPU, in the numbers that it was exported with; it cannot be moved to "
+                f"{device} and {dtype or torch.float32}."
+            )
+        return self
 
     def _run(self, outputs: Sequence[str], wav: Tensor, samples: Tensor | None) -> list[Tensor]:
         """Outputs for what `waveform.prepare` gave."""
         given, counts = wav.float(), torch.full((len(wav),), wav.size(1)) if samples is None else samples
         if self._takes == "fbank":
             with torch.inference_mode():
-                given, counts = self.fbank(wav), frames(counts)
+                given, counts = self._fbank(wav), frames(counts)
         feed = {self._takes: given.detach().numpy(), "lengths": counts.numpy()}
         return [torch.from_numpy(found) for found in self._session.run(list(outputs), feed)]
 
     def _encoded(self, x: Tensor, samples: Tensor | None) -> Encoded:
         counts = torch.full((len(x),), x.size(1)) if samples is None else self.grid.patches(samples)
         return Encoded(x, mask_behind(counts, x.size(1)), counts, self.grid.bands)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Always a `CheckpointError`: weights stay in the file, so this cannot be saved as a checkpoint."""
-        raise CheckpointError(
-            self._name,
-            "this is an exported model; its weights are to be had from the checkpoint that it was made from.",
-        )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OnnxModel:
-        moved = fn(torch.zeros(1))
-        if moved.device.type != "cpu" or moved.dtype != torch.float32:
-            raise ValueError(
-                f"An ONNX model computes on the CPU, in the numbers that it was exported with; it cannot be moved to "
-                f"{moved.device} and {moved.dtype}."
-            )
-        return self

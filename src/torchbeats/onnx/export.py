@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from torchbeats.attention import MultiheadAttention
 from torchbeats.encoder import TransformerSentenceEncoderLayer, WeightNormConv1d
+from torchbeats.errors import ModelError, SettingsError
 from torchbeats.extras import require
 from torchbeats.fbank import LOG_FLOOR, N_FFT, PCM_SCALE, PREEMPHASIS
 from torchbeats.files import replacing
@@ -109,7 +110,7 @@ def serialized(
     with torch.no_grad():
         _Writer(model, graph).write(takes, chosen, layer)
     if graph.bytes > LARGEST:
-        raise ValueError(f"An ONNX file ends at 2 GB, and the weights have {graph.bytes / 1e9:.1f} GB. Export int8.")
+        raise ModelError(f"An ONNX file ends at 2 GB, and the weights have {graph.bytes / 1e9:.1f} GB. Export int8.")
 
     about = {
         "version": FORMAT_VERSION,
@@ -134,26 +135,26 @@ def serialized(
     return cast("bytes", proto.SerializeToString())
 
 
-def check(model: nn.Module, takes: str, outputs: Iterable[str] | None, layer: int | None) -> tuple[str, ...]:
-    """The outputs that are meant; a ``ValueError`` where an export makes no sense. Arguments as for `export`."""
-    if not isinstance(model, BEATs):
-        raise ValueError(f"Only a BEATs model can be exported; this has the type {type(model).__name__}.")
+def check(model: BEATs, takes: str, outputs: Iterable[str] | None, layer: int | None) -> tuple[str, ...]:
+    """The outputs that are meant; a `ModelError` or `SettingsError` where there are none. Arguments: see `export`."""
+    if not isinstance(model, nn.Module) or "mean" not in model.outputs:
+        raise ModelError(f"Only a BEATs model can be exported; this has the type {type(model).__name__}.")
     if takes not in INPUTS:
-        raise ValueError(f"A graph takes {' or '.join(INPUTS)}, not {takes!r}.")
+        raise SettingsError(f"A graph takes {' or '.join(INPUTS)}, not {takes!r}.")
     depth = model.cfg.encoder_layers
     if layer is not None and not 0 <= layer <= depth:
-        raise ValueError(f"The model has {depth} layers, and its input as number 0; there is no layer {layer}.")
+        raise ModelError(f"The model has {depth} layers; there is no layer {layer}.")
     labelled = model.predictor is not None and layer in (None, depth)
     if outputs is None:
         return tuple(name for name in OUTPUTS if name != "probabilities" or labelled)
     wanted = set(outputs)
     if unknown := sorted(wanted - set(OUTPUTS)):
-        raise ValueError(f"There is no output called {unknown[0]!r}; choose some of {', '.join(OUTPUTS)}.")
+        raise SettingsError(f"There is no output called {unknown[0]!r}; choose some of {', '.join(OUTPUTS)}.")
     if not wanted:
-        raise ValueError(f"A graph must have an output; choose some of {', '.join(OUTPUTS)}.")
+        raise SettingsError(f"A graph must have an output; choose some of {', '.join(OUTPUTS)}.")
     if "probabilities" in wanted and not labelled:
         why = "stands behind the last layer" if model.predictor is not None else "is missing from this model"
-        raise ValueError(f"Probabilities come from the label head, which {why}.")
+        raise ModelError(f"Probabilities come from the label head, which {why}.")
     return tuple(name for name in OUTPUTS if name in wanted)
 
 
@@ -521,7 +522,7 @@ class _Writer:
                 return self.graph.add("Tanh", x)
             case "linear":
                 return x
-        raise ValueError(f"The activation {name!r} cannot be exported.")
+        raise ModelError(f"The activation {name!r} cannot be exported.")
 
     def _gelu(self, x: str) -> str:
         g = self.graph  # in the shape that runtimes know and compute in one pass

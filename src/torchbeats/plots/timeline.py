@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import warnings
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 
-from torchbeats.audio import Floats
+from torchbeats.audio import AudioWarning, Floats
+from torchbeats.data.inputs import Piece
+from torchbeats.errors import AudioError
 from torchbeats.fbank import HIGH_HZ, LOW_HZ, Fbank, mel
-from torchbeats.patches import FRAME_SHIFT, N_MELS, SAMPLE_RATE, PatchGrid, frames
+from torchbeats.inference import blocks
+from torchbeats.patches import FRAME_SHIFT, N_MELS, SAMPLE_RATE, frames
 from torchbeats.plots.fonts import writable
-from torchbeats.tagging import Indices, TimelinePlan
+from torchbeats.tagging import Indices
 
 COLUMNS = (
     1024  # of a summary, at most; a little less than a picture has pixels from left to right, so that none is lost
@@ -80,6 +83,14 @@ class Spectrogram:
                     self._sums.add(self._fbank(torch.from_numpy(held)[None])[0].numpy())
             self._rest = held[count * FRAME_SHIFT :]
 
+    def listen(self, sound: Piece) -> None:
+        """Take all of a sound; what is wrong with it has been told when it was computed with."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AudioWarning)
+            with suppress(AudioError):
+                for block in blocks(sound):
+                    self.add(block)
+
     @property
     def seconds(self) -> float:
         """Of a column."""
@@ -89,23 +100,6 @@ class Spectrogram:
         """``(columns, 128)``, where the loudest is 0."""
         power = self._sums.columns() - np.log(np.maximum(self._sums.counts(), 1))[:, np.newaxis]
         return (10 / math.log(10) * (power - power.max(initial=-np.inf))).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class HeardPlan(TimelinePlan):
-    """A timeline's plan for one recording, whose samples go to ``hear`` on their way."""
-
-    hear: Callable[[Floats], None] = field(kw_only=True)
-
-    def windows(self, blocks: Iterable[Floats], grid: PatchGrid) -> Iterator[tuple[int, Floats]]:
-        """As `TimelinePlan.windows`."""
-
-        def heard() -> Iterator[Floats]:
-            for block in blocks:
-                self.hear(block)
-                yield block
-
-        return super().windows(heard(), grid)
 
 
 class Timeline:

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchbeats.errors import FileInUseError, StoreError
 from torchbeats.files import held, replacing
-from torchbeats.inference import Group, Position, first_steps
-from torchbeats.plans import Values
+from torchbeats.inference import Group, Position
+from torchbeats.plans import Row, Values
 
 METADATA_KEY = b"torchbeats"  # of the JSON in the output's metadata
 SUFFIXES = (".parquet", ".npz")
@@ -39,14 +38,11 @@ class Store:
 
     Args:
         out: ``.parquet`` or ``.npz``.
+        row: what a row is. Groups have a row a step where the output is to have a row a file.
         about: all that the result depends on; goes into the output's metadata. Only a run with the same is ever
             continued, or found to be complete.
-        width: values in an embedding, or whatever a row holds.
         overwrite: replace what is there. The old output stays until the new one is complete, and an overwriting run
             that was stopped is continued by another.
-        column: what the values are called.
-        dtype: of the values.
-        by_file: groups have a row a step; the output is to have a row a file.
 
     Attributes:
         position: how far an earlier run has come.
@@ -60,13 +56,9 @@ class Store:
     def __init__(
         self,
         out: str | os.PathLike[str],
+        row: Row,
         about: dict[str, Any],
-        width: int,
         overwrite: bool = False,
-        *,
-        column: str = "embedding",
-        dtype: npt.DTypeLike = np.float32,
-        by_file: bool = False,
     ) -> None:
         self.out = Path(out)
         if self.out.suffix not in SUFFIXES:
@@ -80,10 +72,10 @@ class Store:
                 ("path", pa.string()),
                 ("start", pa.float64()),
                 ("end", pa.float64()),
-                (column, pa.list_(pa.from_numpy_dtype(np.dtype(dtype)), width)),
+                (row.column, pa.list_(pa.from_numpy_dtype(row.dtype), row.width)),
             ]
         )
-        self.by_file = by_file
+        self._by_file = row.per == "file"
         self._folder = self.out.with_suffix(self.out.suffix + ".parts")
         self._pending: list[Group] = []
         self._flushed = time.monotonic()
@@ -165,7 +157,7 @@ class Store:
         self.failed += len(failures)
         state = {"position": self.position, "failures": failures}
         tables = [self._table(group) for group in self._pending if group.paths]
-        table = pa.concat_tables(tables) if tables else self.schema.empty_table()
+        table = pa.concat_tables(tables) if tables else _part_schema(self.schema).empty_table()
         with replacing(self._folder / f"part-{len(self._parts()):06d}.parquet") as temporary:
             pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(state)}), temporary)
         self._pending, self._flushed = [], time.monotonic()
@@ -174,7 +166,8 @@ class Store:
         values = pa.FixedSizeListArray.from_arrays(pa.array(group.values.reshape(-1)), self.schema.types[-1].list_size)
         # A name that is not UTF-8 cannot be stored as it is, and must not lose the run.
         paths = [os.fsencode(path).decode("utf-8", "replace") for path in group.paths]
-        return pa.table([pa.array(paths, pa.string()), *group.times.T, values], schema=self.schema)
+        columns = [pa.array(paths, pa.string()), *group.times.T, values, group.begins]
+        return pa.table(columns, schema=_part_schema(self.schema))
 
     def finish(self) -> None:
         """Make the parts the output, and list the inputs that failed in ``OUT.errors.jsonl``, if any did."""
@@ -189,9 +182,16 @@ class Store:
         about = {METADATA_KEY: json.dumps({**self.about, "failed": len(failures)})}
         write = _write_npz if self.out.suffix == ".npz" else _write_parquet
         with replacing(self.out) as temporary:
-            write(temporary, self._parts(), self.schema.with_metadata(about), self.by_file)
+            write(temporary, self._parts(), self.schema.with_metadata(about), self._by_file)
         self.complete = True
         self._discard()
+
+
+BEGINS = "begins"  # a column of the parts alone: whether a row is the first of its file
+
+
+def _part_schema(schema: pa.Schema) -> pa.Schema:
+    return schema.append(pa.field(BEGINS, pa.bool_()))
 
 
 def _part_state(part: Path) -> tuple[Position, list[tuple[str, str]]]:
@@ -230,15 +230,20 @@ def _tables(parts: list[Path], schema: pa.Schema) -> Iterator[pa.Table]:
         if sum(table.nbytes for table in held) >= FLUSH_BYTES:
             yield pa.concat_tables(held)
             held = []
-    yield pa.concat_tables(held) if held else schema.empty_table()
+    yield pa.concat_tables(held) if held else _part_schema(schema).empty_table()
+
+
+def _firsts(rows: pa.Table) -> Values:
+    """Indices of the rows that begin a file."""
+    return np.flatnonzero(rows[BEGINS].to_numpy())
 
 
 def _by_file(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
     """Rows a step to rows a file, all columns but the path lists; a file's rows may lie in many tables."""
-    held = schema.empty_table()
+    held = _part_schema(schema).empty_table()
     for table in tables:
         held = pa.concat_tables([held, table])
-        if len(firsts := first_steps(held["start"].to_numpy())):  # the last file may go on in the next table
+        if len(firsts := _firsts(held)):  # the last file may go on in the next table
             yield _joined(held.slice(0, firsts[-1]))
             held = held.slice(firsts[-1])
     yield _joined(held)
@@ -246,8 +251,9 @@ def _by_file(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table
 
 def _joined(steps: pa.Table) -> pa.Table:
     """A row for each file whose rows these are; they begin with one's first."""
+    firsts = _firsts(steps)
+    steps = steps.drop_columns([BEGINS])
     path, *lists = (column.combine_chunks() for column in steps.columns)
-    firsts = first_steps(steps["start"].to_numpy())
     offsets = pa.array(np.append(firsts, len(steps)), pa.int32())
     joined = [pa.ListArray.from_arrays(offsets, values) for values in lists]
     return pa.table([path.take(pa.array(firsts)), *joined], _file_schema(steps.schema))
@@ -261,7 +267,8 @@ def _file_schema(schema: pa.Schema) -> pa.Schema:
 def _write_parquet(path: Path, parts: list[Path], schema: pa.Schema, by_file: bool) -> None:
     tables = _tables(parts, schema)
     with pq.ParquetWriter(path, _file_schema(schema) if by_file else schema) as writer:
-        for table in _by_file(tables, schema) if by_file else tables:
+        whole = (table.drop_columns([BEGINS]) for table in tables)
+        for table in _by_file(tables, schema) if by_file else whole:
             writer.write_table(table)
 
 
@@ -275,6 +282,7 @@ def _write_npz(path: Path, parts: list[Path], schema: pa.Schema, by_file: bool) 
     dtype = np.dtype(values.value_type.to_pandas_dtype()).newbyteorder("<")
     rows = sum(pq.read_metadata(part).num_rows for part in parts)
     paths: list[str] = []
+    begins: list[Values] = [np.empty(0, bool)]
     times: dict[str, list[Values]] = {"start": [np.empty(0)], "end": [np.empty(0)]}
     with zipfile.ZipFile(path, "w") as archive:
         with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -285,11 +293,12 @@ def _write_npz(path: Path, parts: list[Path], schema: pa.Schema, by_file: bool) 
                     file.write(np.ascontiguousarray(chunk.flatten().to_numpy(), dtype).tobytes())
                 for column, pieces in times.items():
                     pieces.append(table[column].to_numpy())
+                begins.append(table[BEGINS].to_numpy())
                 named = table["path"]
-                paths += (named.take(pa.array(first_steps(times["start"][-1]))) if by_file else named).to_pylist()
+                paths += (named.take(pa.array(_firsts(table))) if by_file else named).to_pylist()
         arrays = {column: np.concatenate(pieces) for column, pieces in times.items()}
         if by_file:
-            arrays["file"] = np.cumsum(arrays["start"] == 0) - 1
+            arrays["file"] = np.cumsum(np.concatenate(begins)) - 1
         arrays |= {"path": np.array(paths, str), "about": np.array(schema.metadata[METADATA_KEY].decode())}
         for column, array in arrays.items():
             with archive.open(f"{column}.npy", "w", force_zip64=True) as file:

@@ -16,7 +16,7 @@ from torchbeats.weights import checkpoint
 from torchbeats.weights.families import Checkpoint
 
 
-class RandomProjectionTokenizer(AcousticTokenizer, nn.Module):
+class RandomProjectionTokenizer(AcousticTokenizer):
     """Labels each patch with the nearest of N random vectors, in a space that a random matrix projects patches to.
 
     Nothing in it learns. What it looks at is the raw patch, normalised; never the embedding that a model learns.
@@ -26,6 +26,7 @@ class RandomProjectionTokenizer(AcousticTokenizer, nn.Module):
         seed: of the random matrix and vectors.
     """
 
+    cfg: RandomProjectionConfig
     projection: Tensor
     codes: Tensor
 
@@ -49,6 +50,15 @@ class RandomProjectionTokenizer(AcousticTokenizer, nn.Module):
         self.register_buffer("codes", codes)
         if stored is not None:
             checkpoint.fill(self, stored)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the codes are."""
+        return self.codes.device
+
+    def digest(self) -> str:
+        """A hash of the random matrix, the codes and the settings."""
+        return checkpoint.digest(self, self.cfg)
 
     def forward(self, wav: Tensor, lengths: Tensor | None = None) -> Tokens:
         """As `encode`."""

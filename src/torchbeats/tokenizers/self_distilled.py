@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from torchbeats.backbone import Backbone
 from torchbeats.config import FBANK_MEAN, FBANK_STD, TokenizersConfig
+from torchbeats.errors import ModelError
+from torchbeats.protocol import Layer
 from torchbeats.tokenizers.codebook import NormEMAVectorQuantizer
 from torchbeats.tokenizers.tokens import PADDING, AcousticTokenizer
 from torchbeats.weights import checkpoint
@@ -78,6 +80,12 @@ class Tokenizers(AcousticTokenizer, Backbone):
         """
         encoded, _ = self._encode(source, padding_mask=padding_mask, fbank_mean=fbank_mean, fbank_std=fbank_std)
         return self._quantise(encoded.x)
+
+    def check(self, output: str, layer: Layer = None) -> None:
+        """Raise a `ModelError` where this gives no such output, or has no codes yet."""
+        super().check(output, layer)
+        if not bool(self.quantize.embedding.initted):
+            raise ModelError("This tokenizer has no codes yet; take one that was trained.")
 
     def label_fbank(self, fbank: Tensor, samples: Tensor | None = None) -> Tensor:
         """Labels from raw log-mel features; see `AcousticTokenizer`."""

@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from torchbeats.backbone import evaluating
+from torchbeats.config import RandomProjectionConfig, TokenizersConfig
+from torchbeats.errors import ModelError
 from torchbeats.fbank import Fbank
 from torchbeats.patches import PatchGrid
+from torchbeats.protocol import TOKENS, Layer, Output, refuse, token_type
 from torchbeats.waveform import prepare
 
 PADDING = -1  # stands where a clip has no patch
@@ -36,13 +40,16 @@ class Tokens(NamedTuple):
         return cls(labels, (labels[..., 0] != PADDING).sum(1), times)
 
 
-class AcousticTokenizer:
+class AcousticTokenizer(nn.Module):
     """What all tokenizers can do once they can label log-mel features."""
 
     grid: PatchGrid
     fbank: Fbank
+    cfg: TokenizersConfig | RandomProjectionConfig
     label_dict = None
     labels = None  # tokens have no names
+    layer: int | None = None
+    engine = "torch"
 
     def label_fbank(self, fbank: Tensor, samples: Tensor | None = None) -> Tensor:
         """Labels from raw log-mel features, for callers who have those at hand.
@@ -65,3 +72,21 @@ class AcousticTokenizer:
         """
         wav, samples = prepare(wav, self.grid.min_samples, lengths=lengths)
         return Tokens.of(self.label_fbank(self.fbank(wav), samples), self.grid)
+
+    @property
+    def outputs(self) -> dict[str, Output]:
+        """What `compute` gives: "tokens", a label for each band of a step."""
+        return {TOKENS: Output((self.grid.bands,), token_type(self.cfg.quant_n), by_step=True)}
+
+    def check(self, output: str, layer: Layer = None) -> None:
+        """Raise a `ModelError` where something else than tokens is asked for."""
+        refuse(self.outputs, output)
+        if layer is not None:
+            raise ModelError("A tokenizer's labels come from its last layer; leave the layer out.")
+
+    @torch.inference_mode()
+    def compute(self, output: str, wav: Tensor, lengths: Tensor | None = None, layer: Layer = None) -> Tensor:
+        """Labels ``(B, steps, bands)`` in evaluation mode; see `encode`."""
+        self.check(output, layer)
+        with evaluating(self):
+            return self.encode(wav, lengths).labels

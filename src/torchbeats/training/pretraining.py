@@ -10,7 +10,7 @@ from torchbeats.config import BEATsConfig
 from torchbeats.encoder import Places, TransformerEncoder
 from torchbeats.model import BEATs
 from torchbeats.patches import mask_behind
-from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
+from torchbeats.tokenizers.tokens import AcousticTokenizer
 from torchbeats.training.augmentation import equalise, shift_mel
 from torchbeats.training.data import Batch
 from torchbeats.training.settings import Model, predictor_heads
@@ -103,9 +103,7 @@ class Pretraining(Task):
         seed: of its randomness.
     """
 
-    def __init__(
-        self, model: BEATs, tokenizer: RandomProjectionTokenizer | Tokenizers, settings: Model, seed: int
-    ) -> None:
+    def __init__(self, model: BEATs, tokenizer: AcousticTokenizer, settings: Model, seed: int) -> None:
         super().__init__(settings, seed, LabelStatistics(model.grid.bands, tokenizer.cfg.quant_n))
         self.settings = settings
         self.tokenizer = tokenizer.requires_grad_(False).eval()

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -31,7 +31,9 @@ from torchbeats.files import replacing
 from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
+from torchbeats.protocol import TOKENS
 from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
+from torchbeats.tokenizers.tokens import AcousticTokenizer
 from torchbeats.training.data import Batch, Batches, Corpus, Crops, Failure, collate, fbank_statistics, index, loader
 from torchbeats.training.distillation import Distillation
 from torchbeats.training.loop import Listener, Report, RunFolder, fit, leads, workers
@@ -154,10 +156,11 @@ class Run:
         if file.exists():
             return
         settings = self.settings
-        tokenizer = load(self._file(iteration, "tokenizer"))
+        tokenizer = load(self._file(iteration, "tokenizer"), engine="torch")
+        tokenizer.check(TOKENS)
         torch.manual_seed(self._seed(iteration, 2))
         model = BEATs(settings.beats_config(**self.fbank), freeze=False)
-        task = Pretraining(model, tokenizer, settings.model, self._seed(iteration, 3))
+        task = Pretraining(model, cast("AcousticTokenizer", tokenizer), settings.model, self._seed(iteration, 3))
         m = settings.model
         self._fit(task, model, iteration, "model", mask=m.mask, mel_shift=m.mel_shift, equaliser_db=m.equaliser_db)
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from torchbeats.config import PATCH_NORMALISATIONS, PREDICTOR_POOLS, SIZES, BEATsConfig, TokenizersConfig
+from torchbeats.config import PATCH_NORMALISATIONS, SIZES, BEATsConfig, TokenizersConfig
 from torchbeats.errors import SettingsError
+from torchbeats.pooling import WINDOW_POOLINGS
 
 
 @dataclass
@@ -427,7 +428,7 @@ def _check_finetune(chosen: FinetuneSettings) -> None:
             "model.label_smoothing, layerdrop, dropout and average must be at least 0 and less than 1": all(
                 0 <= value < 1 for value in (model.label_smoothing, model.layerdrop, model.dropout, model.average)
             ),
-            "model.pool must be mean or bands": model.pool in PREDICTOR_POOLS,
+            f"model.pool must be {' or '.join(WINDOW_POOLINGS)}": model.pool in WINDOW_POOLINGS,
             "model.freeze must be at least 0, or -1": model.freeze >= -1,
             "model.patience must be at least 0": model.patience >= 0,
             "trainer.clip must be at least 0": 0 <= trainer.clip < math.inf,

@@ -5,6 +5,7 @@ Files are data: nothing in them is ever executed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
-from torchbeats.errors import CheckpointError, some_of
+from torchbeats.errors import CheckpointError, ModelError, SettingsError, some_of
 from torchbeats.files import replacing
 from torchbeats.weights.families import FORMAT_VERSION, KINDS, METADATA_KEY, POSITION_TABLE, Checkpoint, recognise
 
@@ -169,6 +170,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
         ValueError: a name with another ending, or a ``.pt`` of a model whose head the research code does not have.
     """
     path = Path(path)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{path}: an exported model cannot be saved; save the checkpoint that it was made from.")
     state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     config: BEATsConfig = model.cfg  # type: ignore[assignment]
     label_dict: dict[int, str] | None = model.label_dict  # type: ignore[assignment]
@@ -189,7 +192,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
             save_file(tensors, temporary, {METADATA_KEY: json.dumps(about)})
     elif path.suffix in SUFFIXES and isinstance(config, BEATsConfig):
         if config.finetuned_model and config.predictor_pool != "mean":
-            raise ValueError(
+            raise ModelError(
                 f"{path} is for code that has no head over {config.predictor_pool}. Write a .safetensors file, "
                 "or fine-tune with model.pool=mean."
             )
@@ -200,10 +203,19 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
             torch.save(content, temporary)
     else:
         suffixes = ", ".join(SUFFIXES if isinstance(config, BEATsConfig) else SUFFIXES[:1])
-        raise ValueError(f"The name of such a checkpoint must end in {suffixes}; {path} does not.")
+        raise SettingsError(f"The name of such a checkpoint must end in {suffixes}; {path} does not.")
 
 
 # --- files to tensors -------------------------------------------------------------------------------------------------
+
+
+def digest(model: nn.Module, cfg: BEATsConfig | RandomProjectionConfig) -> str:
+    """SHA-256 over a model's settings and all its stored tensors, in hexadecimal."""
+    result = hashlib.sha256(json.dumps(cfg.to_dict(), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        result.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return result.hexdigest()
 
 
 def _refuse_obvious(path: Path) -> None:
