@@ -341,7 +341,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path):
 
 
 def test_a_refusal_to_open_is_named(tmp_path, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **settings):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("builtins.open", refuse)

@@ -83,16 +83,17 @@ def special_kind(path: str | os.PathLike[str]) -> str | None:
     return "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
-# What `readable` writes for bytes that are not UTF-8 (80 to ff), for lone surrogates, and for a backslash before either.
+# What `readable` writes for bytes that are not UTF-8 (80 to ff), for lone surrogates, and for a backslash that could be
+# mistaken for the beginning of either.
 _ESCAPED = re.compile(r"\\(?:x(5c|[89a-f][0-9a-f])|u(d[89a-f][0-9a-f]{2}))")
 
 
 def readable(path: str | os.PathLike[str]) -> str:
     r"""A path as text that every writer of UTF-8 takes; different paths stay different.
 
-    A byte of the name that is not UTF-8 becomes ``\xe9``, a lone surrogate ``\ud83d``. A backslash that could be mistaken
-    for the beginning of such an escape becomes ``\x5c``; all other names stay as they are. `from_readable` is the
-    inverse.
+    A byte of the name that is not UTF-8 becomes ``\xe9``, a lone surrogate ``\ud83d``. A backslash that could be
+    mistaken for the beginning of such an escape becomes ``\x5c``; all other names stay as they are. `from_readable` is
+    the inverse.
 
     Args:
         path: as `os.fsdecode`, `os.listdir` and the command line give it.
