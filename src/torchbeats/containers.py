@@ -32,6 +32,7 @@ _PADDING = 2**16  # bytes; so many zeros may fill up the last block of a disk
 # Encodings in the terms of libsndfile, by what the formats call them.
 _WAV_CODES = {3: {4: "FLOAT", 8: "DOUBLE"}, 6: {1: "ALAW"}, 7: {1: "ULAW"}}
 _PCM = {1: "PCM_S8", 2: "PCM_16", 3: "PCM_24", 4: "PCM_32"}
+_WAV_PCM = {**_PCM, 1: "PCM_U8"}
 _AU_CODES = {
     1: ("ULAW", 1), 2: ("PCM_S8", 1), 3: ("PCM_16", 2), 4: ("PCM_24", 3), 5: ("PCM_32", 4), 6: ("FLOAT", 4),
     7: ("DOUBLE", 8), 27: ("ALAW", 1),
@@ -91,10 +92,7 @@ class SoundChunk:
             return None
         if present < self.declared:
             return f"the file breaks off: its header declares {self.declared} bytes, {present} are there"
-        return (
-            f"its header declares {self.declared} bytes of sound, but {present} are there (a size beyond 4 GB does "
-            "not fit into the header of this format)"
-        )
+        return f"its header declares {self.declared} bytes of sound, but {present} are there"
 
 
 class Content:
@@ -112,7 +110,7 @@ class Content:
         self._file = file
         self.size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        self.head = file.read(2**12)
+        self.head = file.read(2**9)
 
     def at(self, position: int, count: int) -> bytes:
         """The bytes at a place; fewer than ``count`` where the file ends before."""
@@ -314,7 +312,7 @@ def _wav_encoding(described: bytes, little: bool) -> Encoding:
     if code == 0xFFFE and len(described) >= 26:  # WAVE_FORMAT_EXTENSIBLE: its subformat begins with the code
         (code,) = struct.unpack(order + "H", described[24:26])
     each = block // channels
-    kinds = {**_PCM, 1: "PCM_U8"} if code == 1 else _WAV_CODES.get(code, {})
+    kinds = _WAV_PCM if code == 1 else _WAV_CODES.get(code, {})
     subtype = kinds.get(each) if block == each * channels else None
     return Encoding(rate, channels, block if subtype else 0, subtype, little)
 

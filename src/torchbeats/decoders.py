@@ -258,7 +258,7 @@ def _read_libsndfile(
         try:
             if done:
                 sound.seek(done)
-            while len(block := sound.read(count, dtype="float32", always_2d=True)):
+            while done < sound.frames and len(block := sound.read(count, dtype="float32", always_2d=True)):
                 done += len(block)
                 yield sound.samplerate, block.T
         except soundfile.LibsndfileError as error:
