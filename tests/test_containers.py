@@ -1,5 +1,6 @@
 """Headers that say something else than the file: sizes, rates, lengths, and what stands before and behind the sound."""
 
+import re
 import struct
 import subprocess
 import sys
@@ -20,7 +21,7 @@ PCM = (CLIP * 32_767).astype("<i2").tobytes()
 
 
 def wav_format(rate=RATE, channels=1):
-    return b"fmt " + struct.pack("<IHHIIHH", 16, 1, channels, rate, 2 * channels * rate, 2 * channels, 16)
+    return b"fmt " + struct.pack("<IHHIIHH", 16, 1, channels, rate, 2 * channels * rate % 2**32, 2 * channels, 16)
 
 
 def wav(data=PCM, rate=RATE, declared=None, before=b"", behind=b""):
@@ -112,7 +113,7 @@ def test_a_file_of_three_gigabytes_that_breaks_off_says_so(tmp_path):
 
 
 ENCODINGS = [
-    (suffix, subtype)
+    (suffix, subtype, endian)
     for suffix, subtypes in {
         "wav": ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM"],
         "aiff": ["PCM_S8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"],
@@ -121,19 +122,17 @@ ENCODINGS = [
         "w64": ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"],
     }.items()
     for subtype in subtypes
+    for endian in ("FILE", "LITTLE", "BIG")
+    if soundfile.check_format(suffix, subtype, endian)
 ]
 
 
-@pytest.mark.parametrize("endian", ["FILE", "LITTLE", "BIG"])
-@pytest.mark.parametrize(("suffix", "subtype"), ENCODINGS)
+@pytest.mark.parametrize(("suffix", "subtype", "endian"), ENCODINGS)
 def test_every_encoding_reads_the_same_behind_a_tag(tmp_path, suffix, subtype, endian):
     """Then the samples are read from where they are known to be, and not by libsndfile's own look at the header."""
     stereo = np.stack([CLIP, 0.5 * CLIP], axis=1)
     path = tmp_path / f"clip.{suffix}"
-    try:
-        soundfile.write(path, stereo, 22_050, subtype, endian)
-    except soundfile.LibsndfileError:
-        pytest.skip("no such file can be written")
+    soundfile.write(path, stereo, 22_050, subtype, endian)
     expected = quietly(path)
     assert duration(path) == pytest.approx(soundfile.info(path).duration)
     if subtype == "IMA_ADPCM":
@@ -146,8 +145,8 @@ def test_every_encoding_reads_the_same_behind_a_tag(tmp_path, suffix, subtype, e
 @pytest.mark.parametrize("video", [False, True])
 @pytest.mark.parametrize("suffix", ["avi", "flv", "mkv"])
 def test_videos_that_break_off_say_so(tmp_path, suffix, codec, video):
-    if (suffix, codec) == ("flv", "pcm_s16le") or (suffix == "flv" and video):
-        pytest.skip("FLV holds neither PCM of 44.1 kHz nor MPEG-4 video")
+    if (suffix == "flv" and (video or codec == "pcm_s16le")) or (suffix, codec) == ("mkv", "pcm_s16le"):
+        pytest.skip("FLV holds neither PCM of 44.1 kHz nor MPEG-4 video, and PCM in Matroska would be a single packet")
     path = write_av(tmp_path / f"clip.{suffix}", tone(2, 44_100), 44_100, codec, video=video)
     whole = len(quietly(path))
     with pytest.warns(AudioWarning, match="breaks off: its header declares"):
@@ -174,7 +173,7 @@ def test_an_flv_without_a_declared_size_is_known_by_its_last_tag(tmp_path, left)
 def test_rates_that_cannot_be_are_refused_by_name(tmp_path, rate):
     (tmp_path / "clip.wav").write_bytes(wav(rate=rate))
     for read in (load, duration):
-        with pytest.raises(AudioError, match=rf"sample rate is {rate:g} Hz".replace("+", r"\+")):
+        with pytest.raises(AudioError, match=re.escape(f"sample rate is {rate:g} Hz")):
             read(tmp_path / "clip.wav")
     with pytest.raises(ValueError, match="rate"):
         from_array(CLIP, rate)
@@ -200,7 +199,7 @@ def test_floats_that_are_no_sound_fail(tmp_path, value):
     samples[8_000] = value
     with pytest.raises(AudioError, match=r"the sample at 0\.500 s is -?\d+e\+\d+, far beyond full scale"):
         quietly(write(tmp_path / "clip.wav", samples, RATE, "FLOAT"))
-    with pytest.raises(ValueError, match="Sample 8000 is .*far beyond full scale"):
+    with pytest.raises(ValueError, match=r"Sample 8000 is .*far beyond full scale"):
         from_array(samples)
 
 

@@ -356,9 +356,12 @@ def _aiff(content: Content, offset: int) -> SoundChunk | None:
 
 
 def _au(content: Content, offset: int) -> SoundChunk | None:
-    start, declared, code, rate, channels = struct.unpack(">IIIII", content.at(offset + 4, 20))
+    little = content.at(offset, 4) == b"dns."  # DEC's, for its own order of bytes
+    start, declared, code, rate, channels = struct.unpack(
+        ("<" if little else ">") + "IIIII", content.at(offset + 4, 20)
+    )
     subtype, each = _AU_CODES.get(code, (None, 0))
-    encoding = Encoding(rate, channels, each * channels, subtype, False)
+    encoding = Encoding(rate, channels, each * channels, subtype, little)
     return _located(content, None, encoding, offset + start, declared, offset)
 
 
@@ -393,6 +396,7 @@ _FORMATS: dict[bytes, Callable[[Content, int], SoundChunk | None]] = {
     b"riff": _wave64,
     b"FORM": _aiff,
     b".snd": _au,
+    b"dns.": _au,
     b"caff": _caf,
 }
 

@@ -35,7 +35,7 @@ READ_SAMPLES = 8 * READ_FRAMES  # of all channels: 2 MB of float32
 # The first bytes of files that hold plain samples, which libsndfile reads 10 to 20 times as fast as FFmpeg. Compressed
 # sound goes to FFmpeg: libsndfile stops early, without a word, in an MP3 of variable bit rate without a Xing header,
 # loses the end of a FLAC of unknown length, fills gaps in damaged Ogg files, and lets its MP3 decoder write to stderr.
-PLAIN_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b".snd", b"caff")
+PLAIN_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b".snd", b"dns.", b"caff")
 
 SEEK_SECONDS = 0.5  # lossy decoders need this much run-up, and more, to forget where they were entered
 

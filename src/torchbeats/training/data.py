@@ -199,11 +199,12 @@ def _members(url: str) -> list[_Row]:
     import fsspec
 
     rows: list[_Row] = []
-    with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r:") as shard:
+    fault = None
+    with fsspec.open(url, "rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(shard.offset)
-        fault = None
+        file.seek(0)
         try:
+            shard = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - holds nothing but the file
             for member in shard:
                 if member.offset_data + member.size > size:
                     fault = f"it breaks off within {member.name}"
@@ -212,6 +213,9 @@ def _members(url: str) -> list[_Row]:
                     rows.append(
                         (os.fsencode(member.name), float("nan"), os.fsencode(url), member.offset_data, member.size)
                     )
+            file.seek(shard.offset)
+            if not fault and any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a bad header for the end of the archive
+                fault = f"it breaks off or is damaged at byte {shard.offset}"
         except tarfile.ReadError as error:
             fault = f"it breaks off ({error})"
     if rows and fault:
