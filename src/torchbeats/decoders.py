@@ -60,7 +60,7 @@ class Declared(NamedTuple):
 def read(
     path: str, faults: list[str], start: float = 0.0, file: BinaryIO | None = None
 ) -> Iterator[tuple[int, Channels]]:
-    """Decodes a sound file bit by bit.
+    """Decodes a sound file block by block.
 
     Args:
         path: of the file; where ``file`` is given too, only its name in messages.
