@@ -18,7 +18,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from torchbeats.audio import AUDIO_SUFFIXES, AudioWarning, delay, from_array, load, stream, windows
+from torchbeats.audio import (
+    AUDIO_SUFFIXES,
+    AudioWarning,
+    delay,
+    duration,
+    excerpt,
+    from_array,
+    load,
+    stream,
+    windows,
+)
 from torchbeats.errors import AudioError
 
 RATE = 16_000
@@ -341,7 +351,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path):
 
 
 def test_a_refusal_to_open_is_named(tmp_path, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **settings):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("builtins.open", refuse)
@@ -547,3 +557,17 @@ def test_windows_of_the_steps_pooling_share_a_frame_less_a_shift():
 def test_windows_refuse_to_skip_samples(length, hop, shortest):
     with pytest.raises(ValueError, match=r"Windows of|shortest window"):
         list(windows([np.zeros(5, np.float32)], length, hop, shortest))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    for path, kind in ((tmp_path / "pipe.wav", "a named pipe"), ("/dev/zero", "a device")):
+        for read in (load, duration, lambda path: excerpt(path, 0, 1)):
+            with pytest.raises(AudioError, match=f"it is {kind}, not a file"):
+                read(path)
+
+
+def test_a_name_with_a_nul_is_refused(tmp_path):
+    with pytest.raises(AudioError, match="cannot be opened"):
+        load(f"{tmp_path}/a\0.wav")

@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,6 +64,59 @@ def held(path: str | os.PathLike[str]) -> IO[str]:
         except OSError:
             pass
     return file
+
+
+def special_kind(path: str | os.PathLike[str]) -> str | None:
+    """What a path leads to if it is neither a file nor a folder: opening it might wait for ever, or do something.
+
+    Returns:
+        "a named pipe", "a socket", "a device"; None for files, folders and what does not exist.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return None
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    if stat.S_ISFIFO(mode):
+        return "a named pipe"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+# What `readable` writes for bytes that are not UTF-8 (80 to ff), for lone surrogates, and for a backslash that could be
+# mistaken for the beginning of either.
+_ESCAPED = re.compile(r"\\(?:x(5c|[89a-f][0-9a-f])|u(d[89a-f][0-9a-f]{2}))")
+
+
+def readable(path: str | os.PathLike[str]) -> str:
+    r"""A path as text that every writer of UTF-8 takes; different paths stay different.
+
+    A byte of the name that is not UTF-8 becomes ``\xe9``, a lone surrogate ``\ud83d``. A backslash that could be
+    mistaken for the beginning of such an escape becomes ``\x5c``; all other names stay as they are. `from_readable` is
+    the inverse.
+
+    Args:
+        path: as `os.fsdecode`, `os.listdir` and the command line give it.
+    """
+    text = _ESCAPED.sub(lambda match: r"\x5c" + match[0][1:], os.fspath(path))
+    return re.sub("[\ud800-\udfff]", lambda match: _escape(ord(match[0])), text)
+
+
+def from_readable(text: str) -> str:
+    """The path of which `readable` made the text, as `open` takes it."""
+    return _ESCAPED.sub(lambda match: _unescape(*match.groups()), text)
+
+
+def _escape(surrogate: int) -> str:
+    # PEP 383: a byte that cannot be decoded is U+DC80 to U+DCFF
+    return f"\\x{surrogate - 0xDC00:02x}" if 0xDC80 <= surrogate <= 0xDCFF else f"\\u{surrogate:04x}"
+
+
+def _unescape(byte: str | None, surrogate: str | None) -> str:
+    if surrogate is not None:
+        return chr(int(surrogate, 16))
+    value = int(byte or "", 16)
+    return "\\" if value == 0x5C else chr(0xDC00 + value)
 
 
 def plain(value: Any) -> Any:

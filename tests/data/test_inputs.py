@@ -13,7 +13,7 @@ from torchbeats.data.inputs import PATH_COLUMNS, find_audio
 from torchbeats.errors import InputError
 
 HERE = ["a.wav", "b.FLAC", "d/c.mp3", "d/e/f.opus", "d/e/deep video.MKV", "g.wav"]
-NOISE = ["notes.txt", "d/cover.png", ".hidden.wav", ".git/x.wav", "d/._g.wav", "e.wav.part", "table.csv"]
+NOISE = ["notes.txt", "d/cover.png", ".hidden.wav", ".git/x.wav", "e.wav.part", "table.csv"]
 
 
 @pytest.fixture

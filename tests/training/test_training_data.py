@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import noise, tone
-from torchbeats import audio
+from torchbeats import AudioWarning, audio
 from torchbeats.errors import CorpusError, InputError
 from torchbeats.fbank import Fbank
 from torchbeats.patches import PatchGrid, frames
@@ -133,6 +133,26 @@ def test_sounds_in_a_shard(tmp_path, sounds):
     assert np.isnan(corpus.seconds).all()
     for row, content in enumerate(sounds.values()):
         np.testing.assert_array_equal(corpus.read(row, 0.25, 0.5), samples_of(content)[4000:12_000])
+
+
+@pytest.mark.parametrize("where", ["in a sound", "behind a header", "in a header"])
+def test_a_shard_that_breaks_off_keeps_what_is_before(tmp_path, where):
+    contents = {f"{number}.wav": wav_bytes(noise(0.3, seed=number)) for number in range(4)}
+    whole = shard_bytes(contents)
+    padded = -(-len(contents["0.wav"]) // 512) * 512
+    third = 2 * (512 + padded)  # where the third member's header begins
+    size = third + {"in a sound": 512 + padded // 2, "behind a header": 512, "in a header": 100}[where]
+    (tmp_path / "some.tar").write_bytes(whole[:size])
+    with pytest.warns(AudioWarning, match=r"some\.tar: it breaks off.*; the 2 sounds before are used"):
+        corpus = index([str(tmp_path / "some.tar")])
+    assert [corpus.path(row).rpartition("#")[2] for row in range(len(corpus))] == ["0.wav", "1.wav"]
+    assert len(corpus.read(1, 0.0, 1.0)) == round(0.3 * RATE)
+
+
+def test_a_shard_that_breaks_off_within_its_first_sound_is_of_no_use(tmp_path):
+    (tmp_path / "some.tar").write_bytes(shard_bytes({"a.wav": wav_bytes(noise(0.3))})[:2000])
+    with pytest.raises(CorpusError, match=r"it breaks off within a\.wav"):
+        index([str(tmp_path / "some.tar")])
 
 
 def test_a_hash_in_the_name_of_a_sound_in_a_shard(tmp_path, sounds):

@@ -7,13 +7,16 @@ import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchbeats.audio import AUDIO_SUFFIXES
+from torchbeats.audio import AudioWarning
+from torchbeats.data.folders import Omissions, sounds_in_folder
 from torchbeats.errors import InputError
+from torchbeats.files import special_kind
 
 PATH_COLUMNS = ("path", "file", "filename", "filepath", "file_name", "audio")  # of a list, the first that is there
 
@@ -33,7 +36,12 @@ class Piece:
     end: float | None = None
 
 
-def find_audio(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
+def find_audio(
+    inputs: Iterable[str | os.PathLike[str]],
+    *,
+    follow_links: bool = False,
+    notes: Callable[[str], None] | None = None,
+) -> list[str]:
     """The sound files that the inputs name, each once, in a fixed order.
 
     Args:
@@ -41,6 +49,10 @@ def find_audio(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
             lists that end in .csv, .txt, .jsonl or .parquet; "-" for paths on standard input, one a line or
             as `find -print0` writes them. Paths in a list are
             relative to its folder or, where nothing is found there, to the working directory.
+        follow_links: search the folders as well that links in a folder lead to, each once.
+        notes: called with a sentence for each kind of thing in folders that was left out: links to folders, folders
+            that cannot be searched, named pipes and devices, files with attributes from macOS. By default each is an
+            `AudioWarning`.
 
     Returns:
         Paths. Files that are named outright are in it whether they exist or not: reading them says what is wrong.
@@ -49,8 +61,14 @@ def find_audio(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
         InputError: a folder without sounds, a list that cannot be read, or no file at all.
     """
     found: dict[str, None] = {}
+    omissions = Omissions()
     for given in inputs:
-        found.update(dict.fromkeys(_expand(os.fspath(given))))
+        found.update(dict.fromkeys(_expand(os.fspath(given), omissions, follow_links)))
+    for line in omissions.lines():
+        if notes is None:
+            warnings.warn(line, AudioWarning, stacklevel=2)
+        else:
+            notes(line)
     if not found:
         raise InputError("The inputs name no files.")
     return list(found)
@@ -61,30 +79,20 @@ def find_sounds(inputs: Iterable[str | os.PathLike[str]]) -> list[Piece]:
     return [Piece(path) for path in find_audio(inputs)]
 
 
-def _expand(given: str) -> Iterator[str]:
+def _expand(given: str, omissions: Omissions, follow_links: bool) -> Iterator[str]:
     if given == "-":
         given_names = sys.stdin.buffer.read()  # as bytes: names need not be UTF-8
         separator = b"\0" if b"\0" in given_names else b"\n"  # that of find -print0, or one a line
         names = (os.fsdecode(name).rstrip("\r\n") for name in given_names.split(separator))
         yield from (name for name in names if name.strip())
     elif os.path.isdir(given):
-        yield from _in_folder(given)
+        yield from sounds_in_folder(given, omissions, follow_links=follow_links)
     elif Path(given).suffix.lower() in LIST_SUFFIXES:
+        if os.path.exists(given) and not os.path.isfile(given):
+            raise InputError(f"The list {given} is {special_kind(given)}, not a file. Paths are read from - (stdin).")
         yield from (row["path"] for row in read_list(Path(given)))
     else:
         yield given
-
-
-def _in_folder(folder: str) -> Iterator[str]:
-    empty = True
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES:
-                empty = False
-                yield os.path.join(parent, name)
-    if empty:
-        raise InputError(f"There is no sound file in the folder {folder}, nor in any below it.")
 
 
 def read_list(path: Path, columns: Collection[str] = ()) -> list[dict[str, Any]]:

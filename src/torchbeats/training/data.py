@@ -12,6 +12,7 @@ import fnmatch
 import io
 import os
 import tarfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from torchbeats import audio
-from torchbeats.audio import AUDIO_SUFFIXES
+from torchbeats.audio import AUDIO_SUFFIXES, AudioWarning
 from torchbeats.batching import batches_of_like_length
 from torchbeats.data.inputs import find_audio
 from torchbeats.errors import AudioError, CorpusError
@@ -197,12 +198,30 @@ def _members(url: str) -> list[_Row]:
     """The sounds in a shard. Only their headers in the archive are read, so that their lengths stay unknown."""
     import fsspec
 
-    with fsspec.open(url, "rb") as file, tarfile.open(fileobj=file, mode="r:") as shard:
-        rows: list[_Row] = [
-            (os.fsencode(member.name), float("nan"), os.fsencode(url), member.offset_data, member.size)
-            for member in shard
-            if member.isfile() and os.path.splitext(member.name)[1].lower() in AUDIO_SUFFIXES
-        ]
+    rows: list[_Row] = []
+    fault = None
+    with fsspec.open(url, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        try:
+            shard = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - holds nothing but the file
+            for member in shard:
+                if member.offset_data + member.size > size:
+                    fault = f"it breaks off within {member.name}"
+                    break
+                if member.isfile() and os.path.splitext(member.name)[1].lower() in AUDIO_SUFFIXES:
+                    rows.append(
+                        (os.fsencode(member.name), float("nan"), os.fsencode(url), member.offset_data, member.size)
+                    )
+            file.seek(shard.offset)
+            if not fault and any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a bad header for the end of the archive
+                fault = f"it breaks off or is damaged at byte {shard.offset}"
+        except tarfile.ReadError as error:
+            fault = f"it breaks off ({error})"
+    if rows and fault:
+        warnings.warn(f"{url}: {fault}; the {len(rows):,} sounds before are used.", AudioWarning, stacklevel=2)
+    elif fault:
+        raise ValueError(fault)
     if not rows:
         raise ValueError("it holds no sounds")
     return rows

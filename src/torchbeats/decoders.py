@@ -1,0 +1,381 @@
+"""A sound file → its samples as they are stored: any rate, channels and number format.
+
+Uncompressed sound is read with libsndfile, everything else with FFmpeg. Headers are believed only as far as the file's
+content allows.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from bisect import bisect_left
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
+
+import numpy as np
+
+from torchbeats.containers import Content, SoundChunk, break_off, sound_chunk
+from torchbeats.errors import AudioError
+from torchbeats.files import special_kind
+
+if TYPE_CHECKING:
+    import soundfile
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+
+Channels: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"  # (channels, samples)
+
+LOWEST_RATE, HIGHEST_RATE = 100, 4_000_000  # Hz; beyond them a header is wrong, or the signal is no sound
+
+READ_FRAMES = 1 << 16  # frames decoded at a time: 1.5 s at 44.1 kHz
+READ_SAMPLES = 8 * READ_FRAMES  # of all channels: 2 MB of float32
+
+# The first bytes of files that hold plain samples, which libsndfile reads 10 to 20 times as fast as FFmpeg. Compressed
+# sound goes to FFmpeg: libsndfile stops early, without a word, in an MP3 of variable bit rate without a Xing header,
+# loses the end of a FLAC of unknown length, fills gaps in damaged Ogg files, and lets its MP3 decoder write to stderr.
+PLAIN_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b".snd", b"dns.", b"caff")
+
+SEEK_SECONDS = 0.5  # lossy decoders need this much run-up, and more, to forget where they were entered
+
+SLACK_SECONDS = 0.25  # decoders trim a codec's priming and padding, headers count them: AAC up to 0.1 s, Opus 80 ms
+
+# Codecs without loss; a recording takes at least 1 bit for the samples of a moment, in practice 3 and more.
+LOSSLESS = frozenset({"flac", "alac", "wavpack", "tta", "ape", "mlp", "truehd", "shorten", "tak", "wmalossless"})
+
+
+class Declared(NamedTuple):
+    """The length of a sound by its header.
+
+    Attributes:
+        seconds: None where the header does not say.
+        plausible: the file is large enough for it.
+    """
+
+    seconds: float | None
+    plausible: bool = True
+
+
+def read(
+    path: str, faults: list[str], start: float = 0.0, file: BinaryIO | None = None
+) -> Iterator[tuple[int, Channels]]:
+    """Decodes a sound file block by block.
+
+    Args:
+        path: of the file; where ``file`` is given too, only its name in messages.
+        faults: why the samples stop early or are more than declared, if so, is appended to it.
+        start: where to begin, in seconds.
+        file: the content, open for reading.
+
+    Yields:
+        The rate in Hz, and ``(channels, samples)`` as the file has them.
+
+    Raises:
+        AudioError: it is no sound file that can be read, or its rate is beyond all bounds.
+    """
+    with opened(path) if file is None else nullcontext(file) as source:
+        content = _content(path, source)
+        chunk, head = sound_chunk(content), content.head
+        if chunk:
+            check_rate(path, chunk.encoding.rate)
+        if chunk or head.startswith(PLAIN_MAGIC) or (head.startswith(b"OggS") and b"vorbis" in head):
+            by_path = path if file is None else None
+            if (yield from _read_libsndfile(by_path, source, chunk, head[14:18], faults, start)):
+                return
+        if chunk and chunk.fault:
+            faults.append(chunk.fault)
+        elif cause := break_off(content):
+            faults.append(cause)
+        yield from _read_ffmpeg(path, source, faults, start)
+
+
+def declared(path: str | os.PathLike[str]) -> Declared:
+    """The length of a sound by its header. Nothing is decoded.
+
+    Raises:
+        AudioError: it cannot be opened, is empty, is no sound file, or its rate is beyond all bounds.
+    """
+    import soundfile
+
+    with opened(path) as file:
+        content = _content(path, file)
+        chunk = sound_chunk(content)
+        if chunk:
+            check_rate(path, chunk.encoding.rate)
+            if chunk.frames is not None:  # plain samples: what is in the file counts
+                return Declared(chunk.frames / chunk.encoding.rate if chunk.frames else None)
+        if content.head.startswith(PLAIN_MAGIC):
+            try:
+                about = soundfile.info(_name_for_libsndfile(path))
+            except (soundfile.LibsndfileError, TypeError):
+                pass
+            else:
+                return Declared(about.duration if about.frames else None)
+        with _container(path, file) as container:
+            sound = container.streams.audio[0]
+            if sound.duration is not None and sound.time_base is not None:
+                seconds = float(sound.duration * sound.time_base)
+            elif container.duration is not None:
+                seconds = container.duration / 1_000_000
+            else:
+                return Declared(None)
+            if sound.codec_context is None:
+                return Declared(seconds)
+            if sound.codec_context.sample_rate:
+                check_rate(path, sound.codec_context.sample_rate)
+            if container.format.name.startswith("mov,"):
+                seconds = _indexed_seconds(sound, seconds, content.size)
+            return Declared(seconds, 8 * content.size >= seconds * _least_bits(sound))
+
+
+def check_rate(path: str | os.PathLike[str], rate: float) -> None:
+    """Refuse a file whose rate cannot be right: 1 Hz would turn a kilobyte into hours."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        raise AudioError(path, f"its sample rate is {rate:g} Hz; rates from 100 Hz to 4 MHz can be read")
+
+
+def _content(path: str | os.PathLike[str], file: BinaryIO) -> Content:
+    content = Content(file)
+    if not content.size:
+        raise AudioError(path, "the file is empty (0 bytes)")
+    return content
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a regular file for reading, and never wait for one that is not.
+
+    Raises:
+        AudioError: it cannot be opened, or is a folder, a named pipe, a socket or a device.
+    """
+    try:
+        # closed below, where an OSError would mean something else
+        file = open(path, "rb", opener=_open_regular)  # noqa: SIM115
+    except _NotAFileError as error:
+        raise AudioError(path, f"it is {error}, not a file") from None
+    except OSError as error:
+        reason = "it is a folder, not a file" if os.path.isdir(path) else f"it cannot be opened: {error.strerror}"
+        raise AudioError(path, reason) from error
+    except ValueError as error:  # a NUL in the name
+        raise AudioError(path, f"it cannot be opened: {error}") from error
+    with file:
+        yield file
+
+
+class _NotAFileError(Exception):
+    """What the path leads to instead."""
+
+
+def _open_regular(path: str, flags: int) -> int:
+    if kind := special_kind(path):  # asked before opening, which may already have an effect on a device
+        raise _NotAFileError(kind)
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # should a pipe have taken the place meanwhile
+
+
+def _name_for_libsndfile(path: str | os.PathLike[str]) -> Any:
+    """As bytes, since soundfile cannot encode names that are not UTF-8."""
+    return os.fsencode(path) if os.name == "posix" else path
+
+
+# --- libsndfile -------------------------------------------------------------------------------------------------------
+
+
+class _Part(io.RawIOBase):
+    """The bytes of an open file from one position to another, as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
+        self.file, self.start, self.size, self.position = file, start, end - start, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
+        self.position = max(0, base + offset)
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        self.file.seek(self.start + self.position)
+        content = self.file.read(max(0, min(len(buffer), self.size - self.position)))
+        buffer[: len(content)] = content
+        self.position += len(content)
+        return len(content)
+
+
+def _open_libsndfile(path: str | None, file: BinaryIO, chunk: SoundChunk | None) -> soundfile.SoundFile | None:
+    """Opens a file by its header; where that misleads, as plain samples from where they are known to begin and end."""
+    import soundfile
+
+    if chunk is None or chunk.regular or not chunk.encoding.subtype:
+        file.seek(0)
+        try:
+            sound = soundfile.SoundFile(file if path is None else _name_for_libsndfile(path))
+        except (soundfile.LibsndfileError, TypeError):  # TypeError: it wants to be told more of what is called *.raw
+            pass
+        else:
+            if chunk is None or chunk.frames in (None, sound.frames):
+                return sound
+            sound.close()
+    if chunk is None or not chunk.encoding.subtype or not chunk.frames:
+        return None
+    try:
+        return soundfile.SoundFile(
+            _Part(file, chunk.start, chunk.end),
+            samplerate=round(chunk.encoding.rate),
+            channels=chunk.encoding.channels,
+            subtype=chunk.encoding.subtype,
+            endian="LITTLE" if chunk.encoding.little_endian else "BIG",
+            format="RAW",
+        )
+    except (soundfile.LibsndfileError, TypeError):
+        return None
+
+
+def _read_libsndfile(
+    path: str | None, file: BinaryIO, chunk: SoundChunk | None, serial: bytes, faults: list[str], start: float
+) -> Generator[tuple[int, Channels], None, bool]:
+    """Reads with libsndfile; returns whether it could, False before anything is given."""
+    import soundfile
+
+    sound = _open_libsndfile(path, file, chunk)
+    if sound is None:
+        return False
+    with sound:
+        if sound.format == "OGG":
+            # Only where all sound is in one page, the third: there FFmpeg errs by up to 256 samples at the end.
+            end, third = sound.frames.to_bytes(8, "little"), (2).to_bytes(4, "little")
+            if _last_ogg_page(file)[6:22] != end + serial + third:
+                return False
+        done = min(round(start * sound.samplerate), sound.frames)
+        count = min(READ_FRAMES, READ_SAMPLES // sound.channels)
+        try:
+            if done:
+                sound.seek(done)
+            while done < sound.frames and len(block := sound.read(count, dtype="float32", always_2d=True)):
+                done += len(block)
+                yield sound.samplerate, block.T
+        except soundfile.LibsndfileError as error:
+            faults.append(f"decoding broke off ({error.error_string.rstrip('.')})")
+        if done < sound.frames and not faults:
+            faults.append(f"the file is damaged: its header declares {sound.frames / sound.samplerate:.2f} s")
+        if chunk and chunk.fault:
+            faults.append(chunk.fault)
+        # a declared length of 0 may stand for "unknown", and then FFmpeg reads to the end
+        return bool(done or faults)
+
+
+# --- FFmpeg -----------------------------------------------------------------------------------------------------------
+
+
+def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.0) -> Iterator[tuple[int, Channels]]:
+    """Reads the first audio stream with FFmpeg."""
+    import av
+
+    seconds, spoilt = 0.0, 0
+    with _container(path, file) as container:
+        sound = container.streams.audio[0]
+        if sound.codec_context is None:
+            raise AudioError(path, "FFmpeg has no decoder for its sound")
+        expected = _least_seconds(container, sound)
+        if start > SEEK_SECONDS:
+            with suppress(av.error.FFmpegError):  # a format that cannot be entered midway is read from its beginning
+                container.seek(int((start - SEEK_SECONDS) * 1_000_000))
+        try:
+            for packet in container.demux(sound):
+                try:
+                    frames = packet.decode()
+                except av.error.FFmpegError:
+                    spoilt += 1  # what follows may be sound again
+                    continue
+                for frame in frames:
+                    samples = frame.to_ndarray()
+                    if not frame.format.is_planar:
+                        samples = samples.reshape(-1, len(frame.layout.channels)).T
+                    begin = seconds if not start or frame.time is None else frame.time
+                    seconds = begin + samples.shape[1] / frame.sample_rate
+                    if seconds > start:
+                        yield frame.sample_rate, samples[:, max(0, round((start - begin) * frame.sample_rate)) :]
+        except av.error.FFmpegError as error:
+            faults.append(f"decoding broke off ({error.strerror})")
+        name = container.format.name
+    if expected is not None and seconds < expected:
+        faults.append(f"the file breaks off or is damaged: its header declares at least {expected:.2f} s")
+    elif spoilt:
+        faults.append(f"the file breaks off or is damaged: {spoilt} of its packets could not be decoded")
+    elif name == "ogg" and not _last_ogg_page(file):
+        faults.append("the file breaks off within an Ogg page")
+
+
+def _container(path: str | os.PathLike[str], file: BinaryIO) -> InputContainer:
+    """Opens a file with FFmpeg; it has at least one audio stream."""
+    import av
+
+    file.seek(0)
+    try:
+        # Not by name, which FFmpeg may take for an address ("2024-05-01T12:00.m4a"). And no playlist may lead to other
+        # files or into the network: the whitelist sees to that by naming a protocol that does not exist.
+        container = av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
+    except av.error.FFmpegError as error:
+        reason = f"it is no sound file that can be read, or its header is broken ({error.strerror})"
+        raise AudioError(path, reason) from error
+    if not container.streams.audio:
+        container.close()
+        raise AudioError(path, "it has no audio stream")
+    return container
+
+
+def _least_seconds(container: InputContainer, sound: AudioStream) -> float | None:
+    """The fewest seconds that the file's header lets expect; None where it declares none and FFmpeg only guesses."""
+    name, seconds = container.format.name, None
+    if "matroska" in name:  # knows no length of a stream, but its writers leave a tag
+        if tag := re.match(r"(\d+):(\d+):(\d+\.?\d*)", sound.metadata.get("DURATION", "")):
+            seconds = float(tag[1]) * 3600 + float(tag[2]) * 60 + float(tag[3])
+        elif container.duration is not None and len(container.streams) == 1:
+            seconds = container.duration / 1_000_000
+    elif sound.duration is not None and sound.time_base is not None:
+        # an MP3 is known to count its frames where its header also gives the encoder's delay, which shifts the start
+        counted = name in {"flac", "ogg"} or name.startswith("mov,") or (name == "mp3" and sound.start_time)
+        seconds = float(sound.duration * sound.time_base) if counted else None
+    slack = 0.001 if name == "flac" else SLACK_SECONDS
+    return seconds - slack if seconds is not None else None
+
+
+def _indexed_seconds(sound: AudioStream, seconds: float, size: int) -> float:
+    """The declared seconds, less those that the index of an MP4 places behind the end of the file."""
+    entries = sound.index_entries
+    if not len(entries) or sound.time_base is None or entries[-1].pos + entries[-1].size <= size:
+        return seconds
+    first_beyond = bisect_left(range(len(entries)), True, key=lambda i: entries[i].pos + entries[i].size > size)
+    begin = entries[0].timestamp
+    return min(seconds, float((entries[first_beyond].timestamp - begin) * sound.time_base))
+
+
+def _least_bits(sound: AudioStream) -> float:
+    """The fewest bits that a second of this sound is expected to take; a header that promises more is not believed."""
+    codec, rate = sound.codec_context, sound.codec_context.sample_rate
+    if codec.name.startswith("pcm_"):
+        return 0.9 * rate * codec.channels * codec.format.bytes * 4  # some formats store half of what they decode to
+    if codec.name in LOSSLESS:
+        return rate
+    if codec.name.startswith(("mp3", "mp2")):
+        return 0.9 * (32_000 if rate >= 32_000 else 8_000)  # the lowest of ISO 11172-3 and of ISO 13818-3
+    return 4_000  # the lowest of Opus is 6,000
+
+
+def _last_ogg_page(file: BinaryIO) -> bytes:
+    """The last Ogg page (RFC 3533, section 6); empty where the file breaks off within it.
+
+    Its bytes from 6 on: the sample that it ends at (8 bytes), its stream's serial number (4), the page's number (4).
+    """
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))  # a page has at most 65,307 bytes
+    tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    segments = page[26] if len(page) > 26 else 255
+    return page if len(page) >= 27 + segments + sum(page[27 : 27 + segments]) else b""
