@@ -296,6 +296,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         file = open(path, "rb")  # noqa: SIM115 - closed below, where an OSError would mean something else
     except OSError as error:
         reason = "it is a folder, not a file" if os.path.isdir(path) else f"it cannot be opened: {error.strerror}"
+        if "://" in os.fspath(path):
+            reason = "it is a URL, which cannot be read from a list yet: download it and name the file"
         raise AudioError(path, reason) from error
     with file:
         yield file

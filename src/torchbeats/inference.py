@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torchbeats import audio
 from torchbeats.audio import AudioWarning, Floats
 from torchbeats.batching import batches_of_like_length
+from torchbeats.data import pieces
 from torchbeats.data.inputs import Piece, find_audio
 from torchbeats.errors import AudioError
 from torchbeats.loading import load
@@ -370,10 +371,7 @@ def _blocks(sound: Sound) -> Iterator[Floats]:
     if isinstance(sound, (str, os.PathLike)):
         return audio.stream(sound)
     if isinstance(sound, Piece):
-        if not sound.start and sound.end is None:
-            return audio.stream(sound.path)
-        seconds = float("inf") if sound.end is None else sound.end - sound.start
-        return iter([audio.excerpt(sound.path, sound.start, seconds)])
+        return pieces.stream(sound)
     samples, rate = sound if isinstance(sound, tuple) else (sound, SAMPLE_RATE)
     return iter([audio.from_array(samples, rate)])
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from torchbeats.cli.console import audio_progress, complain, console, remark
-from torchbeats.cli.labelled import DATA, Format, GroupFrom, note_several, show
+from torchbeats.cli.labelled import DATA, Format, GroupFrom, ProblemType, note_several, show
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window, device_called
 from torchbeats.config import BEATsConfig
 from torchbeats.data.folds import FOLDS, Design, design, groups_from
@@ -53,6 +53,7 @@ def probe(
         ),
     ] = None,
     group_from: GroupFrom = None,
+    problem_type: ProblemType = None,
     c: Annotated[
         float | None,
         typer.Option(
@@ -85,7 +86,7 @@ def probe(
         place = device_called(device)
     except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
         raise typer.BadParameter(str(error)) from error
-    labelled = read_labelled(data)
+    labelled = read_labelled(data, problem_type)
     if group_from is not None:
         labelled = groups_from(labelled, group_from)
     design(labelled, folds, group_from is not None)  # says what is wrong before anything is computed

@@ -56,7 +56,8 @@ def rows_of(
         InputError: not one of them can be read.
     """
     total, windows, failures = np.empty((0, 0), np.float32), np.zeros(len(examples), np.int64), []
-    sounds = ((str(i), Piece(example.path, example.start, example.end)) for i, example in enumerate(examples))
+    pieces = (Piece(example.path, example.start, example.end, example.content) for example in examples)
+    sounds = ((str(i), piece) for i, piece in enumerate(pieces))
     for group in groups(sounds, model, plan, jobs=jobs, listener=listener):
         for name, reason in group.failures:
             failures.append((examples[int(name)].path, reason))
@@ -157,7 +158,7 @@ def cached(
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for example in examples:
         try:
-            stat = os.stat(example.path)
+            stat = os.stat(example.path if example.content is None else example.content.file)
             state = (stat.st_size, stat.st_mtime_ns)
         except OSError:
             state = (-1, -1)
