@@ -93,7 +93,7 @@ def yes_or_no(value: Any) -> int | None:
 def are_one_hot(cells: Sequence[Sequence[str]]) -> bool:
     """Whether lists of labels are rows of noughts and ones, a place for each class, rather than names of classes."""
     lengths = {len(cell) for cell in cells if cell}
-    if len(lengths) != 1 or lengths < {2} or not all(label in _YES_OR_NO for cell in cells for label in cell):
+    if len(lengths) != 1 or 1 in lengths or not all(label in _YES_OR_NO for cell in cells for label in cell):
         return False
     return any(list(cell) != ["0", "1"] for cell in cells if cell)
 

@@ -22,6 +22,7 @@ LABEL_COLUMNS = (
 )
 PLACE_COLUMNS = ("split", "fold", "group")  # a sound is in one of each
 SLICED = "slice_file_name"  # UrbanSound8K's path: its start and end are those of the recording that it was cut from
+NEMO = "audio_filepath"  # NeMo's path: a duration without a start is that of a piece; elsewhere it is the whole file's
 
 _START = (
     *("start", "begin", "onset", "start_time", "begin_time", "onset_time", "time_start", "time_begin", "t_start"),
@@ -86,17 +87,10 @@ class Columns:
             self.end = offset
         elif offset and not self.start:
             self.start = offset
-        if (
-            self.start is None
-            and self.end is None
-            and self.duration
-            and key(self.paths[0] if self.paths else "")
-            != (
-                "audio_filepath"  # NeMo's manifests mean a piece from the beginning; elsewhere it tells the file's length
-            )
-        ):
+        path = key(self.paths[0]) if self.paths else ""
+        if self.start is None and self.end is None and path != NEMO:
             self.duration = None
-        if self.paths and key(self.paths[0]) == SLICED:
+        if path == SLICED:
             self.start = self.end = self.duration = None
         used = {time.name for time in self.times}
         rest = (name for name in self.names if name not in used and name not in self.paths and name != self.label)

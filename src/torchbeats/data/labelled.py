@@ -215,8 +215,8 @@ def _with_one_label(examples: Mapping[Hashable, Example], places: Mapping[Hashab
     without = [places[this] for this, example in examples.items() if not example.labels]
     if without:
         warnings.warn(
-            f"{len(without):,} of {len(examples):,} sounds have no label and are left out, as it is no multi-label "
-            f"problem: {some_of(without, 5)}.",
+            f"{len(without):,} of {len(examples):,} sounds are left out, as they have no label and this is no "
+            f"multi-label problem: {some_of(without, 5)}.",
             AudioWarning,
             stacklevel=3,
         )
@@ -272,10 +272,8 @@ class _Names:
         """Name the numbers that are written in several ways."""
         if self.ways:
             ways = "; ".join(", ".join(labels) for labels in list(self.ways.values())[:5])
-            said = (
-                "taken as one class each" if self.all_numbers else "taken as classes of their own: some are no numbers"
-            )
-            warnings.warn(f"Labels are numbers written in several ways, {said}: {ways}.", AudioWarning, stacklevel=3)
+            said = "one class each" if self.all_numbers else "different classes, as not all labels are numbers"
+            warnings.warn(f"Numbers written in several ways are taken as {said}: {ways}.", AudioWarning, stacklevel=3)
 
 
 def _identity(example: Example) -> Hashable:

@@ -123,7 +123,8 @@ def read_list(path: Path, labels: bool = False) -> SoundList:
         raise InputError(f"The list {path} cannot be read: {error}") from error
     if columns.not_understood:
         names = quoted(columns.not_understood)
-        result.note(f"the columns {names} look like times and are not used; start, end, duration (seconds) would be.")
+        whole = "" if columns.times else ": whole files are taken"
+        result.note(f"the columns {names} look like times, and are not used{whole}.")
     return result
 
 

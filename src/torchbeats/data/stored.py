@@ -77,7 +77,7 @@ class _Reader:
                 if row < self._next:
                     for i, value in enumerate(values.to_pylist()):
                         self._hold((group, first + i), value)
-                    return values[row - first].as_py()  # type: ignore[no-any-return]
+                    return values[row - first].as_py()
             raise ValueError(f"its row group {group} has no row {row}")
 
     def _hold(self, place: tuple[int, int], value: bytes | None) -> None:
