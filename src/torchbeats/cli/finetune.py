@@ -131,7 +131,9 @@ def _labelled(data: list[str], problem_type: str | None, group_from: str | None)
         complain(f"{len(missing):,} files are not there, and left out: {quoted(missing)}.", "Warning")
     labelled, wrong = labelled.within_files()
     if wrong:
-        complain(f"Pieces that their files do not have are left out, {len(wrong):,} of them: {some_of(wrong, 5)}.", "Warning")
+        complain(
+            f"Pieces that their files do not have are left out, {len(wrong):,} of them: {some_of(wrong, 5)}.", "Warning"
+        )
     if lost := [name for name, count in labelled.counts().items() if not count]:
         raise InputError(f"None of the sounds of {quoted(lost)} is left.")
     note_several(labelled)
