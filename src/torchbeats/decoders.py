@@ -156,6 +156,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise AudioError(path, f"it is {error}, not a file") from None
     except OSError as error:
         reason = "it is a folder, not a file" if os.path.isdir(path) else f"it cannot be opened: {error.strerror}"
+        if "://" in os.fspath(path):
+            reason = "it is a URL, which cannot be read from a list yet: download it and name the file"
         raise AudioError(path, reason) from error
     except ValueError as error:  # a NUL in the name
         raise AudioError(path, f"it cannot be opened: {error}") from error

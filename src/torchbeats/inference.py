@@ -27,7 +27,8 @@ from torch import Tensor
 from torchbeats import audio
 from torchbeats.audio import AudioWarning, Floats
 from torchbeats.batching import batches_of_like_length
-from torchbeats.data.inputs import Piece, find_audio
+from torchbeats.data import pieces
+from torchbeats.data.inputs import Piece, find_sounds
 from torchbeats.errors import AudioError
 from torchbeats.loading import ready
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
@@ -365,21 +366,20 @@ def blocks(sound: Sound) -> Iterator[Floats]:
     if isinstance(sound, (str, os.PathLike)):
         return audio.stream(sound)
     if isinstance(sound, Piece):
-        if not sound.start and sound.end is None:
-            return audio.stream(sound.path)
-        seconds = float("inf") if sound.end is None else sound.end - sound.start
-        return iter([audio.excerpt(sound.path, sound.start, seconds)])
+        return pieces.stream(sound)
     samples, rate = sound if isinstance(sound, tuple) else (sound, SAMPLE_RATE)
     return iter([audio.from_array(samples, rate)])
 
 
 def _named(inputs: Sound | Iterable[Sound]) -> Iterator[tuple[str, Sound]]:
     """Every single sound with the name its rows will have."""
-    one = isinstance(inputs, (str, os.PathLike, np.ndarray, Tensor))
+    one = isinstance(inputs, (str, os.PathLike, Piece, np.ndarray, Tensor))
     pair = isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], Real)
     for index, sound in enumerate([inputs] if one or pair else inputs):  # type: ignore[arg-type]
         if isinstance(sound, (str, os.PathLike)):
-            yield from ((path, path) for path in find_audio([sound]))
+            yield from ((piece.path, piece) for piece in find_sounds([sound]))
+        elif isinstance(sound, Piece):
+            yield sound.path, sound
         else:
             yield f"[{index}]", sound
 

@@ -420,8 +420,13 @@ def test_names_that_are_not_utf8(fork, model, sounds, tmp_path):
     process.join(60)
     assert process.exitcode == 1
     assert "mpty.wav: the file is empty (0 bytes)." in (tmp_path / "log").read_text()
-    assert table(tmp_path / "t.parquet")[0] == [f"{tmp_path}/caf\ufffd.wav"]
+    assert table(tmp_path / "t.parquet")[0] == [rf"{tmp_path}/caf\xe9.wav"]
     assert errors(tmp_path / "t.parquet", tmp_path)[0]["error"] == "the file is empty (0 bytes)"
+    again = ["embed", tmp_path / "t.parquet", "-o", tmp_path / "again.parquet", "-m", model]
+    process = fork(again, tmp_path / "log")
+    process.join(60)
+    assert process.exitcode == 0  # the table, as a list, names the file
+    assert table(tmp_path / "again.parquet")[0] == table(tmp_path / "t.parquet")[0]
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")

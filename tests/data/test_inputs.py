@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from torchbeats.data.inputs import PATH_COLUMNS, find_audio
+from torchbeats.data.columns import PATH_COLUMNS
+from torchbeats.data.inputs import find_audio
 from torchbeats.errors import InputError
 
 HERE = ["a.wav", "b.FLAC", "d/c.mp3", "d/e/f.opus", "d/e/deep video.MKV", "g.wav"]
@@ -138,8 +139,15 @@ BAD_LISTS = {
     "broken.jsonl": (b'"a.wav"\n\n{"path": \n', r"line 3 is not JSON"),
     "number.jsonl": (b'"a.wav"\n7\n', r"line 2 must hold a path, not 7\."),
     "null.jsonl": (b'{"path": null}\n', r"line 1 must hold a path, not None\."),
-    "binary.txt": (b"a\xff\xfe.wav\n", r"binary\.txt cannot be read"),
-    "long cell.csv": (b'path\n"' + b"x" * 200_000 + b'"\n', r"long cell\.csv cannot be read"),
+    "binary.txt": (b"a\n\x89PNG\x00\xff\xfe.wav\n", r"binary\.txt cannot be read: line 2 is not text"),
+    "long cell.csv": (b'path\n"' + b"x" * 200_000 + b'"\n', r"long cell\.csv cannot be read: line 2 .*field limit"),
+    "long header.csv": (b'"path' + b"x" * 200_000 + b'"\n', r"cannot be read: its header has a cell that is too long"),
+    "long line.txt": (b"a.wav\n" + b"x" * 10_000, r"line 2 holds a path of 10,000 characters"),
+    "open quote.csv": (b'path,label\na.wav,x\n"g.wav,x\na.wav,y\n', r"line 3 is not what a table has .*no partner"),
+    "more cells.csv": (b"path,label\na.wav,x\na,b.wav,x\n", r"line 3 has 3 cells, and the header 2"),
+    "deep.jsonl": (b'"a.wav"\n' + b"[" * 100_000, r"line 2 is nested too deeply"),
+    "one word.scp": (b"u1 a.wav\nu2\n", r"line 2 must hold the name of an utterance and its path, not 'u2'"),
+    "soon.csv": (b"path,start\na.wav,1\na.wav,soon\n", r"line 3: its column 'start' must hold seconds, not 'soon'"),
     "empty.txt": (b"\n \n", "name no files"),
 }
 
@@ -155,8 +163,11 @@ def test_bad_list(folder, name):
 
 def test_a_table_that_holds_sounds_and_not_their_paths(folder):
     pq.write_table(pa.table({"audio": [{"bytes": b"RIFF", "path": "a.wav"}]}), folder / "hub.parquet")
-    with pytest.raises(InputError, match=r"'audio' must hold paths of files, not values of type struct<bytes"):
+    with pytest.raises(InputError, match=r"hub\.parquet holds sounds in itself, not paths of files"):
         find_audio([folder / "hub.parquet"])
+    pq.write_table(pa.table({"audio": [[0.1, 0.2]]}), folder / "numbers.parquet")
+    with pytest.raises(InputError, match=r"'audio' must hold paths of files or their bytes, not values of type list"):
+        find_audio([folder / "numbers.parquet"])
 
 
 def test_unusual_line_breaks_belong_to_names(folder):

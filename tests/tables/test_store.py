@@ -152,9 +152,9 @@ def test_names_that_are_not_utf8(tmp_path, name):
     odd = os.fsdecode(b"caf\xe9.wav")
     values, begins = np.ones((1, WIDTH), np.float32), np.ones(1, bool)
     write(tmp_path / name, [Group([odd], np.zeros((1, 2)), values, begins, [(odd, "x")], Position(1))])
-    assert columns(tmp_path / name)["path"].tolist() == ["caf\ufffd.wav"]
+    assert columns(tmp_path / name)["path"].tolist() == [r"caf\xe9.wav"]
     (line,) = (tmp_path / f"{name}.errors.jsonl").read_text("utf-8").splitlines()
-    assert json.loads(line)["path"] in ("caf?.wav", "caf\ufffd.wav")
+    assert json.loads(line)["path"] == r"caf\xe9.wav"
 
 
 def test_errors_of_an_earlier_run_go(tmp_path):

@@ -352,7 +352,7 @@ def test_bad_data_are_refused_before_anything_is_trained(folder, weights, tmp_pa
     assert (status, "column called label" in text) == (2, True)
     (tmp_path / "half.csv").write_text("path,label\none/only/a.wav,x\nb.wav,y\n")
     status, text = said(tmp_path / "half.csv")
-    assert (status, "1 files are not there" in text, "None of the sounds of 'y' is there" in text) == (2, True, True)
+    assert (status, "1 files are not there" in text, "None of the sounds of 'y' is left" in text) == (2, True, True)
     (tmp_path / "gone.csv").write_text("path,label\na.wav,x\nb.wav,y\n")
     status, text = said(tmp_path / "gone.csv")
     assert (status, "None of the 2 sounds is there" in text) == (2, True)

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from torchbeats.cli.console import complain
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Inputs, Jobs, Output, Overwrite, Window, write
+from torchbeats.cli.tables import (
+    NAMES,
+    BatchSeconds,
+    Device,
+    Engine,
+    FollowLinks,
+    Inputs,
+    Jobs,
+    Output,
+    Overwrite,
+    Window,
+    write,
+)
 from torchbeats.loading import DTYPES
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, EmbeddingPlan
 from torchbeats.pooling import POOLINGS
@@ -40,6 +52,7 @@ def embed(
     device: Device = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Numbers to compute in.")] = Dtype.float32,  # type: ignore[attr-defined]
     jobs: Jobs = None,
+    follow_links: FollowLinks = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn sounds into embeddings: one table with the columns path, start, end (seconds) and embedding.
@@ -61,4 +74,5 @@ def embed(
         dtype=DTYPES[dtype.value],
         jobs=jobs,
         overwrite=overwrite,
+        follow_links=follow_links,
     )

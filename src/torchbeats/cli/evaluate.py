@@ -23,7 +23,7 @@ from torchbeats.evaluation import plots
 from torchbeats.evaluation.metrics import ClassFigures, Report, report
 from torchbeats.evaluation.rows import Rows, rows_of
 from torchbeats.extras import is_installed
-from torchbeats.files import plain, replacing, sha256, write_json
+from torchbeats.files import plain, readable, replacing, sha256, write_json
 from torchbeats.labels import names_and_aliases
 from torchbeats.loading import load
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, ScorePlan
@@ -150,7 +150,7 @@ def _write(out: Path, found: Report, everything: dict[str, Any], heard: Labelled
         writer.writerows(["" if value != value else value for value in figures] for figures in found.classes)
     scores = pa.FixedSizeListArray.from_arrays(pa.array(rows.values.reshape(-1)), rows.values.shape[1])
     columns = {
-        "path": [os.fsencode(example.path).decode("utf-8", "replace") for example in heard.examples],
+        "path": [readable(example.path) for example in heard.examples],
         "start": pa.array([example.start for example in heard.examples], pa.float64()),
         "end": pa.array([example.end for example in heard.examples], pa.float64()),
         "labels": pa.array([list(example.labels) for example in heard.examples], pa.list_(pa.string())),

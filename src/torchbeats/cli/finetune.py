@@ -13,7 +13,7 @@ from torchbeats.cli.labelled import DATA, Format, GroupFrom, note_several, show
 from torchbeats.cli.tables import NAMES
 from torchbeats.data.folds import FOLDS, Design, design, groups_from, split
 from torchbeats.data.labelled import Labelled, read_labelled
-from torchbeats.errors import InputError, quoted
+from torchbeats.errors import InputError, quoted, some_of
 from torchbeats.extras import require
 from torchbeats.files import plain
 from torchbeats.weights import hub
@@ -129,7 +129,12 @@ def _labelled(data: list[str], problem_type: str | None, group_from: str | None)
     labelled, missing = read_labelled(data, problem_type).there()
     if missing:
         complain(f"{len(missing):,} files are not there, and left out: {quoted(missing)}.", "Warning")
+    labelled, wrong = labelled.within_files()
+    if wrong:
+        complain(
+            f"Pieces that their files do not have are left out, {len(wrong):,} of them: {some_of(wrong, 5)}.", "Warning"
+        )
     if lost := [name for name, count in labelled.counts().items() if not count]:
-        raise InputError(f"None of the sounds of {quoted(lost)} is there.")
+        raise InputError(f"None of the sounds of {quoted(lost)} is left.")
     note_several(labelled)
     return labelled if group_from is None else groups_from(labelled, group_from)

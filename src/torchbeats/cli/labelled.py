@@ -34,6 +34,12 @@ GroupFrom = Annotated[
 ]
 
 
+ProblemType = Annotated[
+    str | None,
+    typer.Option(help="single_label (softmax) or multi_label (sigmoid). Default: by what the labels are."),
+]
+
+
 class Formats(str, Enum):
     """How results are printed."""
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from torchbeats.cli.console import audio_progress, complain, console, remark
-from torchbeats.cli.labelled import DATA, Format, GroupFrom, note_several, show
+from torchbeats.cli.labelled import DATA, Format, GroupFrom, ProblemType, note_several, show
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window
 from torchbeats.data.folds import FOLDS, Design, design, groups_from
 from torchbeats.data.labelled import read_labelled
@@ -55,6 +55,7 @@ def probe(
         ),
     ] = None,
     group_from: GroupFrom = None,
+    problem_type: ProblemType = None,
     c: Annotated[
         float | None,
         typer.Option(
@@ -83,7 +84,7 @@ def probe(
     plan = EmbeddingPlan(pool.value, number, window=window, batch_seconds=batch_seconds)
     if c is not None and not 0 < c < float("inf"):
         raise SettingsError(f"--c must be positive, not {c}.")
-    labelled = read_labelled(data)
+    labelled = read_labelled(data, problem_type)
     if group_from is not None:
         labelled = groups_from(labelled, group_from)
     design(labelled, folds, group_from is not None)  # says what is wrong before anything is computed

@@ -12,6 +12,7 @@ import torch
 import typer
 
 from torchbeats.cli.console import audio_progress, complain, remark, skipped
+from torchbeats.data.lists import LIST_SUFFIXES
 from torchbeats.inference import Progress
 from torchbeats.plans import Plan
 from torchbeats.tables.writing import write_table
@@ -32,7 +33,7 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         metavar="INPUT...",
-        help="Sound files; folders, searched with all below them; lists (.csv, .txt, .jsonl, .parquet); - for paths on "
+        help=f"Sound files; folders, searched with all below them; lists ({', '.join(LIST_SUFFIXES)}); - for paths on "
         "standard input.",
     ),
 ]
@@ -76,6 +77,9 @@ Engine = Annotated[
     ),
 ]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Threads that decode. Default: up to 4.")]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Search the folders as well that links in a folder lead to, each once.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 
 
@@ -91,6 +95,7 @@ def write(
     dtype: torch.dtype | None = None,
     jobs: int | None = None,
     overwrite: bool = False,
+    follow_links: bool = False,
 ) -> None:
     """Write a table of ``what``, and say how it went; exit status 1 where sounds were left out."""
 
@@ -111,6 +116,7 @@ def write(
         dtype=dtype,
         jobs=jobs,
         overwrite=overwrite,
+        follow_links=follow_links,
         display=display,
         on_failure=skipped,
     )

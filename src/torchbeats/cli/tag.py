@@ -16,18 +16,18 @@ from typing import Annotated
 import typer
 
 from torchbeats.cli.console import audio_progress, complain, remark, skipped
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Inputs, Jobs, Views
+from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, FollowLinks, Inputs, Jobs, Views
 from torchbeats.data.inputs import Piece, find_sounds
 from torchbeats.errors import SettingsError
 from torchbeats.extras import require
-from torchbeats.files import replacing
+from torchbeats.files import readable, replacing
 from torchbeats.inference import Group, Progress, groups
 from torchbeats.labels import class_names
 from torchbeats.loading import load
 from torchbeats.plans import BATCH_SECONDS, ScorePlan
 from torchbeats.plots import timeline
 from torchbeats.protocol import PROBABILITIES, Model
-from torchbeats.tables.tags import WRITERS, Writer, readable, write_csv, write_jsonl, write_table
+from torchbeats.tables.tags import WRITERS, Writer, write_csv, write_jsonl, write_table
 from torchbeats.tagging import TOP, Tags, check_choice, likeliest, score_plan, scored, tags
 from torchbeats.weights import hub
 
@@ -97,6 +97,7 @@ def tag(
     engine: Engine = None,
     device: Device = "auto",
     jobs: Jobs = None,
+    follow_links: FollowLinks = False,
 ) -> None:
     """Say what is to be heard: the likeliest labels of each sound, or of each second of a recording.
 
@@ -112,7 +113,7 @@ def tag(
         threshold = TRACK_THRESHOLD if ending == ".txt" else 0.0
     check_choice(top, threshold)
     plan = score_plan(every, window, batch_seconds, views)
-    sounds = find_sounds(inputs)
+    sounds = find_sounds(inputs, follow_links=follow_links)
     _check_inputs(output, [*inputs, *(sound.path for sound in sounds)], len(sounds))
     if model is None:
         complain(hub.BUILT_IN_TAGGER_NOTE, "Note")

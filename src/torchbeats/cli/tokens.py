@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Inputs, Jobs, Output, Overwrite, Window, write
+from torchbeats.cli.tables import (
+    NAMES,
+    BatchSeconds,
+    Device,
+    FollowLinks,
+    Inputs,
+    Jobs,
+    Output,
+    Overwrite,
+    Window,
+    write,
+)
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, TokenPlan
 
 
@@ -18,6 +29,7 @@ def tokens(
     batch_seconds: BatchSeconds = BATCH_SECONDS,
     device: Device = "auto",
     jobs: Jobs = None,
+    follow_links: FollowLinks = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn sounds into acoustic labels: one table with a row a file.
@@ -29,4 +41,14 @@ def tokens(
     that was stopped goes on where it was when the same command is given again.
     """
     plan = TokenPlan(window=window, batch_seconds=batch_seconds)
-    write(inputs, output, tokenizer, plan, "tokens", device=device, jobs=jobs, overwrite=overwrite)
+    write(
+        inputs,
+        output,
+        tokenizer,
+        plan,
+        "tokens",
+        device=device,
+        jobs=jobs,
+        overwrite=overwrite,
+        follow_links=follow_links,
+    )

@@ -17,7 +17,8 @@ def fingerprint(sounds: Iterable[Any]) -> str:
     digest, count = hashlib.sha256(), 0
     for sound in sounds:
         try:
-            stat = os.stat(sound.path)
+            content = getattr(sound, "content", None)  # a sound that lies in a list
+            stat = os.stat(sound.path if content is None else content.file)
             state = (stat.st_size, stat.st_mtime_ns)
         except (OSError, ValueError):
             state = (-1, -1)

@@ -11,16 +11,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from torchbeats.data.labelled import Labelled
+from torchbeats.data.splits import PURPOSES, purpose
 from torchbeats.errors import InputError, quoted
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 FOLDS = 5
-_KINDS = (
-    {"train": "train", "training": "train"}
-    | dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
-    | dict.fromkeys(("test", "testing", "eval", "evaluation", "heldout", "holdout"), "test")
-)
 
 
 class Fold(NamedTuple):
@@ -141,14 +137,9 @@ def _column(data: Labelled, name: str) -> Array | None:
     return np.array([value or "" for value in found])
 
 
-def _kind(split: str) -> str | None:
-    """What a split is for: "train", "validation" or "test"; None if there is no telling."""
-    return _KINDS.get(re.sub("[^a-z]", "", split.lower()))
-
-
 def _train_and_test(splits: Array) -> Array | None:
     """What each example's split is for; where none is for testing, those for validation are. None without both."""
-    kinds = np.array([_kind(name) or "" for name in splits.tolist()])
+    kinds = np.array([purpose(name) or "" for name in splits.tolist()])
     if "test" not in kinds:
         kinds = np.where(kinds == "validation", "test", kinds)
     return kinds if {"train", "test"} <= set(kinds.tolist()) else None
@@ -226,9 +217,9 @@ def split(labelled: Labelled, share: float, seed: int) -> Split:
         InputError: a split of unknown purpose, or none to train on.
     """
     names = [example.split or "train" for example in labelled.examples]
-    if unknown := sorted({name for name in names if _kind(name) is None}):
+    if unknown := sorted({name for name in names if purpose(name) is None}):
         raise InputError(f"There is no telling what the split {quoted(unknown)} is for: train, validation or test?")
-    kinds = [str(_kind(name)) for name in names]
+    kinds = [str(purpose(name)) for name in names]
     if "validation" not in kinds:
         kinds = ["validation" if kind == "test" else kind for kind in kinds]
     if "train" not in kinds:
@@ -236,7 +227,7 @@ def split(labelled: Labelled, share: float, seed: int) -> Split:
     if "validation" not in kinds and share:
         for i in share_of(labelled, share, seed):
             kinds[i] = "validation"
-    parts = {kind: labelled.subset(i for i, k in enumerate(kinds) if k == kind) for kind in set(_KINDS.values())}
+    parts = {kind: labelled.subset(i for i, k in enumerate(kinds) if k == kind) for kind in PURPOSES}
     return Split(parts["train"], parts["validation"] if parts["validation"].examples else None, parts["test"])
 
 

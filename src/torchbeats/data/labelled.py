@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-import unicodedata
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from torchbeats import audio
+from torchbeats.audio import AudioWarning
 from torchbeats.config import PROBLEM_TYPES
-from torchbeats.data.inputs import LIST_SUFFIXES, PATH_COLUMNS, find_audio, read_list
-from torchbeats.errors import InputError, quoted
-
-LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "classes")  # of a list, the first that is there
-SEPARATORS = ";|"  # between the labels of one sound, in a list that is text
-SPLITS = ("train", "valid", "validation", "val", "dev", "test", "eval")  # folders of class folders, not classes
-_PLACES = ("split", "fold", "group")  # a sound is in one of each
-_OTHER_COLUMNS = ("start", "end", *_PLACES)
+from torchbeats.data.cells import are_one_hot, canonical_numbers, composed, items, plain_number, word, yes_or_no
+from torchbeats.data.columns import LABEL_COLUMNS, PATH_COLUMNS, PLACE_COLUMNS, is_missing
+from torchbeats.data.inputs import find_audio
+from torchbeats.data.lists import LIST_SUFFIXES, SoundList, read_list
+from torchbeats.data.pieces import impossible
+from torchbeats.data.splits import purpose
+from torchbeats.data.stored import StoredSound
+from torchbeats.errors import AudioError, InputError, quoted, some_of
 
 
 class Example(NamedTuple):
@@ -32,9 +33,10 @@ class Example(NamedTuple):
         labels: names of its classes.
         start: of the piece, in seconds.
         end: of the piece, in seconds; None for the end of the file.
-        split: "train", "test" or the like, where the list says so.
+        split: "train", "validation" or "test", or what the list says where that is none of them.
         fold: of a cross-validation, likewise.
         group: what a split should keep together, a speaker or a recording, likewise.
+        content: where the sound is, if it is no file but lies in a list; then ``path`` is its name.
     """
 
     path: str
@@ -44,6 +46,7 @@ class Example(NamedTuple):
     split: str | None = None
     fold: str | None = None
     group: str | None = None
+    content: StoredSound | None = None
 
 
 @dataclass
@@ -89,9 +92,30 @@ class Labelled:
 
     def there(self) -> tuple[Labelled, list[str]]:
         """The examples whose files are there, and the paths of those whose are not."""
-        missing = {example.path for example in self.examples if not os.path.exists(example.path)}
+        missing = {example.path for example in self.examples if not _is_there(example)}
         inside = (i for i, example in enumerate(self.examples) if example.path not in missing)
         return self.subset(inside), sorted(missing)
+
+    def within_files(self) -> tuple[Labelled, list[str]]:
+        """The examples that their files can have, and what is wrong with the others.
+
+        Of a piece that a list names, its file's header is asked; where that does not tell, the piece stays.
+
+        Raises:
+            InputError: none is left.
+        """
+        lengths: dict[str, float | None] = {}
+        wrong: dict[int, str] = {}
+        for i, example in enumerate(self.examples):
+            if not example.start and example.end is None:
+                continue
+            if example.path not in lengths:
+                lengths[example.path] = _seconds(example)
+            if reason := impossible(example.start, example.end, lengths[example.path]):
+                wrong[i] = f"{example.path}: {reason}"
+        if len(wrong) == len(self.examples):
+            raise InputError(f"No piece is in its file. The first, {wrong[0]}.")
+        return self.without(wrong), list(wrong.values())
 
     def where(self, split: str | None = None, fold: str | None = None) -> Labelled:
         """The examples of a split, of a fold, or of both.
@@ -100,7 +124,7 @@ class Labelled:
             InputError: there are none; the message says what there is.
         """
         chosen = range(len(self.examples))
-        for name, wanted in (("split", split), ("fold", fold)):
+        for name, wanted in (("split", split and (purpose(split) or split)), ("fold", fold)):
             if wanted is None:
                 continue
             there = {i: getattr(self.examples[i], name) for i in chosen}
@@ -108,7 +132,8 @@ class Labelled:
             if not chosen:
                 known = sorted({value for value in there.values() if value is not None})
                 said = f"there are {quoted(known)}" if known else f"no example says its {name}"
-                raise InputError(f"There is no example in the {name} {wanted!r}; {said}.")
+                asked = split if name == "split" else fold
+                raise InputError(f"There is no example in the {name} {asked!r}; {said}.")
         return self.subset(chosen)
 
 
@@ -118,64 +143,177 @@ def read_labelled(
     classes: Sequence[str] | None = None,
     aliases: Mapping[str, str] | None = None,
 ) -> Labelled:
-    """Find labelled sounds.
+    """Find labelled sounds. What a reader of them should know is told by an `AudioWarning`.
 
     Args:
         inputs: folders, in which every sound belongs to the class that the folder below them is named after; lists
-            (.csv, .jsonl, .parquet) with a path, one or several labels, and maybe start, end, split, fold, group.
-            A sound that a list names more than once, with the same start and end, has all of those labels. Folders
-            named train, valid, test and so on, with class folders in them, are splits.
-        problem_type: "single_label" or "multi_label"; by what the labels are where not given.
+            with a path, one or several labels, and maybe start, end or duration, split, fold, group; or with a column
+            of noughts and ones for each class. Folders named train, valid, test and so on, with class folders in them,
+            are splits.
+        problem_type: "single_label" or "multi_label"; by what the labels are where not given. In a single-label problem
+            sounds without a label are left out. In a multi-label one, a sound that is named more than once, with the
+            same start and end, has all of those labels.
         classes: those that a model has; where not given, all labels that there are.
         aliases: other names of classes, such as AudioSet ids.
 
     Raises:
-        InputError: no examples, a list without the columns, a sound without a label or with several where each must
+        InputError: no examples, a list without the columns, a sound with several labels where each must
             have one, in two splits or two folds at once, a label that is none of ``classes``, or files of which not
             one is there.
     """
     if problem_type not in (None, *PROBLEM_TYPES):
         raise InputError(f"The problem type must be one of {', '.join(PROBLEM_TYPES)}, not {problem_type!r}.")
     # One letter may be one code point or two; the model's way of writing wins, and ours is the composed one.
-    called = {_composed(name): name for name in classes or ()}
-    called.update({_composed(other): name for other, name in (aliases or {}).items() if _composed(other) not in called})
-    merged: dict[tuple[str, float, float | None], Example] = {}
-    for given in inputs:
-        for example in _examples(os.fspath(given)):
-            labels = (called.get(label, label) for label in example.labels)
-            example = example._replace(labels=tuple(dict.fromkeys(labels)))
-            key = (os.path.abspath(example.path), example.start, example.end)
-            merged[key] = _both(merged[key], example) if key in merged else example
-    examples = list(merged.values())
-    if not examples:
+    called = {composed(name): name for name in classes or ()}
+    called.update({composed(other): name for other, name in (aliases or {}).items() if composed(other) not in called})
+    sources = [_source(os.fspath(one)) for one in inputs]
+    named = _Names(called, (label for source in sources for example in source.examples for label in example.labels))
+    examples: dict[Hashable, Example] = {}
+    places: dict[Hashable, str] = {}
+    conflict = None
+    for source in sources:
+        for example, place in zip(source.examples, source.places, strict=True):
+            example = example._replace(labels=named.of(example.labels, source.words))
+            this = _identity(example)
+            if this not in examples:
+                examples[this], places[this] = example, place
+                continue
+            before = examples[this]
+            if conflict is None and len(before.labels) == len(example.labels) == 1 and before.labels != example.labels:
+                conflict = (
+                    f"{before.path} has the label {before.labels[0]!r} ({places[this]}) and {example.labels[0]!r} "
+                    f"({place}). Name the sound once, or make it a multi-label problem."
+                )
+            examples[this] = _both(before, example)
+        several = any(len(example.labels) > 1 for example in source.examples)
+        source.several = source.several or several
+    kept = list(examples.values())
+    if not kept:
         raise InputError("The inputs name no sounds.")
-    if not any(os.path.exists(example.path) for example in examples):
-        raise InputError(f"None of the {len(examples):,} sounds is there; the first would be {examples[0].path}.")
-    found = sorted({label for example in examples for label in example.labels})
-    if not found:
-        raise InputError(f"Not one of the {len(examples):,} sounds has a label.")
-    if classes is not None and (unknown := [label for label in found if label not in set(classes)]):
+    if not any(_is_there(example) for example in kept):
+        raise InputError(f"None of the {len(kept):,} sounds is there; the first would be {kept[0].path}.")
+    several = problem_type is None and any(source.several for source in sources)
+    kind = problem_type or ("multi_label" if several else "single_label")
+    if conflict is not None and kind == "single_label":
+        raise InputError(conflict)
+    result = sorted({label for example in kept for label in example.labels})
+    if not result:
+        raise InputError(f"Not one of the {len(kept):,} sounds has a label.")
+    if classes is not None and (unknown := [label for label in result if label not in set(classes)]):
         raise InputError(f"There is no class called {quoted(unknown)}; there are {quoted(list(classes))}.")
-    odd = next((example for example in examples if len(example.labels) != 1), None)
-    if problem_type == "single_label" and odd is not None:
-        said = f"the labels {', '.join(odd.labels)}" if odd.labels else "no label"
+    named.tell()
+    if kind == "single_label":
+        kept = _with_one_label(examples, places)
+    return Labelled(kept, result if classes is None else list(classes), kind)
+
+
+def _with_one_label(examples: Mapping[Hashable, Example], places: Mapping[Hashable, str]) -> list[Example]:
+    """Those with a label. The others are named."""
+    if odd := next((example for example in examples.values() if len(example.labels) > 1), None):
+        said = f"the labels {', '.join(odd.labels)}"
         raise InputError(f"Each sound must have one label; {odd.path} has {said}. Or make it a multi-label problem.")
-    kind = problem_type or ("single_label" if odd is None else "multi_label")
-    return Labelled(examples, found if classes is None else list(classes), kind)
+    without = [places[this] for this, example in examples.items() if not example.labels]
+    if without:
+        warnings.warn(
+            f"{len(without):,} of {len(examples):,} sounds are left out, as they have no label and this is no "
+            f"multi-label problem: {some_of(without, 5)}.",
+            AudioWarning,
+            stacklevel=3,
+        )
+    return [example for example in examples.values() if example.labels]
 
 
-def _examples(given: str) -> Iterable[Example]:
-    if os.path.isdir(given):
-        return _in_class_folders(Path(given))
-    if Path(given).suffix.lower() in LIST_SUFFIXES:
-        return _in_list(Path(given))
-    raise InputError(f"{given} is neither a folder of class folders nor a list ({', '.join(LIST_SUFFIXES)}).")
+@dataclass
+class _Source:
+    """The examples of one input.
+
+    Attributes:
+        examples: in order.
+        places: of each, for messages: its path, or the line of a list.
+        words: whether labels are cells of a list, in which NA and the like are none; a folder may be called so.
+        several: whether a sound may have several labels, whatever these have.
+    """
+
+    examples: list[Example]
+    places: list[str]
+    words: bool = False
+    several: bool = False
+
+
+class _Names:
+    """Labels as they are written → classes.
+
+    Args:
+        called: what the classes of a model may be called, and their names.
+        labels: all that there are.
+    """
+
+    def __init__(self, called: Mapping[str, str], labels: Iterable[str]) -> None:
+        self.called = called
+        written = {label for label in labels if label in called or not is_missing(label)}
+        unknown = written - set(called)
+        self.ways = {} if called else canonical_numbers(written)
+        self.all_numbers = all(plain_number(label) for label in written)
+        plain = {label: number for label in unknown if (number := plain_number(label))}
+        self.numbers = {label: called[number] for label, number in plain.items() if number in called}
+        if self.ways and self.all_numbers:
+            self.numbers = plain
+
+    def of(self, labels: Iterable[str], words: bool) -> tuple[str, ...]:
+        """The classes of a sound, each once."""
+        known = (
+            self.called.get(label) or self.numbers.get(label, label)
+            for label in labels
+            if label in self.called or not (words and is_missing(label))
+        )
+        return tuple(dict.fromkeys(known))
+
+    def tell(self) -> None:
+        """Name the numbers that are written in several ways."""
+        if self.ways:
+            ways = "; ".join(", ".join(labels) for labels in list(self.ways.values())[:5])
+            said = "one class each" if self.all_numbers else "different classes, as not all labels are numbers"
+            warnings.warn(f"Numbers written in several ways are taken as {said}: {ways}.", AudioWarning, stacklevel=3)
+
+
+def _identity(example: Example) -> Hashable:
+    """What is the same for the same sound, by whatever name it is called."""
+    if example.content is not None:
+        return example.content[:4], example.start, example.end
+    try:
+        about = os.stat(example.path)
+        return (about.st_dev, about.st_ino), example.start, example.end
+    except (OSError, ValueError):
+        return os.path.abspath(example.path), example.start, example.end
+
+
+def _is_there(example: Example) -> bool:
+    return example.content is not None or os.path.exists(example.path)
+
+
+def _seconds(example: Example) -> float | None:
+    """Of an example's file, where its header tells."""
+    if example.content is not None:
+        return None
+    try:
+        return audio.duration(example.path)
+    except AudioError:
+        return None  # that it cannot be read is found out by reading it
+
+
+def _source(name: str) -> _Source:
+    if os.path.isdir(name):
+        examples = _in_class_folders(Path(name))
+        return _Source(examples, [example.path for example in examples])
+    if Path(name).suffix.lower() in LIST_SUFFIXES:
+        return _in_list(read_list(Path(name), labels=True))
+    raise InputError(f"{name} is neither a folder of class folders nor a list ({', '.join(LIST_SUFFIXES)}).")
 
 
 def _both(before: Example, example: Example) -> Example:
     """One example of two that are the same sound."""
     places = {}
-    for name in _PLACES:
+    for name in PLACE_COLUMNS:
         there, here = getattr(before, name), getattr(example, name)
         if there is not None and here is not None and there != here:
             raise InputError(f"{example.path} is in the {name} {there!r} and in {here!r}; it can be in one only.")
@@ -189,9 +327,18 @@ def _folders(folder: Path) -> list[str]:
 
 def _in_class_folders(folder: Path) -> list[Example]:
     names = _folders(folder)
-    if names and all(name.lower() in SPLITS and _folders(folder / name) for name in names):
-        split = [(name.lower(), example) for name in names for example in _in_class_folders(folder / name)]
+    splits = [name for name in names if purpose(name) and _folders(folder / name)]
+    if names and splits == names:
+        split = [(purpose(name), example) for name in names for example in _in_class_folders(folder / name)]
         return [example._replace(split=name) for name, example in split]
+    if splits:
+        others = [name for name in names if name not in splits]
+        warnings.warn(
+            f"{folder}: the folders {quoted(splits)} are taken as classes, not as splits, as there is also "
+            f"{quoted(others)}.",
+            AudioWarning,
+            stacklevel=2,
+        )
     if not names:
         raise InputError(
             f"{folder} has no folders in it; every class needs one of its own, named after it, with its sounds."
@@ -199,75 +346,64 @@ def _in_class_folders(folder: Path) -> list[Example]:
     examples = []
     for name in names:
         try:
-            examples += [Example(path, (_composed(name),)) for path in find_audio([folder / name])]
+            examples += [Example(path, (composed(name),)) for path in find_audio([folder / name])]
         except InputError as error:
             raise InputError(f"The class {name!r} has no sounds: {error}") from error
     return examples
 
 
-def _in_list(path: Path) -> list[Example]:
-    rows = read_list(path, (*LABEL_COLUMNS, *_OTHER_COLUMNS))
-    if not rows:
-        raise InputError(f"The list {path} has no rows.")
-    named = {name for row in rows for name in row}
-    column = next((name for name in LABEL_COLUMNS if name in named), None)
-    if column is None:
+def _in_list(sounds: SoundList) -> _Source:
+    if not sounds.rows:
+        raise InputError(f"The list {sounds.path} has no rows.")
+    column, several = sounds.columns.label, False
+    if column is not None:
+        labels = _labels_of(sounds, column)
+    elif one_hot := _one_hot_columns(sounds):
+        labels, several = [[name for name in one_hot if yes_or_no(row.values.get(name))] for row in sounds.rows], True
+        sounds.note(f"the columns of noughts and ones are read as {len(one_hot):,} classes: {quoted(one_hot)}.")
+    else:
         raise InputError(
-            f"The list {path} needs a column called {' or '.join(LABEL_COLUMNS)} beside {' or '.join(PATH_COLUMNS)}."
+            f"The list {sounds.path} needs a column called {' or '.join(LABEL_COLUMNS[:6])} beside "
+            f"{' or '.join(PATH_COLUMNS[:6])}, or a column of noughts and ones for each class."
         )
-    return [_example(path, number, row, column) for number, row in enumerate(rows, start=1)]
+    examples = []
+    for row, words in zip(sounds.rows, labels, strict=True):
+        kept = {place: word(row.values.get(name)) for place, name in sounds.columns.places.items()}
+        kept = {place: None if is_missing(value) else value for place, value in kept.items()}
+        if split := kept.get("split"):
+            kept["split"] = purpose(split) or split
+        examples.append(Example(row.path, tuple(words), row.start, row.end, content=row.content, **kept))
+    places = [f"{sounds.place(row.number)} of {sounds.path}" for row in sounds.rows]
+    return _Source(examples, places, words=True, several=several)
 
 
-def _example(path: Path, number: int, row: dict[str, Any], column: str) -> Example:
-    try:
-        start, end = _seconds(row.get("start")), _seconds(row.get("end"))
-    except ValueError:
+def _labels_of(sounds: SoundList, column: str) -> list[list[str]]:
+    """The labels of each row, as they are written."""
+    labels = []
+    for row in sounds.rows:
+        try:
+            labels.append(items(row.values.get(column)))
+        except ValueError as error:
+            raise InputError(f"The list {sounds.path} cannot be read: {sounds.place(row.number)}: {error}") from None
+    if are_one_hot(labels):
         raise InputError(
-            f"Row {number} of {path} must have start and end in seconds, not {row.get('start')!r} and "
-            f"{row.get('end')!r}."
-        ) from None
-    if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
-        raise InputError(f"Row {number} of {path} ends at {end} s, but starts at {start or 0} s.")
-    kept = {name: _word(row.get(name)) for name in _PLACES}
-    return Example(row["path"], _labels(row.get(column)), start or 0.0, end, **kept)
+            f"The column {column!r} of {sounds.path} holds lists of noughts and ones (one-hot), as in "
+            f"{sounds.place(sounds.rows[0].number)}; what the classes are called it does not say. Write the names of "
+            "the classes instead."
+        )
+    names = sounds.class_names.get(column)
+    if names:
+        numbered = {str(number): composed(name) for number, name in enumerate(names)}
+        labels = [[numbered.get(label, label) for label in words] for words in labels]
+    return labels
 
 
-def _labels(value: Any) -> tuple[str, ...]:
-    """The labels in a list's cell: text with separators, a JSON array, or a list already."""
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        text = value.strip()
-        if text.startswith("[") and text.endswith("]"):
-            try:
-                value = json.loads(text)
-            except ValueError:
-                value = None
-        if isinstance(value, str) or value is None:
-            for separator in SEPARATORS[1:]:
-                text = text.replace(separator, SEPARATORS[0])
-            value = text.split(SEPARATORS[0])
-    items = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
-    words = (_word(item) for item in items)
-    return tuple(dict.fromkeys(word for word in words if word))
-
-
-def _word(value: Any) -> str | None:
-    """A cell as text; None where it is empty. 3.0, as a table with gaps has it, is 3."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return _composed(str(value)).strip() or None
-
-
-def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
-
-
-def _seconds(value: Any) -> float | None:
-    word = _word(value)
-    seconds = None if word is None else float(word)
-    if seconds is not None and not np.isfinite(seconds):
-        raise ValueError(word)
-    return seconds
+def _one_hot_columns(sounds: SoundList) -> list[str]:
+    """The columns of a list without labels that have a nought or a one in every row; none unless there are two."""
+    names = [
+        name
+        for name in sounds.columns.others
+        if all(yes_or_no(row.values.get(name)) is not None for row in sounds.rows)
+        and not all(is_missing(row.values.get(name)) for row in sounds.rows)
+    ]
+    return names if len(names) > 1 else []

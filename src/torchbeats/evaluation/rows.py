@@ -54,7 +54,8 @@ def rows_of(
         InputError: not one of them can be read.
     """
     total, windows, failures = np.empty((0, 0), np.float32), np.zeros(len(examples), np.int64), []
-    sounds = ((str(i), Piece(example.path, example.start, example.end)) for i, example in enumerate(examples))
+    pieces = (Piece(example.path, example.start, example.end, example.content) for example in examples)
+    sounds = ((str(i), piece) for i, piece in enumerate(pieces))
     for group in groups(sounds, model, plan, jobs=jobs, progress=progress):
         for name, reason in group.failures:
             failures.append((examples[int(name)].path, reason))
@@ -96,7 +97,7 @@ def cached(
     """
     if folder is None:
         return compute(), False
-    pieces = [Piece(os.path.abspath(example.path), example.start, example.end) for example in examples]
+    pieces = [Piece(os.path.abspath(example.path), example.start, example.end, example.content) for example in examples]
     key = {"torchbeats": __version__, "weights": weights, "sounds": fingerprint(pieces), **settings}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
     path = folder / f"{digest.hexdigest()[:32]}.npz"

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchbeats.errors import FileInUseError, StoreError
-from torchbeats.files import held, replacing
+from torchbeats.files import held, readable, replacing
 from torchbeats.inference import Group, Position
 from torchbeats.plans import Row, Values
 
@@ -164,8 +164,7 @@ class Store:
 
     def _table(self, group: Group) -> pa.Table:
         values = pa.FixedSizeListArray.from_arrays(pa.array(group.values.reshape(-1)), self.schema.types[-1].list_size)
-        # A name that is not UTF-8 cannot be stored as it is, and must not lose the run.
-        paths = [os.fsencode(path).decode("utf-8", "replace") for path in group.paths]
+        paths = [readable(path) for path in group.paths]
         columns = [pa.array(paths, pa.string()), *group.times.T, values, group.begins]
         return pa.table(columns, schema=_part_schema(self.schema))
 
@@ -176,7 +175,7 @@ class Store:
         if failures:
             with replacing(self.errors) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as file:
                 for path, reason in failures:
-                    file.write(json.dumps({"path": path, "error": reason}, ensure_ascii=False) + "\n")
+                    file.write(json.dumps({"path": readable(path), "error": reason}, ensure_ascii=False) + "\n")
         else:
             self.errors.unlink(missing_ok=True)
         about = {METADATA_KEY: json.dumps({**self.about, "failed": len(failures)})}

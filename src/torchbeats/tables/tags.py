@@ -5,20 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
+from torchbeats.files import readable
 from torchbeats.tagging import Tags, regions
 
 Writer: TypeAlias = Callable[[Iterable[Tags]], Iterator[str]]
 
 BAR = 20  # characters
-
-
-def readable(path: str) -> str:
-    """A file's name need not be UTF-8; what is written must be."""
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _object(row: Tags) -> str:

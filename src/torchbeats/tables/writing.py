@@ -62,6 +62,7 @@ def write_table(
     dtype: torch.dtype | None = None,
     jobs: int | None = None,
     overwrite: bool = False,
+    follow_links: bool = False,
     display: Display = lambda total, done: nullcontext(),
     on_failure: OnFailure | None = None,
 ) -> TableResult:
@@ -78,6 +79,7 @@ def write_table(
         dtype: to compute in; see `embed`.
         jobs: threads that decode; up to four where not given.
         overwrite: replace a table that is there.
+        follow_links: search the folders as well that links in a folder lead to, each once.
         display: opens a progress display; called with the number of sounds and how many are done.
         on_failure: told of each sound that cannot be read, and why; an `AudioWarning` where not given.
 
@@ -93,7 +95,7 @@ def write_table(
     from torchbeats.tables.store import Store  # pyarrow takes longer to import than all of this package
 
     begun = time.monotonic()
-    sounds = _sounds([inputs] if isinstance(inputs, (str, os.PathLike, Piece)) else inputs)
+    sounds = _sounds([inputs] if isinstance(inputs, (str, os.PathLike, Piece)) else inputs, follow_links)
     network, name, weights = _opened(model, plan, engine, device, dtype)
     plan = plan or plan_for(network)
     plan.check(network)
@@ -119,14 +121,14 @@ def write_table(
     return TableResult(store.out, errors, len(sounds), store.failed, rows, seconds, continued, complete)
 
 
-def _sounds(inputs: Iterable[str | os.PathLike[str] | Piece]) -> list[Piece]:
-    """Pieces as they are, and what all else names."""
+def _sounds(inputs: Iterable[str | os.PathLike[str] | Piece], follow_links: bool) -> list[Piece]:
+    """Pieces as they are, and what all else names; each once."""
     inputs = list(inputs)
-    if inputs and all(isinstance(one, Piece) for one in inputs):
-        return [one for one in inputs if isinstance(one, Piece)]
-    return [
-        sound for one in inputs for sound in ([one] if isinstance(one, Piece) else find_sounds([one]))
-    ] or find_sounds([])
+    pieces = [one for one in inputs if isinstance(one, Piece)]
+    names = [one for one in inputs if not isinstance(one, Piece)]
+    if not pieces or names:
+        pieces += find_sounds(names, follow_links=follow_links)
+    return list(dict.fromkeys(pieces))
 
 
 def _opened(

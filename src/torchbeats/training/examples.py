@@ -47,7 +47,8 @@ class LabelledCorpus(Corpus):
         example = self.examples[row]
         if example.end is not None:
             seconds = min(seconds, example.end - example.start - start)
-        return audio.excerpt(example.path, example.start + start, seconds)
+        sound = example.path if example.content is None else example.content.open()
+        return audio.excerpt(sound, example.start + start, seconds)
 
 
 def one_hot(labelled: Labelled) -> Floats:
@@ -60,6 +61,8 @@ def _length(example: Example) -> float:
     """Seconds of an example; NaN where no header tells, or the file cannot be read, which training will find out."""
     if example.end is not None:
         return example.end - example.start
+    if example.content is not None:
+        return math.nan
     try:
         seconds = audio.duration(example.path)
     except AudioError:
