@@ -42,7 +42,7 @@ def clip_lengths(mask: Tensor, frame_count: int, samples: int | None = None) -> 
         ValueError: the mask is too short, marks what is not at the end, or leaves a row nothing; names the row.
     """
     L = mask.size(1)
-    if L < frame_count:
+    if frame_count > L:
         raise ValueError(f"The mask covers {L} positions, fewer than the {frame_count} frames of the batch.")
     if samples is None:
         # Of all lengths that give so many frames, the mask's own if it is one of them.
@@ -55,7 +55,7 @@ def clip_lengths(mask: Tensor, frame_count: int, samples: int | None = None) -> 
         _check(mask, counts)
     if over_samples:
         return counts
-    if L == frame_count:
+    if frame_count == L:
         # A clip without padding keeps the samples behind its last frame.
         return torch.where(counts == L, samples, FRAME_LENGTH + (counts - 1) * FRAME_SHIFT).clamp_max(samples)
     return counts * samples // L
