@@ -306,3 +306,14 @@ def test_preprocess_takes_pcm_and_refuses_what_holds_no_frame():
     for wrong in (torch.zeros(1, 399), torch.zeros(400)):
         with pytest.raises(ValueError, match="400 samples or more"):
             model.preprocess(wrong)
+
+
+@pytest.mark.parametrize("call", ["__call__", "forward", "extract_features", "logits"])
+def test_a_mask_in_the_place_of_relative_lengths_is_told_its_keyword(call):
+    """In the research code the second argument is the mask: here it would be read as lengths."""
+    model = small_model(finetuned_model=True, predictor_class=7)
+    wav, mask = torch.randn(2, 8000), torch.zeros(2, 8000, dtype=torch.bool)
+    for wrong in (mask, mask.long(), mask.float(), mask[:, :7000], mask[:, 0]):
+        with pytest.raises(ValueError, match=r"padding_mask=mask"):
+            getattr(model, call)(wav, wrong)
+    getattr(model, call)(wav, padding_mask=mask)

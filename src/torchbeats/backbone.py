@@ -15,7 +15,7 @@ from torchbeats import pooling
 from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig
 from torchbeats.encoder import TransformerEncoder
 from torchbeats.fbank import Fbank
-from torchbeats.patches import FRAME_LENGTH, N_MELS, PatchGrid, mask_behind
+from torchbeats.patches import FRAME_LENGTH, N_MELS, PatchGrid, mask_behind, mask_of_groups
 from torchbeats.waveform import floating, prepare
 from torchbeats.weights import checkpoint
 
@@ -89,6 +89,7 @@ class Backbone(nn.Module):
 
     layer: int | None = None  # the model ends at its last
     engine = "torch"
+    encoder_class: type[TransformerEncoder] = TransformerEncoder
 
     def __init__(self, cfg: BEATsConfig) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class Backbone(nn.Module):
         same_width = cfg.embed_dim == cfg.encoder_embed_dim
         self.post_extract_proj = None if same_width else nn.Linear(cfg.embed_dim, cfg.encoder_embed_dim)
         self.dropout_input = nn.Dropout(cfg.dropout_input)
-        self.encoder = TransformerEncoder(cfg)
+        self.encoder = self.encoder_class(cfg)
 
     @property
     def device(self) -> torch.device:
@@ -166,10 +167,7 @@ class Backbone(nn.Module):
         Returns:
             ``(B, T)`` bool.
         """
-        T, L = features.size(1), padding_mask.size(1)
-        if L < T:
-            raise ValueError(f"The mask covers {L} positions, fewer than the {T} of the features it is reduced to.")
-        return padding_mask[:, : L - L % T].unflatten(1, (T, -1)).all(-1)
+        return mask_of_groups(padding_mask, features.size(1))
 
     def _encode(
         self,
@@ -213,7 +211,7 @@ class Backbone(nn.Module):
         mask = mask_behind(counts, T)
         # Where nothing is padding, the encoder need not be told; to find out costs a look at the values.
         told = samples is not None and (torch.compiler.is_compiling() or bool(mask.any()))
-        x, hiddens = self.encoder(x, mask if told else None, output_all_hiddens, layers=layer)
+        x, hiddens = self.encoder(x, mask if told else None, output_all_hiddens=output_all_hiddens, layers=layer)
         return Encoded(x, mask, counts, self.grid.bands), hiddens
 
     def embed_patches(self, fbank: Tensor) -> Tensor:

@@ -297,7 +297,9 @@ class TransformerEncoder(nn.Module):
             ``(B, T, C)``; and the input to the first layer followed by every layer's output, ``(B, T, C)`` each, or an
             empty list. With ``layer_norm_first`` the last of them is still without the final norm.
         """
-        x, hiddens = self.extract_features(x, padding_mask, output_all_hiddens, layers=layers, places=places)
+        x, hiddens = self.extract_features(
+            x, padding_mask, output_all_hiddens=output_all_hiddens, layers=layers, places=places
+        )
         if self.layer_norm_first and layers in (None, len(self.layers)):
             x = self.layer_norm(x)
         return x, hiddens

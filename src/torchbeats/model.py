@@ -70,7 +70,8 @@ class BEATs(Backbone):
         """What `compute` gives, by name: every pooling, and from a model with a label head "probabilities"."""
         outputs = embeddings(self.cfg.encoder_embed_dim, self.grid.bands)
         if self.predictor is not None:
-            outputs[PROBABILITIES] = Output((self.cfg.predictor_class,), np.dtype(np.float32))
+            classes = getattr(self.predictor, "out_features", self.cfg.predictor_class)  # it may have been exchanged
+            outputs[PROBABILITIES] = Output((classes,), np.dtype(np.float32))
         return outputs
 
     def check(self, output: str, layer: Layer = None) -> None:

@@ -79,3 +79,22 @@ def mask_behind(counts: Tensor, size: int) -> Tensor:
         ``(B, size)`` bool, True = padding.
     """
     return torch.arange(size, device=counts.device) >= counts.unsqueeze(1)
+
+
+def mask_of_groups(mask: Tensor, size: int) -> Tensor:
+    """Reduce a mask to equal groups, of which one is padding when all of it is: the research code's rule.
+
+    Args:
+        mask: ``(B, L)`` bool with L at least ``size``; what is left over behind the groups is dropped.
+        size: number of groups.
+
+    Returns:
+        ``(B, size)`` bool.
+
+    Raises:
+        ValueError: the mask is too short.
+    """
+    L = mask.size(1)
+    if size > L:
+        raise ValueError(f"The mask covers {L} positions, fewer than the {size} of the features it is reduced to.")
+    return mask[:, : L - L % size].unflatten(1, (size, -1)).all(-1)

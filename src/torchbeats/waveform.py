@@ -88,6 +88,11 @@ def _lengths(
     given = {name: value for name, value in given.items() if value is not None}
     if len(given) > 1:
         raise ValueError(f"Give lengths in one form, not as {' and '.join(given)}.")
+    if wav_lens is not None and (wav_lens.dtype == torch.bool or tuple(wav_lens.shape) == (B, samples)):
+        raise ValueError(
+            f"wav_lens, the second argument, is each clip's share of the longest, of the shape ({B},); this is a mask, "
+            f"{tuple(wav_lens.shape)} of {wav_lens.dtype}. Pass a mask by keyword: padding_mask=mask."
+        )
     for name, value in given.items():
         expected = (B, samples) if name == "padding_mask" else (B,)
         if value is not None and tuple(value.shape) != expected:

@@ -712,3 +712,28 @@ def test_saving_twice_gives_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         torchbeats.save(model, tmp_path / f"{name}.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_head_that_was_taken_off_or_exchanged(tmp_path, suffix):
+    model = small_model(finetuned_model=True, predictor_class=3)
+    model.label_dict = {0: "a", 1: "b", 2: "c"}
+    wav = torch.randn(1, 8000)
+
+    def saved():
+        torchbeats.save(model, tmp_path / f"model{suffix}")
+        return torchbeats.load(tmp_path / f"model{suffix}")
+
+    assert saved().labels == ["a", "b", "c"]
+    model.predictor = torch.nn.Linear(48, 5)
+    again = saved()
+    assert again.labels is None
+    torch.testing.assert_close(again(wav)[1], model(wav)[1])
+    model.predictor = None
+    again = saved()
+    assert again.predictor is None
+    torch.testing.assert_close(again(wav)[0], model(wav)[0])
+    assert model.cfg.finetuned_model
+    model.predictor = torch.nn.Sequential(torch.nn.Linear(48, 5))
+    with pytest.raises(ValueError, match=r"predictor is a Sequential.*predictor = None"):
+        saved()

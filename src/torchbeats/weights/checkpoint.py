@@ -5,6 +5,7 @@ Files are data: nothing in them is ever executed.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -167,14 +168,14 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
         dtype: of the numbers in the file, float16 say; those of the model where not given. Loading makes them float32.
 
     Raises:
-        ValueError: a name with another ending, or a ``.pt`` of a model whose head the research code does not have.
+        ValueError: a name with another ending, a head that no checkpoint holds, or a ``.pt`` of a model whose head the
+            research code does not have.
     """
     path = Path(path)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{path}: an exported model cannot be saved; save the checkpoint that it was made from.")
     state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
-    config: BEATsConfig = model.cfg  # type: ignore[assignment]
-    label_dict: dict[int, str] | None = model.label_dict  # type: ignore[assignment]
+    config, label_dict = _described(model)
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
@@ -204,6 +205,29 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
     else:
         suffixes = ", ".join(SUFFIXES if isinstance(config, BEATsConfig) else SUFFIXES[:1])
         raise SettingsError(f"The name of such a checkpoint must end in {suffixes}; {path} does not.")
+
+
+def _described(model: nn.Module) -> tuple[BEATsConfig, dict[int, str] | None]:
+    """Config and labels of a model as it is: its label head may have been taken off or exchanged since it was built.
+
+    Raises:
+        ValueError: its head is no linear layer.
+    """
+    config: BEATsConfig = copy.copy(model.cfg)  # type: ignore[assignment]
+    label_dict: dict[int, str] | None = model.label_dict  # type: ignore[assignment]
+    if not hasattr(model, "predictor"):
+        return config, label_dict
+    head: Any = model.predictor
+    if head is None:
+        config.update({"finetuned_model": False})
+        return config, None
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        raise ModelError(
+            f"A checkpoint holds a linear head with a bias; this model's predictor is a {type(head).__name__}. "
+            "Save its state_dict, or take it off first: model.predictor = None."
+        )
+    config.update({"finetuned_model": True, "predictor_class": head.out_features})
+    return config, label_dict if label_dict is None or len(label_dict) == head.out_features else None
 
 
 # --- files to tensors -------------------------------------------------------------------------------------------------

@@ -1,0 +1,78 @@
+"""Every Python block of a page runs, one after the other, in a folder with the files that the pages name."""
+
+import re
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+import torchbeats
+from helpers import noise, small_model, small_tokenizer, tone
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = {
+    "coming-from-the-original-code.md": ["peft"],
+    "integrations/speechbrain.md": ["hyperpyyaml"],
+    "integrations/hear.md": [],
+    "integrations/x-ares.md": [],
+    "integrations/datasets.md": ["datasets"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    deep, label_dict = {"encoder_layers": 12}, {index: f"/m/{index}" for index in range(527)}
+    for name, model, more in (
+        ("BEATs_iter3", small_model(**deep), {}),
+        (
+            "BEATs_finetuned",
+            small_model(finetuned_model=True, **deep),
+            {"label_dict": label_dict},
+        ),
+        ("Tokenizer_iter3", small_tokenizer(), {}),
+    ):
+        torch.save({"cfg": model.cfg.to_dict(), "model": model.state_dict(), **more}, tmp_path / f"{name}.pt")
+    (tmp_path / "sounds").mkdir()
+    for index, samples in enumerate((tone(1), noise(2), tone(0.7, 44_100))):
+        soundfile.write(tmp_path / "sounds" / f"{index}.wav", samples, 44_100 if index == 2 else 16_000)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def run(page):
+    """All that the page's blocks define."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    names = {"__name__": "page"}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"{page}, block {number + 1}", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_runs(page, folder):
+    for package in PAGES[page]:
+        pytest.importorskip(package)
+    names = run(page)
+    if page.startswith("coming"):
+        assert names["features"].shape == (2, 144, 48)
+        assert names["grid"].shape == (2, 18, 8, 48)
+        assert names["labels"].shape == (288,)
+        assert names["weights"][11].shape == (2, 144, 144)
+        assert len(names["layer_results"]) == 10
+        assert names["patch_mask"].sum(1).tolist() == [0, 48]
+        assert torchbeats.load(folder / "merged.safetensors").labels is None
+    if page.endswith("speechbrain.md"):
+        assert names["features"].shape == (2, 48, 48)
+    if page.endswith("hear.md"):
+        assert names["steps"].shape == (4, 18, 48)
+        assert names["scenes"].shape == (4, 48)
+    if page.endswith("x-ares.md"):
+        assert names["steps"].shape == (2, 19, 48)
+    if page.endswith("datasets.md"):
+        model = torchbeats.load(folder / "BEATs_iter3.pt")
+        for row in names["table"]:
+            (expected,) = torchbeats.embed(row["audio"]["path"], model, window=None)
+            torch.testing.assert_close(torch.tensor(row["embedding"]), torch.as_tensor(expected.embedding))
