@@ -75,9 +75,9 @@ def _all_bands(bands: int, width: int) -> tuple[int, ...]:
 
 POOLINGS = {
     "mean": Pooling(mean, _one, by_step=False, about="mean over all patches of a window"),
-    "bands": Pooling(mean_by_band, _all_bands, by_step=False, about="mean over time, the 8 frequency bands kept"),
-    "steps": Pooling(steps, _one, by_step=True, about="a row every 160 ms, the mean over its bands"),
-    "patches": Pooling(patches, _all_bands, by_step=True, about="a row every 160 ms, with all its bands"),
+    "bands": Pooling(mean_by_band, _all_bands, by_step=False, about="mean over time of each of the 8 frequency bands"),
+    "steps": Pooling(steps, _one, by_step=True, about="one row every 160 ms, the mean over its bands"),
+    "patches": Pooling(patches, _all_bands, by_step=True, about="one row every 160 ms, all its bands"),
 }
 WINDOW_POOLINGS = tuple(name for name, pooling in POOLINGS.items() if not pooling.by_step)
 

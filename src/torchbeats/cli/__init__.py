@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -35,16 +36,16 @@ def _options(
         raise typer.Exit
 
 
-app.command("embed")(embed.embed)
-app.command("tokens")(tokens.tokens)
-app.command("tag")(tag.tag)
-app.command("evaluate")(evaluate.evaluate)
-app.command("probe")(probe.probe)
-app.command("finetune")(finetune.finetune)
-app.command("pretrain")(pretrain.pretrain)
-app.command("models")(models.models)
-app.command("convert")(convert.convert)
-app.command("export")(export.export)
+# By use, as `torchbeats --help` shows them.
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Use": {"embed": embed.embed, "tag": tag.tag, "tokens": tokens.tokens},
+    "Judge": {"evaluate": evaluate.evaluate, "probe": probe.probe},
+    "Teach": {"finetune": finetune.finetune, "pretrain": pretrain.pretrain},
+    "Models": {"models": models.models, "convert": convert.convert, "export": export.export},
+}
+for panel, commands in COMMANDS.items():
+    for name, command in commands.items():
+        app.command(name, rich_help_panel=panel)(command)
 
 
 def main() -> None:

@@ -15,21 +15,21 @@ from torchbeats.weights import checkpoint
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="IN", help="A checkpoint file, or a name as for `torchbeats embed`.")
+        str, typer.Argument(metavar="IN", help="A checkpoint file, or a name as for `torchbeats embed --model`.")
     ],
     target: Annotated[
         Path,
         typer.Argument(
             metavar="OUT",
-            help="A .safetensors file with weights, config and labels; or a .pt file as the research code reads it.",
+            help="File to write: .safetensors, with weights, config and labels; or .pt, for the research code.",
         ),
     ],
     half: Annotated[
-        bool, typer.Option("--half", help="Store float16 numbers: half the size, and loaded as float32 all the same.")
+        bool, typer.Option("--half", help="Store weights as float16: half the size. They are loaded as float32.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
 ) -> None:
-    """Convert a checkpoint of any published family. The output is complete or absent."""
+    """Convert a checkpoint of any published family to one file."""
     if target.suffix not in checkpoint.SUFFIXES:
         raise typer.BadParameter(f"The output must end in {', '.join(checkpoint.SUFFIXES)}; {target} does not.")
     if target.exists() and not overwrite:

@@ -9,13 +9,17 @@ import typer
 
 from torchbeats.cli.console import complain
 from torchbeats.cli.tables import (
+    COMPUTING,
+    MODEL,
     NAMES,
     BatchSeconds,
     Device,
     Engine,
     FollowLinks,
+    Hop,
     Inputs,
     Jobs,
+    Layer,
     Output,
     Overwrite,
     Window,
@@ -34,31 +38,33 @@ def embed(
     inputs: Inputs,
     output: Output,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help=f"{NAMES} Default: the small built-in model.")
+        str | None,
+        typer.Option("--model", "-m", rich_help_panel=MODEL, help=f"{NAMES} Default: the small built-in model."),
     ] = None,
     pool: Annotated[
         Pool,
-        typer.Option(help=f"What a row is: {'; '.join(f'{name}: {mode.about}' for name, mode in POOLINGS.items())}."),
+        typer.Option(
+            rich_help_panel=MODEL,
+            help=f"Pooling. {'; '.join(f'{name}: {mode.about}' for name, mode in POOLINGS.items())}.",
+        ),
     ] = Pool.mean,  # type: ignore[attr-defined]
-    layer: Annotated[
-        int | None, typer.Option(help="Whose output: 0 is the input to the first layer. Default: the last.")
-    ] = None,
+    layer: Layer = None,
     window: Window = WINDOW_SECONDS,
-    hop: Annotated[
-        float | None, typer.Option(help="Seconds from a window's start to the next. Default: the window.")
-    ] = None,
+    hop: Hop = None,
     batch_seconds: BatchSeconds = BATCH_SECONDS,
     engine: Engine = None,
     device: Device = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="Numbers to compute in.")] = Dtype.float32,  # type: ignore[attr-defined]
+    dtype: Annotated[
+        Dtype, typer.Option(rich_help_panel=COMPUTING, help="Number format of the computation.")
+    ] = Dtype.float32,  # type: ignore[attr-defined]
     jobs: Jobs = None,
     follow_links: FollowLinks = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn sounds into embeddings: one table with the columns path, start, end (seconds) and embedding.
+    """Compute embeddings of sounds: one table with the columns path, start, end (seconds) and embedding.
 
-    A file that cannot be read is reported, listed in OUTPUT.errors.jsonl and left out, and the exit status is 1. A run
-    that was stopped goes on where it was when the same command is given again.
+    A file that cannot be read is reported, listed in OUTPUT.errors.jsonl and left out; the exit status is then 1. To
+    continue a run that was stopped, give the same command again.
     """
     plan = EmbeddingPlan(pool.value, layer, hop, window=window, batch_seconds=batch_seconds)
     if model is None:

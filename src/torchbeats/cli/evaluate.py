@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from torchbeats.cli.console import audio_progress, complain, remark, skipped
 from torchbeats.cli.labelled import DATA, Format, show
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, Jobs, Views, Window
+from torchbeats.cli.tables import MODEL, NAMES, OUTPUT, BatchSeconds, Device, Engine, Jobs, Views, Window
 from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import MissingPackageError
 from torchbeats.evaluation import plots
@@ -47,14 +47,17 @@ SHOWN_CLASSES = 60  # more of them are no table for a terminal
 
 def evaluate(
     data: DATA,
-    model: Annotated[str, typer.Option("--model", "-m", help=NAMES)],
-    split: Annotated[
-        str | None, typer.Option(help="Only examples that their list, or folder, has in this split.")
-    ] = None,
-    fold: Annotated[str | None, typer.Option(help="Only examples that their list has in this fold.")] = None,
+    model: Annotated[str, typer.Option("--model", "-m", rich_help_panel=MODEL, help=NAMES)],
+    split: Annotated[str | None, typer.Option(help="Only examples of this split of the list or folder.")] = None,
+    fold: Annotated[str | None, typer.Option(help="Only examples of this fold of the list.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for metrics.json, classes.csv, scores.parquet and confusion.png."),
+        typer.Option(
+            "--out",
+            "-o",
+            rich_help_panel=OUTPUT,
+            help="Folder to write metrics.json, classes.csv, scores.parquet and confusion.png to.",
+        ),
     ] = None,
     format: Format = None,
     window: Window = WINDOW_SECONDS,
@@ -64,12 +67,12 @@ def evaluate(
     device: Device = "auto",
     jobs: Jobs = None,
 ) -> None:
-    """Compare a fine-tuned model's classes with the labels of sounds.
+    """Measure how well a fine-tuned model classifies labelled sounds.
 
     Single-label models: accuracy, macro F1, mAP, d′ and a confusion matrix. Multi-label models: mAP, d′, lwlrap, and
-    macro F1 at a probability of one half. And figures of every class. Labels may be the model's names or AudioSet ids.
-    A sound's scores are the mean of its windows' probabilities. One that cannot be read is named and left out, and the
-    exit status is 1.
+    macro F1 at a probability of 0.5. Both with figures for every class. Labels may be the model's class names or
+    AudioSet ids. The scores of a sound are the mean over its windows. A sound that cannot be read is reported and left
+    out; the exit status is then 1.
     """
     plan = ScorePlan(window=window, batch_seconds=batch_seconds, views=views)
     weights = hub.resolve(model)

@@ -22,31 +22,32 @@ OutputName = Enum("OutputName", {name: name for name in OUTPUTS}, type=str)  # t
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=NAMES)],
-    target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="The file to write.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.onnx", help="File to write.")],
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="Weights as 8-bit integers: under a third of the size, values to about a percent."),
+        typer.Option("--int8", help="Store weights as 8-bit integers: less than a third of the size, about 1 % off."),
     ] = False,
     fbank: Annotated[
         bool,
         typer.Option(
             "--fbank/--waveform",
-            help="What goes in: sound at 16 kHz, or log-mel features that were computed before.",
+            help="Input of the graph: sound at 16 kHz, or log-mel features.",
         ),
     ] = False,
     output: Annotated[
         list[OutputName] | None,
-        typer.Option(help="What comes out; give it several times for several. Default: all that the model has."),
+        typer.Option(help="Output of the graph; may be given several times. Default: all that the model has."),
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="Whose output: 0 is the input to the first layer. Default: the last.")
+        int | None,
+        typer.Option(help="Transformer layer to read: 0 is the input of the first layer. Default: the last layer."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
 ) -> None:
-    """Export a model to ONNX: a file for ONNX Runtime in any language. The output is complete or absent.
+    """Export a model to an ONNX file, which ONNX Runtime runs in any language.
 
-    Inputs are waveform (batch, samples) or fbank (batch, frames, 128), and lengths (batch) in samples or frames.
-    Outputs are embedding, a clip's mean; probabilities, where the model has labels; steps of 160 ms; and patches.
+    Inputs: waveform (batch, samples) or fbank (batch, frames, 128), and lengths (batch) in samples or frames.
+    Outputs: embedding, the mean over a clip; probabilities, if the model has a label head; steps of 160 ms; patches.
     """
     if target.suffix != SUFFIX:
         raise typer.BadParameter(f"The output must end in {SUFFIX}; {target} does not.")

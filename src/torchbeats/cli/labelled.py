@@ -18,8 +18,8 @@ DATA = Annotated[
     list[str],
     typer.Argument(
         metavar="DATA...",
-        help="Folders with a folder of sounds for every class, named after it; lists (.csv, .jsonl, .parquet) with the "
-        "columns path and label (several with ; between), and maybe start, end (seconds), split, fold, group.",
+        help="Folders with one subfolder of sounds per class; or lists (.csv, .tsv, .jsonl, .parquet) with the columns "
+        "path and label (several labels separated by ;), and optionally start, end (seconds), split, fold, group.",
     ),
 ]
 
@@ -28,15 +28,15 @@ GroupFrom = Annotated[
     str | None,
     typer.Option(
         metavar="REGEX",
-        help="What in a path tells a group (a speaker, a recording) that is held out as a whole: the part in "
-        r"parentheses. `_([a-z]+)_[0-9]+\.wav$`, say.",
+        help="Regular expression whose first group (in parentheses), applied to the path, names what must be held out "
+        r"together, such as a speaker or a recording. Example: `_([a-z]+)_[0-9]+\.wav$`.",
     ),
 ]
 
 
 ProblemType = Annotated[
     str | None,
-    typer.Option(help="single_label (softmax) or multi_label (sigmoid). Default: by what the labels are."),
+    typer.Option(help="single_label (softmax) or multi_label (sigmoid). Default: chosen from the labels."),
 ]
 
 
@@ -48,7 +48,7 @@ class Formats(str, Enum):
 
 
 Format = Annotated[
-    Formats | None, typer.Option(help="Of what is printed. Default: a table on a terminal, JSON elsewhere.")
+    Formats | None, typer.Option(help="Format on standard output. Default: a table on a terminal, otherwise JSON.")
 ]
 
 

@@ -14,7 +14,7 @@ COLUMNS = ("name", "size", "licence", "cached", "source", "about")
 
 
 def models() -> None:
-    """List the names of published models, with size, licence, where they come from, and whether they are cached."""
+    """List the models that can be loaded by name, with size, licence, source, and whether they are cached."""
     rows = [*(_built_in(name) for name in hub.BUILT_INS), *(_row(source) for source in hub.MODELS.values())]
     if not sys.stdout.isatty():  # for other programs: tab-separated
         for row in (COLUMNS, *rows):
@@ -27,7 +27,8 @@ def models() -> None:
         console.print(Padding(Text(about), (0, 4)))
         console.print(Padding(Text(source, "dim"), (0, 4)))
     console.print(
-        "\nAny owner/repo[/file][@revision] on the Hugging Face Hub works as a name too, and so does any file.",
+        "\nEvery checkpoint file, and owner/repo[/file][@revision] on the Hugging Face Hub, can be used in place of a "
+        "name.",
         markup=False,
     )
 

@@ -25,19 +25,27 @@ class Engines(str, Enum):
     onnx = "onnx"
 
 
+# How the options of a command are grouped in its help.
+OUTPUT = "Output"
+MODEL = "Model"
+WINDOWS = "Windows"
+COMPUTING = "Computing"
+
 NAMES = (
-    "A name from `torchbeats models`, a checkpoint file, or owner/repo or owner/repo/file on the Hugging Face Hub, "
-    "with @revision behind it if need be."
+    "A name from `torchbeats models`; a checkpoint file; or owner/repo or owner/repo/file on the Hugging Face Hub, "
+    "optionally with @revision."
 )
 Inputs = Annotated[
     list[str],
     typer.Argument(
         metavar="INPUT...",
-        help=f"Sound files; folders, searched with all below them; lists ({', '.join(LIST_SUFFIXES)}); - for paths on "
-        "standard input.",
+        help=f"Sound files; folders, searched with all their subfolders; lists ({', '.join(LIST_SUFFIXES)}); or - to "
+        "read paths from standard input.",
     ),
 ]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The table: .parquet or .npz.")]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="Table to write: .parquet or .npz.")
+]
 
 
 def _window(text: str | float) -> float | None:
@@ -50,37 +58,62 @@ def _window(text: str | float) -> float | None:
         raise typer.BadParameter(f"{text!r} is neither a number of seconds nor full.") from None
 
 
+Layer = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=MODEL,
+        help="Transformer layer to read: 0 is the input of the first layer. Default: the last layer.",
+    ),
+]
 Window = Annotated[
     float | None,
     typer.Option(
         parser=_window,
         metavar="SECONDS|full",
-        help="Seconds of audio that the model sees at once, or full for each sound as a whole. A rest of less than "
-        "0.5 s joins the last window.",
+        rich_help_panel=WINDOWS,
+        help="Length of the windows in seconds, or full for each sound as a whole. A remainder shorter than 0.5 s "
+        "joins the last window.",
+    ),
+]
+Hop = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        rich_help_panel=WINDOWS,
+        help="Time from the start of one window to the start of the next. Default: the length of a window.",
     ),
 ]
 Views = Annotated[
     int,
     typer.Option(
         min=1,
-        help="For short sounds: hear each window so many times, a share of the model's step of 160 ms later each time, "
-        "and take the mean.",
+        rich_help_panel=WINDOWS,
+        help="For short sounds: classify each window this many times, shifted by fractions of the model's 160 ms step, "
+        "and average.",
     ),
 ]
-BatchSeconds = Annotated[float, typer.Option(help="Seconds of audio in a batch; less takes less memory.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, …; auto takes a GPU if there is one.")]
+BatchSeconds = Annotated[
+    float, typer.Option(rich_help_panel=COMPUTING, help="Seconds of audio in a batch. Less needs less memory.")
+]
+Device = Annotated[
+    str, typer.Option(rich_help_panel=COMPUTING, help="cpu, cuda, cuda:1, mps and so on; auto: a GPU if there is one.")
+]
 Engine = Annotated[
     Engines | None,
     typer.Option(
-        help="What computes: torch; or onnx, which is ONNX Runtime on the CPU. Default: onnx for an .onnx file from "
-        "`torchbeats export`, else torch."
+        rich_help_panel=COMPUTING,
+        help="torch, or onnx for ONNX Runtime on the CPU. Default: onnx for an .onnx file, otherwise torch.",
     ),
 ]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Threads that decode. Default: up to 4.")]
-FollowLinks = Annotated[
-    bool, typer.Option("--follow-links", help="Search the folders as well that links in a folder lead to, each once.")
+Jobs = Annotated[
+    int | None, typer.Option(min=1, rich_help_panel=COMPUTING, help="Number of decoding threads. Default: up to 4.")
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Also search the folders that symbolic links lead to, each once.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace the output if it exists.")
+]
 
 
 def write(

@@ -16,7 +16,19 @@ from typing import Annotated
 import typer
 
 from torchbeats.cli.console import audio_progress, complain, remark, skipped
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Engine, FollowLinks, Inputs, Jobs, Views
+from torchbeats.cli.tables import (
+    MODEL,
+    NAMES,
+    OUTPUT,
+    WINDOWS,
+    BatchSeconds,
+    Device,
+    Engine,
+    FollowLinks,
+    Inputs,
+    Jobs,
+    Views,
+)
 from torchbeats.data.inputs import Piece, find_sounds
 from torchbeats.errors import SettingsError
 from torchbeats.extras import require
@@ -51,7 +63,8 @@ def tag(
         typer.Option(
             "--model",
             "-m",
-            help=f"One that was fine-tuned. {NAMES} Default: {hub.BUILT_IN_TAGGER}, built in.",
+            rich_help_panel=MODEL,
+            help=f"A fine-tuned model. {NAMES} Default: the built-in {hub.BUILT_IN_TAGGER}.",
         ),
     ] = None,
     output: Annotated[
@@ -59,37 +72,45 @@ def tag(
         typer.Option(
             "--output",
             "-o",
-            help=".csv; .json or .jsonl; .txt, a label track for Audacity; .png, a picture. The last two are timelines "
-            "of one recording. Default: standard output.",
+            rich_help_panel=OUTPUT,
+            help="File to write: .csv, .json, .jsonl; .txt, a label track for Audacity; .png, a picture. The last two "
+            "are timelines of one recording. Default: standard output.",
         ),
     ] = None,
     form: Annotated[
         Format | None,
         typer.Option(
-            "--format", help="For standard output. Default: a table on a terminal, else JSON, an object a line."
+            "--format",
+            rich_help_panel=OUTPUT,
+            help="Format on standard output. Default: a table on a terminal, otherwise JSON, one object per line.",
         ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Labels in a row, at most.")] = TOP,
+    top: Annotated[int, typer.Option(min=1, rich_help_panel=OUTPUT, help="Most labels per row.")] = TOP,
     threshold: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
-            help=f"The probability that a label must have. Default: 0; {TRACK_THRESHOLD} in a label track.",
+            rich_help_panel=OUTPUT,
+            help=f"Smallest probability of a label. Default: 0; {TRACK_THRESHOLD} in a label track.",
         ),
     ] = None,
     every: Annotated[
         float | None,
         typer.Option(
-            help="A timeline: a row every so many seconds. Default: a row a file, the mean over its windows; "
-            f"{EVERY_SECONDS:g} for a label track or a picture."
+            metavar="SECONDS",
+            rich_help_panel=WINDOWS,
+            help="Make a timeline with one row every so many seconds. Default: one row per file, the mean over its "
+            f"windows; {EVERY_SECONDS:g} for a label track or a picture.",
         ),
     ] = None,
     window: Annotated[
         float | None,
         typer.Option(
-            help="Seconds of audio that the model sees at once; in a timeline, those around a row's middle. Default: "
-            "10; in a timeline as --every, but at least 2."
+            metavar="SECONDS",
+            rich_help_panel=WINDOWS,
+            help="Length of the windows in seconds; in a timeline, each lies around the middle of its row. Default: "
+            "10; in a timeline the same as --every, but at least 2.",
         ),
     ] = None,
     views: Views = 1,
@@ -99,11 +120,11 @@ def tag(
     jobs: Jobs = None,
     follow_links: FollowLinks = False,
 ) -> None:
-    """Say what is to be heard: the likeliest labels of each sound, or of each second of a recording.
+    """Name what sounds contain: the most likely labels of each sound, or of each second of a recording.
 
-    Rows have path, start and end (seconds), and labels with their probabilities; in CSV a row has one label. They are
-    written as they come, and a recording may have any length. A file that cannot be read is reported and left out, and
-    the exit status is 1.
+    Rows have path, start and end (seconds), and labels with their probabilities; CSV has one label per row. Rows are
+    written as they are computed, and a recording may have any length. A file that cannot be read is reported and left
+    out; the exit status is then 1.
     """
     ending = output.suffix.lower() if output else ""
     _check_output(output, form)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from torchbeats.cli.tables import (
+    MODEL,
     NAMES,
     BatchSeconds,
     Device,
@@ -24,7 +25,7 @@ from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, TokenPlan
 def tokens(
     inputs: Inputs,
     output: Output,
-    tokenizer: Annotated[str, typer.Option("--tokenizer", "-t", help=NAMES)],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", "-t", rich_help_panel=MODEL, help=NAMES)],
     window: Window = WINDOW_SECONDS,
     batch_seconds: BatchSeconds = BATCH_SECONDS,
     device: Device = "auto",
@@ -32,13 +33,13 @@ def tokens(
     follow_links: FollowLinks = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn sounds into acoustic labels: one table with a row a file.
+    """Compute acoustic tokens of sounds: one table with one row per file.
 
-    Its columns are path, start and end (seconds, of each step of 160 ms), and labels: steps × bands, low frequencies
-    first. In .npz, labels, start and end have a row a step, and file tells the index of each step's path.
+    Its columns are path; start and end of each step of 160 ms, in seconds; and labels, steps × frequency bands, low
+    frequencies first. In .npz, labels, start and end have one row per step, and file is the index of its path.
 
-    A file that cannot be read is reported, listed in OUTPUT.errors.jsonl and left out, and the exit status is 1. A run
-    that was stopped goes on where it was when the same command is given again.
+    A file that cannot be read is reported, listed in OUTPUT.errors.jsonl and left out; the exit status is then 1. To
+    continue a run that was stopped, give the same command again.
     """
     plan = TokenPlan(window=window, batch_seconds=batch_seconds)
     write(
