@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check clean
+.PHONY: demo test check wheel clean
 
 demo: $(READY)
 	$(BIN)/python examples/neighbours.py
@@ -16,6 +16,15 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What a release is made of: both packages, and the wheel tried in an environment that has nothing else.
+wheel: $(READY)
+	rm -rf dist build/wheel-test
+	$(BIN)/python -m pip install -q build
+	$(BIN)/python -m build -q --outdir dist .
+	$(BIN)/python -m venv build/wheel-test
+	build/wheel-test/bin/python -m pip install -q -c constraints.txt dist/*.whl
+	cd build && PATH=$(CURDIR)/build/wheel-test/bin:$$PATH wheel-test/bin/python ../examples/neighbours.py
 
 # Some distributions ship Python without its venv module; virtualenv from the package index stands in.
 $(READY): pyproject.toml constraints.txt
