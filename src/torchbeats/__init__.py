@@ -9,6 +9,7 @@ from torchbeats.attention import MultiheadAttention
 from torchbeats.audio import AudioWarning
 from torchbeats.backbone import Encoded
 from torchbeats.config import SIZES, BEATsConfig, RandomProjectionConfig, TokenizersConfig
+from torchbeats.description import describe
 from torchbeats.encoder import TransformerEncoder, TransformerSentenceEncoderLayer, init_bert_params
 from torchbeats.errors import (
     AudioError,
@@ -86,6 +87,7 @@ __all__ = [
     "TransformerEncoder",
     "TransformerSentenceEncoderLayer",
     "__version__",
+    "describe",
     "embed",
     "export",
     "gelu",

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from torchbeats.audio import AudioWarning
-from torchbeats.cli import convert, embed, evaluate, export, finetune, models, pretrain, probe, tag, tokens
+from torchbeats.cli import convert, embed, evaluate, export, finetune, models, pretrain, probe, show, tag, tokens
 from torchbeats.cli.console import complain
 from torchbeats.errors import TorchbeatsError
 from torchbeats.version import __version__
@@ -21,7 +21,6 @@ app = typer.Typer(
     no_args_is_help=True,
     invoke_without_command=True,
     rich_markup_mode="markdown",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -29,7 +28,7 @@ app = typer.Typer(
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Show the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
         print(f"torchbeats {__version__}")
@@ -41,7 +40,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Use": {"embed": embed.embed, "tag": tag.tag, "tokens": tokens.tokens},
     "Judge": {"evaluate": evaluate.evaluate, "probe": probe.probe},
     "Teach": {"finetune": finetune.finetune, "pretrain": pretrain.pretrain},
-    "Models": {"models": models.models, "convert": convert.convert, "export": export.export},
+    "Models": {"models": models.models, "show": show.show, "convert": convert.convert, "export": export.export},
 }
 for panel, commands in COMMANDS.items():
     for name, command in commands.items():

@@ -209,6 +209,21 @@ def _read_about(out: Path) -> dict[str, Any] | None:
         return None
 
 
+def summary(path: Path) -> dict[str, Any] | None:
+    """Rows, columns and settings of a table of ours; None for anything else."""
+    about = _read_about(path)
+    if about is None:
+        return None
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            columns = {name: str(arrays[name].dtype) for name in arrays.files if name != "about"}
+            rows = len(arrays["start"])
+    else:
+        schema, rows = pq.read_schema(path), pq.read_metadata(path).num_rows
+        columns = {field.name: str(field.type) for field in schema}
+    return {"rows": rows, "columns": columns, "settings": about}
+
+
 def _difference(there: dict[str, Any] | None, here: dict[str, Any]) -> str:
     if there is None:
         return "nothing that torchbeats wrote"
