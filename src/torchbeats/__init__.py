@@ -10,6 +10,7 @@ from torchbeats.audio import AudioWarning
 from torchbeats.backbone import Encoded
 from torchbeats.config import SIZES, BEATsConfig, RandomProjectionConfig, TokenizersConfig
 from torchbeats.description import describe
+from torchbeats.embedder import Embedder, Tagger
 from torchbeats.encoder import TransformerEncoder, TransformerSentenceEncoderLayer, init_bert_params
 from torchbeats.errors import (
     AudioError,
@@ -55,6 +56,7 @@ __all__ = [
     "BEATsConfig",
     "CheckpointError",
     "CorpusError",
+    "Embedder",
     "Embedding",
     "EmbeddingPlan",
     "Encoded",
@@ -77,6 +79,7 @@ __all__ = [
     "StoreError",
     "Swish",
     "TableResult",
+    "Tagger",
     "Tags",
     "TokenGrid",
     "TokenPlan",

@@ -17,8 +17,8 @@ def fingerprint(sounds: Iterable[Any]) -> str:
     digest, count = hashlib.sha256(), 0
     for sound in sounds:
         try:
-            content = getattr(sound, "content", None)  # a sound that lies in a list
-            stat = os.stat(sound.path if content is None else content.file)
+            # A sound that lies in a Parquet file changes with that file.
+            stat = os.stat(getattr(getattr(sound, "content", None), "file", sound.path))
             state = (stat.st_size, stat.st_mtime_ns)
         except (OSError, ValueError):
             state = (-1, -1)

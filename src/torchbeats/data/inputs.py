@@ -13,7 +13,7 @@ from pathlib import Path
 from torchbeats.audio import AudioWarning
 from torchbeats.data.folders import Omissions, sounds_in_folder
 from torchbeats.data.lists import LIST_SUFFIXES, read_list
-from torchbeats.data.stored import StoredSound
+from torchbeats.data.stored import MemorySound, StoredSound
 from torchbeats.errors import InputError
 from torchbeats.files import special_kind
 
@@ -32,7 +32,7 @@ class Piece:
     path: str
     start: float = 0.0
     end: float | None = None
-    content: StoredSound | None = None
+    content: StoredSound | MemorySound | None = None
 
 
 def find_audio(
@@ -58,7 +58,7 @@ def find_audio(
         notes = partial(warnings.warn, category=AudioWarning, stacklevel=3)
     result: dict[str, None] = {}
     for piece in find_sounds(inputs, follow_links=follow_links, notes=notes):
-        if piece.content is not None:
+        if isinstance(piece.content, StoredSound):
             raise InputError(
                 f"{piece.content.file} holds sounds in itself, not paths of files; here files are needed: write each "
                 "sound to a file of its own."

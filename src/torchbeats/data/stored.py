@@ -50,6 +50,30 @@ class StoredSound(NamedTuple):
         return content
 
 
+class MemorySound(NamedTuple):
+    """The content of a sound file that is in memory.
+
+    Attributes:
+        name: of the sound, for people.
+        data: the file's bytes.
+    """
+
+    name: str
+    data: bytes
+
+    def open(self) -> BinaryIO:
+        """The sound as an open file.
+
+        Raises:
+            AudioError: there are no bytes.
+        """
+        if not self.data:
+            raise AudioError(self.name, "the file is empty (0 bytes)")
+        content = io.BytesIO(self.data)
+        content.name = self.name
+        return content
+
+
 class _Reader:
     """Rows of one column, in order for little, in any order at the cost of what lies before them in their group."""
 
