@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Literal
 
 from torchbeats.errors import HubError
 from torchbeats.files import sha256
-from torchbeats.weights.checkpoint import SUFFIXES
+from torchbeats.weights.checkpoint import READ_SUFFIXES, SUFFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-PATHS = (*SUFFIXES, ".onnx")  # what ends so reads as a path
+PATHS = (*READ_SUFFIXES, ".onnx")  # what ends so reads as a path
 SIDECARS = ("config.yaml", "config.json", "label_map.json")  # what some checkpoints cannot be read or named without
 
 _HUB_NAME = re.compile(
@@ -205,9 +205,12 @@ def _cached(source: Source) -> Path | None:
 
 
 def _checkpoints(names: Iterable[str]) -> list[str]:
-    """The checkpoints among file names: only the safetensors where there are any."""
-    found = sorted(name for name in names if name.endswith(SUFFIXES))
-    return [name for name in found if name.endswith(".safetensors")] or found
+    """The checkpoints among file names: only the safetensors where there are any, and trainers' files only alone."""
+    existing = sorted(name for name in names if name.endswith(READ_SUFFIXES))
+    for kind in (SUFFIXES[:1], SUFFIXES):
+        if preferred := [name for name in existing if name.endswith(kind)]:
+            return preferred
+    return existing
 
 
 def _only_checkpoint(names: Iterable[str], where: str, prefix: str) -> str:
