@@ -53,7 +53,7 @@ def _digest(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     lines = [json.dumps(about, sort_keys=True)]
     for name, tensor in sorted(tensors.items()):
         values = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-        lines.append(json.dumps([name, str(tensor.dtype), list(tensor.shape), zlib.crc32(memoryview(values))]))
+        lines.append(json.dumps([name, str(tensor.dtype), list(tensor.shape), zlib.crc32(values.data)]))
     return "sha256-crc32:" + hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
