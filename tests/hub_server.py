@@ -43,6 +43,9 @@ class HubServer:
     requests: list[str] = field(default_factory=list)  # "GET /owner/repo/resolve/main/model.pt"
     cut: Counter[str] = field(default_factory=Counter)  # file: so many downloads of it break off half way
     damaged: set[str] = field(default_factory=set)  # files that arrive with another byte in them
+    lies: dict[str, str] = field(default_factory=dict)  # headers in the place of the true ones
+    more: bytes = b""  # sent behind every file
+    sha: object = None  # of the commit, in listings, in the place of the true one
     unlisted: bool = False  # a mirror that has files, but not the API
     down: bool = False  # 503 to everything from now on
     down_after_cut: bool = False  # as above, once a download has broken off
@@ -107,7 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
     def list(self, name: str, revision: str) -> None:
         if repo := self.find(name, revision):
             siblings = [{"rfilename": file} for file in repo.files]
-            body = {"id": name.removeprefix("datasets/"), "sha": repo.commit, "siblings": siblings}
+            sha = self.server_state.sha or repo.commit
+            body = {"id": name.removeprefix("datasets/"), "sha": sha, "siblings": siblings}
             self.answer(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
 
     def resolve(self, name: str, revision: str, file: str) -> None:
@@ -117,13 +121,16 @@ class _Handler(BaseHTTPRequestHandler):
         if repo.gated:
             return self.answer(403, {"X-Error-Code": "GatedRepo"})
         if file not in repo.files:
-            return self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repo.commit})
+            return self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": repo.commit, **hub.lies})
         body = repo.files[file]
         large = file.endswith((".pt", ".pth", ".safetensors"))  # kept apart, under its SHA-256; the rest as git has it
         etag = hashlib.sha256(body).hexdigest() if large else hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()
         headers = {"X-Repo-Commit": repo.commit, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         if large:
             headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(body))}
+        headers |= hub.lies
+        if self.command == "GET":
+            body += hub.more
         if file in hub.damaged:
             body = bytes([body[0] ^ 1]) + body[1:]
         start = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").split("-")[0])
@@ -140,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         """Answer; of the body only the first `send` bytes, where given, and then hang up."""
         self.send_response(status)
-        for key, value in {**(headers or {}), "Content-Length": str(len(body)), "Connection": "close"}.items():
+        for key, value in {"Content-Length": str(len(body)), **(headers or {}), "Connection": "close"}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "GET":

@@ -508,3 +508,12 @@ def test_names_of_newer_torch_load(shared):
     close(other(x)[0], model(x)[0])
     assert "pos_conv.0.weight_g" in other.state_dict()
     assert other.pos_conv[0].weight_g.shape == (1, 1, 16)
+
+
+@pytest.mark.parametrize("third", [3, 0, 1, 12, torch.tensor(3)])
+def test_a_layer_in_the_third_place_is_refused_by_name(third):
+    """The research code's third argument is a layer; taken for a flag, every number but 0 would mean all layers."""
+    model, x = encoder(), torch.randn(2, 9, C)
+    for method in (model, model.extract_features):
+        with pytest.raises(TypeError, match=r"output_all_hiddens must be True, False or None.*layers="):
+            method(x, None, third)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import torchbeats
 from helpers import SMALL, golden, noise, small_model, under
-from torchbeats import BEATs, BEATsConfig
+from torchbeats import BEATs, BEATsConfig, Tokenizers, TokenizersConfig
 
 VARIANTS = ["base", "finetuned", "glu", "plain_relu", "prenorm", "same_width", "ungated_bias"]
 # From the reference's features on, the tolerance is that of the reference numbers. From the waveform on it is wider:
@@ -317,3 +317,158 @@ def test_a_mask_in_the_place_of_relative_lengths_is_told_its_keyword(call):
         with pytest.raises(ValueError, match=r"padding_mask=mask"):
             getattr(model, call)(wav, wrong)
     getattr(model, call)(wav, padding_mask=mask)
+
+
+# --- frozen models and training ---------------------------------------------------------------------------------------
+
+
+def one_step(model, parameters, **head):
+    """What changed of some parameters in a step of an optimiser."""
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    probe = torch.nn.Linear(48, 1)
+    probe(model(torch.randn(1, 4000))[0]).square().mean().backward()
+    optimizer.step()
+    optimizer.step()
+    return [not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True)]
+
+
+@pytest.mark.parametrize("make", [lambda: BEATs(BEATsConfig(SMALL)), lambda: Tokenizers(TokenizersConfig(SMALL))])
+def test_training_mode_of_a_model_that_is_frozen_by_default_warns_once(make):
+    model = make()
+    with pytest.warns(UserWarning, match=rf"{type(model).__name__} has fresh weights and is frozen.*freeze=False"):
+        torch.nn.Sequential(model).train()
+    assert not model.training
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.train()
+        make().eval()
+        make().train(False)
+        BEATs(BEATsConfig(SMALL), freeze=False).train()
+        make().unfreeze().train()
+        make().freeze().train()  # somebody wants it so
+
+
+def test_a_frozen_model_from_a_file_does_not_warn_in_training_mode(tmp_path):
+    torchbeats.save(small_model(), tmp_path / "m.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torchbeats.load(tmp_path / "m.safetensors").train()
+
+
+def test_gradients_asked_for_by_hand_unfreeze():
+    model = small_model()
+    model.requires_grad_(True)
+    assert not model.training  # only the mode that was set
+    assert model.train().training
+    assert sum(one_step(model, model.parameters())) > 40  # all but those whose gradient is zero
+    part = small_model()
+    part.encoder.layers[1].requires_grad_(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert part.train().training
+        changed = one_step(part, part.parameters())
+    names = [name for (name, _), new in zip(part.named_parameters(), changed, strict=True) if new]
+    assert names
+    shared = "encoder.layers.0.self_attn.relative_attention_bias.weight"  # the table of all layers
+    assert all(name == shared or name.startswith("encoder.layers.1.") for name in names)
+
+
+def test_an_optimiser_that_can_change_nothing_warns_once():
+    def warned(model, groups):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            optimizer = torch.optim.SGD(groups, lr=0.1)
+            optimizer.step()
+            optimizer.step()
+        assert all("parameters of a frozen BEATs, which it cannot change" in str(w.message) for w in said)
+        return len(said)
+
+    fresh, head = small_model(), torch.nn.Linear(48, 2)
+    asked = small_model().freeze()
+    assert warned(fresh, fresh.parameters()) == 1
+    assert warned(fresh, [*fresh.parameters(), *head.parameters()]) == 1  # random weights that stay so
+    assert warned(asked, asked.parameters()) == 1
+    assert warned(asked, [{"params": asked.parameters()}, {"params": head.parameters()}]) == 1
+    assert warned(asked, [*asked.parameters(), *head.parameters()]) == 0  # a probe, as many write it
+    assert warned(asked, head.parameters()) == 0
+    assert warned(fresh, fresh.unfreeze().parameters()) == 0
+    assert warned(asked, asked.requires_grad_(True).parameters()) == 0
+
+
+# --- hooks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["forward", "pre", "every module", "replaced forward"])
+@pytest.mark.parametrize("fields", [{}, {"activation_fn": "glu"}, {"deep_norm": False, "layer_norm_first": True}])
+def test_every_module_can_be_watched(fields, kind):
+    """Fast paths that go around a module give way to whoever looks at it, one module at a time."""
+    model = small_model(finetuned_model=True, predictor_class=3, **fields)
+    wav = torch.from_numpy(noise(30.0)).view(2, -1)  # long enough for the ways that work in pieces
+    with torch.no_grad():
+        expected = model(wav)[1]
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.ModuleList):  # never called
+                continue
+            calls = []
+            if kind == "forward":
+                handle = module.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+            elif kind == "pre":
+                handle = module.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+            elif kind == "every module":
+                handle = torch.nn.modules.module.register_module_forward_hook(
+                    lambda m, *_, calls=calls, module=module: calls.append(1) if m is module else None
+                )
+            else:
+                original = module.forward
+                module.forward = lambda *args, calls=calls, original=original, **kwargs: (
+                    calls.append(1),
+                    original(*args, **kwargs),
+                )[1]
+            torch.testing.assert_close(model(wav)[1], expected, atol=1e-5, rtol=0)
+            assert len(calls) == 1, name
+            if kind == "replaced forward":
+                del module.forward
+            else:
+                handle.remove()
+
+
+def test_every_gradient_can_be_watched():
+    model, seen = small_model().unfreeze().eval(), set()
+    for name, module in model.named_modules():
+        module.register_full_backward_hook(lambda *_, name=name: seen.add(name))
+    model(torch.randn(1, 4000))[0].square().mean().backward()
+    # Not through the front end, nor into a table of indices.
+    expected = {name for name, _ in model.named_modules()} - {"fbank", "predictor_dropout", "encoder.layers"}
+    assert {name for name in expected if "relative_attention_bias" not in name} <= seen
+
+
+def test_a_hook_on_the_gate_sees_and_changes_its_eight_outputs():
+    model, shapes = small_model(), []
+    wav = torch.from_numpy(noise(1.0)).unsqueeze(0)
+    before = model(wav)[0]
+    gate = model.encoder.layers[0].self_attn.grep_linear
+    handle = gate.register_forward_hook(lambda _, inputs, output: shapes.append((inputs[0].shape, output.shape)))
+    torch.testing.assert_close(model(wav)[0], before, atol=1e-5, rtol=0)
+    assert shapes == [((1, 4, 48, 12), (1, 4, 48, 8))]  # (B, H, T, D), as in the reference
+    handle.remove()
+    handle = gate.register_forward_hook(lambda _, __, output: output + 1)
+    assert (model(wav)[0] - before).abs().max() > 1e-4
+    handle.remove()
+
+
+def test_an_adapter_in_the_place_of_the_gate_is_used():
+    class Adapted(torch.nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base, self.weight, self.bias = base, base.weight, base.bias
+
+        def forward(self, x):
+            return self.base(x) + 1
+
+    model = small_model()
+    wav = torch.from_numpy(noise(1.0)).unsqueeze(0)
+    before = model(wav)[0]
+    attention = model.encoder.layers[0].self_attn
+    attention.grep_linear = Adapted(attention.grep_linear)
+    assert (model(wav)[0] - before).abs().max() > 1e-4

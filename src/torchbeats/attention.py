@@ -397,11 +397,15 @@ class MultiheadAttention(nn.Module):
 
     def _gate(self, q: Tensor) -> Tensor:
         """What the position bias is multiplied with, ``(B, H, T, 1)``, from unscaled queries ``(B, H, T, D)``."""
-        # The eight outputs are only ever used as two sums of four, which is a linear layer of two outputs.
-        weight = self.grep_linear.weight.unflatten(0, (2, 4)).sum(1)
-        bias = self.grep_linear.bias.unflatten(0, (2, 4)).sum(1)
-        # The transposes spare a copy: as (B, T, H, D) the queries lie in memory.
-        a, b = torch.sigmoid(F.linear(q.transpose(1, 2), weight, bias)).transpose(1, 2).chunk(2, dim=-1)
+        if kernels.is_plain_linear(self.grep_linear):
+            # The eight outputs are only ever used as two sums of four, which is a linear layer of two outputs.
+            weight = self.grep_linear.weight.unflatten(0, (2, 4)).sum(1)
+            bias = self.grep_linear.bias.unflatten(0, (2, 4)).sum(1)
+            # The transposes spare a copy: as (B, T, H, D) the queries lie in memory.
+            sums = F.linear(q.transpose(1, 2), weight, bias).transpose(1, 2)
+        else:
+            sums = self.grep_linear(q).unflatten(-1, (2, 4)).sum(-1)
+        a, b = torch.sigmoid(sums).chunk(2, dim=-1)
         return a * (b * self.grep_a - 1.0) + 2.0
 
     def _masked_scores(self, q: Tensor, k: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor:

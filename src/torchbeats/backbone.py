@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchbeats import pooling
+from torchbeats import freezing, pooling
 from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig
 from torchbeats.encoder import TransformerEncoder
 from torchbeats.fbank import Fbank
@@ -98,6 +98,7 @@ class Backbone(nn.Module):
         self.cfg = cfg
         self.grid = PatchGrid(cfg.input_patch_size)
         self.frozen = False
+        self.frozen_by_default = False
         self.fbank = Fbank()
         self.patch_embedding = nn.Conv2d(
             1, cfg.embed_dim, kernel_size=cfg.input_patch_size, stride=cfg.input_patch_size, bias=cfg.conv_bias
@@ -118,9 +119,13 @@ class Backbone(nn.Module):
         return checkpoint.digest(self, self.cfg)
 
     def freeze(self: Self) -> Self:
-        """Evaluation mode for good, and no parameter asks for a gradient. Gradients still flow to the input."""
-        self.frozen = True
+        """Evaluation mode for good, and no parameter asks for a gradient. Gradients still flow to the input.
+
+        Undone by `unfreeze`; and by ``requires_grad=True``, set by hand on any parameter.
+        """
+        self.frozen, self.frozen_by_default = True, False
         self.requires_grad_(False)
+        freezing.watch(self)
         return self.eval()
 
     def unfreeze(self: Self) -> Self:
@@ -129,8 +134,22 @@ class Backbone(nn.Module):
         self.requires_grad_(True)
         return self.train()
 
+    def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
+        """As that of every module; asking for gradients undoes `freeze`, without a change of mode."""
+        self.frozen = self.frozen and not requires_grad
+        return super().requires_grad_(requires_grad)
+
     def train(self: Self, mode: bool = True) -> Self:
-        """Set training mode; a frozen model stays in evaluation mode, also when a module around it is set."""
+        """Set training mode; a frozen model stays in evaluation mode, also when a module around it is set.
+
+        A model with fresh weights that is frozen by default says so, once.
+        """
+        if mode and self.frozen:
+            if any(parameter.requires_grad for parameter in self.parameters()):
+                self.frozen = False  # somebody has asked for gradients by hand
+            elif self.frozen_by_default:
+                self.frozen_by_default = False
+                freezing.warn_of_training_mode(self)
         return super().train(mode and not self.frozen)
 
     def preprocess(self, source: Tensor, fbank_mean: float = FBANK_MEAN, fbank_std: float = FBANK_STD) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,8 @@ FBANK_MEAN = 15.41663
 FBANK_STD = 6.55582
 
 PROBLEM_TYPES = ("multi_label", "single_label")
+
+LARGEST_SIZE = 2**20  # of any setting that counts something; beyond it stands a mistake, or a trap
 
 
 class _Settings:
@@ -43,14 +47,36 @@ class _Settings:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             kind: Any = type(field.default)
-            if not isinstance(value, (int, float) if kind is float else kind):
-                raise ValueError(f"{field.name} must be of type {kind.__name__}, not {value!r}.")
+            # Python counts True among the integers; as a size it is a mistake.
+            fits = isinstance(value, (int, float) if kind is float else kind) and (
+                kind is bool or not isinstance(value, bool)
+            )
+            if not fits:
+                raise ValueError(f"{field.name} must be of type {kind.__name__}, not {_shown(value)}.")
             if kind is int and value < 1:
-                raise ValueError(f"{field.name} must be at least 1, not {value}.")
+                raise ValueError(f"{field.name} must be at least 1, not {_shown(value)}.")
+            if kind is int and value > LARGEST_SIZE:
+                raise ValueError(f"{field.name} must be at most {LARGEST_SIZE}, not {_shown(value)}.")
+            if kind is float and not _is_finite(value):
+                raise ValueError(f"{field.name} must be a finite number, not {_shown(value)}.")
         if self.fbank_std <= 0:
             raise ValueError(f"fbank_std must be positive, not {self.fbank_std}.")
         if N_MELS % self.input_patch_size:
             raise ValueError(f"input_patch_size must divide the {N_MELS} mel bins; {self.input_patch_size} does not.")
+
+
+def _shown(value: Any) -> str:
+    """A value for a sentence: short, however large it is."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length():,} bits"
+    return reprlib.repr(value)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no floating-point number holds
+        return False
 
 
 @dataclass(init=False)

@@ -293,6 +293,9 @@ class TransformerEncoder(nn.Module):
             places: where these T patches lie in a longer sequence, the rest of which is left out: the convolution sees
                 zeros there, and distances are those of the longer sequence.
 
+        Raises:
+            TypeError: ``output_all_hiddens`` is a number, as in the research code, where it names a layer.
+
         Returns:
             ``(B, T, C)``; and the input to the first layer followed by every layer's output, ``(B, T, C)`` each, or an
             empty list. With ``layer_norm_first`` the last of them is still without the final norm.
@@ -314,6 +317,12 @@ class TransformerEncoder(nn.Module):
         places: Places | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """As `forward`, without the final norm of models with ``layer_norm_first``."""
+        # The research code's third argument is a layer; as a flag, any number would mean all hiddens.
+        if not (output_all_hiddens is None or isinstance(output_all_hiddens, bool)):
+            raise TypeError(
+                f"output_all_hiddens must be True, False or None, not {output_all_hiddens!r}. To stop behind a layer, "
+                f"name it: layers={output_all_hiddens!r}."
+            )
         if layers is not None and not 0 <= layers <= len(self.layers):
             raise ValueError(f"This model has {len(self.layers)} layers; there is no layer {layers}.")
         if padding_mask is not None:

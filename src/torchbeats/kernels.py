@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import modules
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -355,12 +356,10 @@ def _onednn_product(layer: nn.Module, x: Tensor) -> Callable[..., Tensor] | None
         and not in_graph()
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.enabled
-        # What else calls itself a linear layer may be quantised, adapted or watched.
-        and type(layer).forward is nn.Linear.forward
+        and is_plain_linear(layer)
         and type(layer.weight) is nn.Parameter
         and layer.weight.dtype == torch.float32
         and layer.weight.is_contiguous()
-        and not _watched(layer)
         and not _differentiable(x, *layer.parameters())
         and x.numel()
     ):
@@ -425,9 +424,24 @@ def _spectral_convolution(x: Tensor, kernel: Tensor, bias: Tensor, groups: int) 
     return torch.cat(y, 2)[..., :steps] + bias[:, None]
 
 
+def is_plain_linear(layer: nn.Module) -> bool:
+    """Whether nobody can tell if ``layer(x)`` is called: it is a linear layer, not quantised, adapted or watched."""
+    return type(layer).forward is nn.Linear.forward and not _watched(layer)
+
+
 def _watched(module: nn.Module) -> bool:
-    """Whether somebody wants to see what goes in and out, as it is called in the plain way."""
-    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    """Whether somebody wants to see what goes in and out, as it is called in the plain way.
+
+    By a hook of the module's, by a hook on every module, or by a function in the place of its ``forward``.
+    """
+    return bool(modules.module._has_any_global_hook()) or any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        or "forward" in part.__dict__
+        for part in module.modules()
+    )
 
 
 def by_rows(function: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Module) -> Tensor:

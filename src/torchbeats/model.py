@@ -25,7 +25,8 @@ class BEATs(Backbone):
     Args:
         ckp_path: a checkpoint file of any published family; a `BEATsConfig` for fresh weights of that size; None for
             fresh weights of the default size.
-        freeze: stay in evaluation mode and ask for no parameter gradients, until `unfreeze`.
+        freeze: stay in evaluation mode and ask for no parameter gradients, until `unfreeze`. To train fresh weights,
+            say False; a model that was not told so warns when it is set to training mode.
         output_all_hiddens: `forward` returns every layer's features, the encoder's input to the first layer in front.
 
     Attributes:
@@ -57,6 +58,7 @@ class BEATs(Backbone):
             checkpoint.fill(self, stored)
         if freeze:
             self.freeze()
+            self.frozen_by_default = stored is None
 
     @property
     def labels(self) -> list[str] | None:

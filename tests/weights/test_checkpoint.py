@@ -78,6 +78,7 @@ MODELS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*single-label model")
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_round_trip(tmp_path, make, suffix):
@@ -94,6 +95,7 @@ def test_round_trip(tmp_path, make, suffix):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.filterwarnings("ignore:.*single-label model")
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_one_file_is_a_whole_model(tmp_path, suffix):
     model = BEATs(
@@ -106,11 +108,15 @@ def test_one_file_is_a_whole_model(tmp_path, suffix):
     torchbeats.save(model, tmp_path / f"model{suffix}")
     loaded = torchbeats.load(tmp_path / f"model{suffix}")
     assert loaded.labels == NAMES
-    assert (loaded.cfg.problem_type, loaded.cfg.fbank_mean, loaded.cfg.fbank_std) == ("single_label", 11.5, 3.25)
+    statistics = (15.41663, 6.55582) if suffix == ".pt" else (11.5, 3.25)  # there they are in the patch embedding
+    assert (loaded.cfg.problem_type, loaded.cfg.fbank_mean, loaded.cfg.fbank_std) == ("single_label", *statistics)
     assert (loaded.cfg.espnet_extra, loaded.cfg.learning_rate) == ({"a": [1, 2.5, None]}, 5e-4)
     assert "no_json" not in loaded.cfg.to_dict()
     torch.testing.assert_close(answers(loaded)[1].sum(-1), torch.ones(2))  # softmax
-    assert_same(loaded, model)
+    if suffix == ".safetensors":
+        assert_same(loaded, model)
+    else:
+        torch.testing.assert_close(answers(loaded), answers(model), atol=1e-5, rtol=0)
 
 
 def test_position_table_is_stored_once(tmp_path):
@@ -396,7 +402,7 @@ FAULTS = {
     ),
     "training state": (
         saved(lambda: {"state_dict": {"a": torch.ones(1)}, "epoch": 3}),
-        "entries that are no tensors: state_dict, epoch",
+        "what it has under 'state_dict' are weights of another model: a",
     ),
     "one missing": (drop(1), r"it lacks patch_embedding.weight\. It is damaged"),
     "seven missing": (drop(7), r"it lacks patch_embedding.weight, (\S+, ){5}\S+\."),

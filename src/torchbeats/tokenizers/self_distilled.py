@@ -49,6 +49,7 @@ class Tokenizers(AcousticTokenizer, Backbone):
             checkpoint.fill(self, stored)
         if freeze:
             self.freeze()
+            self.frozen_by_default = stored is None
 
     def forward(
         self,

@@ -23,9 +23,13 @@ from torch.overrides import TorchFunctionMode
 from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
 from torchbeats.errors import CheckpointError, ModelError, SettingsError, some_of
 from torchbeats.files import replacing
+from torchbeats.weights import integrity
 from torchbeats.weights.families import FORMAT_VERSION, KINDS, METADATA_KEY, POSITION_TABLE, Checkpoint, recognise
+from torchbeats.weights.research import for_research_code
+from torchbeats.weights.trainers import plain_values
 
-SUFFIXES = (".safetensors", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".pt", ".pth")  # of the files that are written
+READ_SUFFIXES = (*SUFFIXES, ".ckpt")  # Lightning's are read too
 
 # What a configuration is of, in words, and the class that it builds.
 _OWNERS: dict[Any, tuple[str, str]] = {
@@ -86,8 +90,6 @@ def fill(model: nn.Module, stored: Checkpoint) -> None:
     }
     if told := [f"it {verb} {some_of(names)}" for verb, names in faults.items() if names]:
         raise CheckpointError(stored.path, f"{'; '.join(told)}. It is damaged, or its config is that of another model.")
-    if odd := [name for name in wanted if not _is_plain(stored.tensors[name])]:
-        raise CheckpointError(stored.path, f"it has tensors without plain values: {some_of(odd)}.")
     broken = []
     ready = {}
     for name, target in wanted.items():  # one at a time, so that converting never holds two copies of the model
@@ -107,11 +109,6 @@ def _share_position_table(tensors: dict[str, Tensor], wanted: Iterable[str]) -> 
         for name in wanted:
             if POSITION_TABLE.fullmatch(name):
                 tensors.setdefault(name, table)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor is an array of real numbers."""
-    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_complex())
 
 
 Config = TypeVar("Config", BEATsConfig, TokenizersConfig, RandomProjectionConfig)
@@ -164,47 +161,57 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
     Args:
         model: a `BEATs` or a tokenizer.
         path: ``.safetensors`` for a file that is a whole model; ``.pt`` for one that the research code and its many
-            copies read.
+            copies read. They normalise by the published mean and deviation whatever the config says: a model's own
+            are folded into the patch embedding there, which then has a bias. What they have no code for (a
+            random-projection tokenizer, a head over bands) is refused; a single-label model is written with a warning.
         dtype: of the numbers in the file, float16 say; those of the model where not given. Loading makes them float32.
 
     Raises:
-        ValueError: a name with another ending, a head that no checkpoint holds, or a ``.pt`` of a model whose head the
-            research code does not have.
+        SettingsError: a name with another ending.
+        ModelError: a head that no checkpoint holds, or a ``.pt`` of a model that the research code does not have.
     """
     path = Path(path)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{path}: an exported model cannot be saved; save the checkpoint that it was made from.")
-    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     config, label_dict = _described(model)
+    suffixes = SUFFIXES if isinstance(config, BEATsConfig) else SUFFIXES[:1]
+    if path.suffix not in suffixes:
+        because = "" if path.suffix not in SUFFIXES else ": the research code has no such tokenizer, and reads none"
+        raise SettingsError(
+            f"The name of such a checkpoint must end in {', '.join(suffixes)}; {path} does not{because}."
+        )
+    state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
-        tables = [name for name in state if POSITION_TABLE.fullmatch(name)]
-        for name in tables[1:]:  # one table, listed under every layer; a safetensors file stores a tensor once
-            del state[name]
-        about = {
-            "version": FORMAT_VERSION,
-            "kind": next(kind for kind, settings in KINDS.items() if type(config) is settings),
-            "config": plain_settings(config.to_dict()),
-            "labels": label_dict,
-        }
-        with replacing(path) as temporary:
-            tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-            save_file(tensors, temporary, {METADATA_KEY: json.dumps(about)})
-    elif path.suffix in SUFFIXES and isinstance(config, BEATsConfig):
-        if config.finetuned_model and config.predictor_pool != "mean":
-            raise ModelError(
-                f"{path} is for code that has no head over {config.predictor_pool}. Write a .safetensors file, "
-                "or fine-tune with model.pool=mean."
-            )
-        content: dict[str, Any] = {"cfg": plain_settings(config.to_dict()), "model": state}
-        if label_dict is not None:
-            content["label_dict"] = label_dict
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
+        _write_safetensors(path, config, label_dict, state)
     else:
-        suffixes = ", ".join(SUFFIXES if isinstance(config, BEATsConfig) else SUFFIXES[:1])
-        raise SettingsError(f"The name of such a checkpoint must end in {suffixes}; {path} does not.")
+        _write_pickle(path, config, label_dict, state)
+
+
+def _write_safetensors(path: Path, config: Any, label_dict: dict[int, str] | None, state: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    tables = [name for name in state if POSITION_TABLE.fullmatch(name)]
+    for name in tables[1:]:  # one table, listed under every layer; a safetensors file stores a tensor once
+        del state[name]
+    about = {
+        "version": FORMAT_VERSION,
+        "kind": next(kind for kind, settings in KINDS.items() if type(config) is settings),
+        "config": plain_settings(config.to_dict()),
+        "labels": label_dict,
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    about = json.loads(json.dumps(about))  # as it will be read, for the digest
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {METADATA_KEY: json.dumps(integrity.signed(about, tensors))})
+
+
+def _write_pickle(path: Path, config: BEATsConfig, label_dict: dict[int, str] | None, state: dict[str, Tensor]) -> None:
+    settings, state = for_research_code(path, config, state)
+    content: dict[str, Any] = {"cfg": plain_settings(settings), "model": state}
+    if label_dict is not None:
+        content["label_dict"] = label_dict
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def _described(model: nn.Module) -> tuple[BEATsConfig, dict[int, str] | None]:
@@ -284,8 +291,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def _read_pickle(path: Path) -> dict[str, Any]:
     """The dictionary in a PyTorch file, if tensors and plain values are all that it holds."""
+    integrity.check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with plain_values():
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"(?:GLOBAL|Unsupported class)\s+([\w.]+)", str(error))
         if wanted:

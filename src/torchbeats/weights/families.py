@@ -8,23 +8,29 @@ The formats are told apart by what is in the file, never by its name:
 | Microsoft: BEATs, its fine-tuned models and tokenizers | ``{"cfg", "model", "label_dict"}`` | |
 | OpenBEATs (ESPnet), pre-trained | ``{"cfg", "model"}`` and two frozen convolutions | |
 | OpenBEATs (ESPnet), fine-tuned | tensors under ``encoder.``, a head under ``decoder.`` | ``config.yaml`` |
+| the same, converted | ``{"cfg", "model", "token_list"}`` | ``config.yaml``, else a warning |
 | AVEX, NatureBEATs | safetensors, flat or under ``backbone.``, a head under ``classifier.`` | ``label_map.json`` |
+| training programs | any of these under one key of a dictionary, and under wrappers' names; see `trainers` | |
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+import reprlib
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
 from torchbeats.encoder import PARAMETRIZED_NAMES
 from torchbeats.errors import CheckpointError, some_of
+from torchbeats.weights import espnet, front_end, integrity, sidecars, trainers
 
 METADATA_KEY = "torchbeats"  # of the JSON in our safetensors files' metadata
 FORMAT_VERSION = 1
@@ -38,9 +44,23 @@ POSITION_TABLE = re.compile(r"encoder\.layers\.\d+\.self_attn\.relative_attentio
 # Frozen helpers of ESPnet's front end, which hold nothing that was learned.
 _UNUSED = ("patch_embedding_pad.", "raw2fbank_pad.")
 # What no shape tells, where no config does: every publisher of such files has these.
-_PUBLISHERS = {"deep_norm": True, "gru_rel_pos": True, "max_distance": 800}
+_PUBLISHERS = {"deep_norm": True, "max_distance": 800}
 # Where ESPnet's models and AVEX's keep a label head; ours and Microsoft's is called "predictor".
 _HEADS = ("decoder.linear_out.", "classifier.", "output_layer.", "head.")
+# Sizes in a config, and the tensor and axis that show them.
+_SHOWN_BY = {
+    "input_patch_size": ("patch_embedding.weight", -1),
+    "embed_dim": ("patch_embedding.weight", 0),
+    "encoder_embed_dim": ("encoder.layers.0.self_attn.q_proj.weight", 0),
+    "encoder_ffn_embed_dim": ("encoder.layers.0.fc2.weight", 1),
+    "encoder_attention_heads": ("encoder.layers.0.self_attn.relative_attention_bias.weight", 1),
+    "num_buckets": ("encoder.layers.0.self_attn.relative_attention_bias.weight", 0),
+    "conv_pos": ("encoder.pos_conv.0.weight_v", -1),
+    "predictor_class": ("predictor.weight", 0),
+    "quant_n": ("quantize.embedding.weight", 0),
+    "quant_dim": ("quantize.embedding.weight", 1),
+}
+_SHOWN_BY_RANDOM_PROJECTION = {"quant_n": ("codes", 0), "quant_dim": ("codes", 1)}
 
 
 @dataclass
@@ -71,20 +91,10 @@ def recognise(path: Path, content: Mapping[str, Any], metadata: Mapping[str, str
     Raises:
         CheckpointError: it is no BEATs checkpoint, or contradicts itself.
     """
-    if METADATA_KEY in metadata:
-        found = _ours(path, _tensors(path, content), metadata)
-    elif isinstance(content.get("model"), Mapping):
-        found = _microsoft(path, content)
-    else:
-        found = _bare(path, content)
-    if isinstance(found.config, RandomProjectionConfig):  # which has no layers
-        return found
-    layers = _layers(found.tensors)
-    if not layers:
-        raise CheckpointError(path, f"this is a checkpoint of another model: it has {some_of(found.tensors)}.")
-    if layers != found.config.encoder_layers:  # said before anything of the size that the config asks for is built
-        raise CheckpointError(path, f"its config speaks of {found.config.encoder_layers} layers; it holds {layers}.")
-    return found
+    stored = _ours(path, _tensors(path, content), metadata) if METADATA_KEY in metadata else _theirs(path, content)
+    if not isinstance(stored.config, RandomProjectionConfig) and not _layers(stored.tensors):
+        raise CheckpointError(path, f"this is a checkpoint of another model: it has {some_of(stored.tensors)}.")
+    return stored
 
 
 def _ours(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Checkpoint:
@@ -94,38 +104,80 @@ def _ours(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(path, f"the metadata that describes the model is damaged ({error!r}).") from error
     if version != FORMAT_VERSION:
-        raise CheckpointError(path, f"it was written by a newer torchbeats (format {version}); upgrade to read it.")
-    if kind not in KINDS:
-        raise CheckpointError(path, f"it holds a {kind!r}, which this version of torchbeats does not know.")
-    config = _config(path, cfg, KINDS[kind])
+        raise CheckpointError(
+            path, f"it was written by a newer torchbeats (format {reprlib.repr(version)}); upgrade to read it."
+        )
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise CheckpointError(path, f"it holds a {reprlib.repr(kind)}, which this version of torchbeats does not know.")
+    integrity.check_digest(path, about, tensors)
+    config = _config(path, cfg, KINDS[kind], tensors)
     return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
 
 
-def _microsoft(path: Path, content: Mapping[str, Any]) -> Checkpoint:
-    """A dictionary with ``cfg`` and ``model``: the research code's files, and ESPnet's pre-trained ones."""
-    tensors = _tensors(path, content["model"])
-    cfg = content.get("cfg")
-    if cfg is None:
+def _theirs(path: Path, content: Mapping[str, Any]) -> Checkpoint:
+    """The research code's files, ESPnet's, AVEX's, and whatever training programs have put around them."""
+    weights, container = trainers.weights_in(path, content)
+    tensors = trainers.unwrapped(path, _tensors(path, weights, container))
+    tensors = {name: tensor for name, tensor in tensors.items() if not _without_parent(name).startswith(_UNUSED)}
+    cfg = _settings_in(content) if container else None
+    if cfg is not None:
+        return _described(path, tensors, cfg, content)
+    if _is_espnet_finetuned(tensors):
+        return _espnet_finetuned(path, tensors, espnet.settings_beside(path), content)
+    if container == "model" and content.keys() <= {"model", "cfg", "label_dict"}:
         raise CheckpointError(path, 'it has weights under "model" but no "cfg" that describes them.')
+    if container and not _layers(_under(tensors, "backbone.")):
+        raise CheckpointError(
+            path, f"what it has under {container!r} are weights of another model: {some_of(tensors)}."
+        )
+    return _bare(path, tensors, content, container)
+
+
+def _settings_in(content: Mapping[str, Any]) -> Any:
+    """Settings beside the weights: the research code's, or those that Lightning keeps of a module's arguments."""
+    arguments = content.get("hyper_parameters")
+    if content.get("cfg") is None and isinstance(arguments, Mapping):
+        return next((arguments[name] for name in ("cfg", "config") if isinstance(arguments.get(name), Mapping)), None)
+    return content.get("cfg")
+
+
+def _described(path: Path, tensors: dict[str, Tensor], cfg: Any, content: Mapping[str, Any]) -> Checkpoint:
+    """Weights with the settings that they were trained with."""
+    _check_mapping(path, cfg)
     if _is_espnet_finetuned(tensors):
-        return _espnet_finetuned(path, tensors, content)
+        said = {"cfg": espnet.settings_of_converted(path, cfg)}
+        return _espnet_finetuned(path, tensors, said, content)
+    if "token_list" in content:  # of ESPnet's too, under the research code's names
+        cfg = espnet.settings_of_converted(path, cfg)
+        tensors = _with_predictor(tensors)
+        labels = _labels_of_outputs(content["token_list"], tensors)
+    else:
+        labels = content.get("label_dict")
+    tensors = front_end.without_front_end(path, tensors)
     tokenizer = any(name.startswith("quantize.") for name in tensors)
-    config = _config(path, cfg, TokenizersConfig if tokenizer else BEATsConfig)
-    return Checkpoint(path, config, tensors, _label_dict(path, content.get("label_dict"), config))
+    config = _config(path, cfg, TokenizersConfig if tokenizer else BEATsConfig, tensors)
+    return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
 
 
-def _bare(path: Path, content: Mapping[str, Any]) -> Checkpoint:
+def _bare(path: Path, tensors: dict[str, Tensor], content: Mapping[str, Any], container: str | None) -> Checkpoint:
     """Tensors alone; sizes come from their shapes, and all else from what the publishers of such files always use."""
-    tensors = _tensors(path, content)
-    if _is_espnet_finetuned(tensors):
-        return _espnet_finetuned(path, tensors, _espnet_settings(path))
     if any(name.startswith("backbone.") for name in tensors):
         # The head that the backbone had before is of no use; the trained one is the classifier.
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("backbone.predictor.")}
-    tensors = _with_predictor(_under(tensors, "backbone."))
-    config = _config(path, {**_PUBLISHERS, **_sizes(path, tensors)}, BEATsConfig)
-    beside = _beside(path, "label_map.json") if config.finetuned_model else None
-    labels = None if beside is None else _parsed(beside, json.loads)
+    tensors = front_end.without_front_end(path, _with_predictor(_under(tensors, "backbone.")))
+    config = _config(path, {**_PUBLISHERS, **_sizes(path, tensors)}, BEATsConfig, tensors)
+    labels = content.get("label_dict") if container else None
+    beside = sidecars.beside(path, "label_map.json") if config.finetuned_model and labels is None else None
+    labels = labels if beside is None else sidecars.read_json(beside)
+    if container:
+        head = ", and a sigmoid over its classes" if config.finetuned_model else ""
+        warnings.warn(
+            f"{path} has no settings beside its weights. It is read as the published models are built: deep norm, a "
+            f"greatest distance of 800 in the position bias, the published mean and deviation of features{head}. If "
+            "it was trained otherwise, its outputs are wrong: save it with torchbeats.save from the program that "
+            "trained it.",
+            stacklevel=2,
+        )
     return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
 
 
@@ -133,16 +185,25 @@ def _is_espnet_finetuned(tensors: Mapping[str, Tensor]) -> bool:
     return "encoder.patch_embedding.weight" in tensors
 
 
-def _espnet_finetuned(path: Path, tensors: dict[str, Tensor], said: Mapping[str, Any]) -> Checkpoint:
+def _espnet_finetuned(
+    path: Path, tensors: dict[str, Tensor], said: Mapping[str, Any], content: Mapping[str, Any]
+) -> Checkpoint:
     """An encoder under ``encoder.`` with a head; ``said`` has ``token_list`` and, in ``cfg``, how it was trained."""
-    tensors = _with_predictor(_under(tensors, "encoder."))
-    if not isinstance(said["cfg"], Mapping):
-        raise CheckpointError(path, f"its config must be a dictionary of settings, not {type(said['cfg']).__name__}.")
-    config = _config(path, {**_PUBLISHERS, **said["cfg"], **_sizes(path, tensors)}, BEATsConfig)
-    labels = said.get("token_list")
-    if isinstance(labels, list):  # behind the labels come one or two symbols that the head has no output for
-        labels = labels[: config.predictor_class]
+    tensors = front_end.without_front_end(path, _with_predictor(_under(tensors, "encoder.")))
+    config = _config(path, {**_PUBLISHERS, **said["cfg"], **_sizes(path, tensors)}, BEATsConfig, tensors)
+    symbols = content.get("token_list", said.get("token_list"))
+    labels = content.get("label_dict") if symbols is None else _labels_of_outputs(symbols, tensors)
     return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
+
+
+def _labels_of_outputs(symbols: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """ESPnet's ``token_list`` without the one or two symbols at its end that the head has no output for."""
+    head = tensors.get("predictor.weight")
+    return symbols[: len(head)] if isinstance(symbols, (list, tuple)) and head is not None and head.dim() else symbols
+
+
+def _without_parent(name: str) -> str:
+    return name.removeprefix("encoder.").removeprefix("backbone.")
 
 
 def _with_predictor(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -150,32 +211,6 @@ def _with_predictor(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     heads = {prefix + part: "predictor." + part for prefix in _HEADS for part in ("weight", "bias")}
     renamed = {heads[name] for name in tensors if name in heads}
     return {heads.get(name, name): tensor for name, tensor in tensors.items() if name not in renamed}
-
-
-def _espnet_settings(path: Path) -> dict[str, Any]:
-    """Labels, problem type and settings of a fine-tuned ESPnet model, from the ``config.yaml`` that comes with it."""
-    import yaml
-
-    beside = _beside(path, "config.yaml")
-    if beside is None:
-        raise CheckpointError(path, "a fine-tuned ESPnet model needs its config.yaml beside it; download that too.")
-    said = _parsed(beside, yaml.safe_load)
-    encoder, decoder, task = (said.get(name) or {} for name in ("encoder_conf", "decoder_conf", "model_conf"))
-    base = encoder.get("beats_config") or {} if isinstance(encoder, Mapping) else {}
-    if not all(isinstance(part, Mapping) for part in (encoder, decoder, task, base)):
-        raise CheckpointError(path, f"the settings in {beside} must be dictionaries: encoder_conf, its beats_config, …")
-    if decoder.get("pooling", "mean") != "mean":
-        raise CheckpointError(
-            path, f"its head pools by {decoder['pooling']}; torchbeats reads heads that pool by mean."
-        )
-    for option in ("max_layer", "use_weighted_representation", "adapter_config"):
-        if encoder.get(option):
-            raise CheckpointError(path, f"it was trained with ESPnet's {option}, which torchbeats does not have.")
-    settings = {name: value for name, value in base.items() if value is not None}
-    settings |= {name: encoder[name] for name in ("fbank_mean", "fbank_std") if encoder.get(name) is not None}
-    kind = task.get("classification_type", "multi-class")
-    settings["problem_type"] = "multi_label" if kind == "multi-label" else "single_label"
-    return {"token_list": said.get("token_list"), "cfg": settings}
 
 
 def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -197,6 +232,7 @@ def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             "conv_pos": kernel.size(-1),
             "conv_pos_groups": width // kernel.size(1),
             "relative_position_embedding": True,
+            "gru_rel_pos": attention + "grep_a" in tensors,
         }
         if "encoder.layers.0.fc1.linear.weight" in tensors:
             sizes["activation_fn"] = "glu"
@@ -209,36 +245,64 @@ def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return sizes
 
 
-def _config(path: Path, cfg: Any, kind: Any) -> Any:
-    if not isinstance(cfg, Mapping) or not all(isinstance(name, str) for name in cfg):
-        raise CheckpointError(path, f"its config must be a dictionary of settings, not {type(cfg).__name__}.")
+def _config(path: Path, cfg: Any, kind: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Settings that a model can be built from and that fit the tensors; looked at before anything of their size is."""
+    _check_mapping(path, cfg)
     if clashes := [name for name in cfg if callable(getattr(kind, name, None))]:
         raise CheckpointError(path, f"its config has settings that no model has: {some_of(clashes)}.")
+    front_end.check_settings(path, cfg)
     config = kind(cfg)
+    layers, told = _layers(tensors), getattr(config, "encoder_layers", None)
+    if layers and type(told) is int and told >= 1 and told != layers:
+        raise CheckpointError(path, f"its config speaks of {told} layers; it holds {layers}.")
     try:
         config.check()
     except ValueError as error:
         raise CheckpointError(path, f"no model can be built from its config: {error}") from error
+    for setting, (name, axis) in (_SHOWN_BY_RANDOM_PROJECTION if kind is RandomProjectionConfig else _SHOWN_BY).items():
+        tensor = tensors.get(name)
+        if tensor is None or not hasattr(config, setting) or not -tensor.dim() <= axis < tensor.dim():
+            continue
+        if getattr(config, setting) != tensor.size(axis):
+            raise CheckpointError(
+                path,
+                f"its config does not fit its tensors: {setting} is {getattr(config, setting)}, where the shape of "
+                f"{name} says {tensor.size(axis)}.",
+            )
     return config
 
 
-def _tensors(path: Path, content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors under the reference's names, less the ones that hold nothing."""
-    found: dict[str, Tensor] = {}
+def _check_mapping(path: Path, cfg: Any) -> None:
+    if not isinstance(cfg, Mapping) or not all(isinstance(name, str) for name in cfg):
+        raise CheckpointError(path, f"its config must be a dictionary of settings, not {type(cfg).__name__}.")
+
+
+def _tensors(path: Path, content: Mapping[Any, Any], container: str | None = None) -> dict[str, Tensor]:
+    """The tensors under the reference's names."""
+    tensors: dict[str, Tensor] = {}
     strangers = []
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            strangers.append(str(name))
+            strangers.append(str(name)[:80])
             continue
         for theirs, ours in PARAMETRIZED_NAMES.items():
             if name.endswith(theirs):
                 name = name.removesuffix(theirs) + ours
-        if not name.removeprefix("encoder.").startswith(_UNUSED):
-            found[name] = value
-    if strangers or not found:
-        what = f"entries that are no tensors: {some_of(strangers)}" if strangers else "no tensors"
+        tensors[name] = value
+    where = f" under {container!r}" if container else ""
+    if strangers or not tensors:
+        what = f"entries that are no tensors{where}: {some_of(strangers)}" if strangers else f"no tensors{where}"
         raise CheckpointError(path, f"this is not a BEATs checkpoint: it has {what}.")
-    return found
+    if lying := [name for name, tensor in tensors.items() if not _has_its_values(tensor)]:
+        raise CheckpointError(path, f"it has tensors without plain values: {some_of(lying)}.")
+    return tensors
+
+
+def _has_its_values(tensor: Tensor) -> bool:
+    """Whether a tensor is an array of real numbers, each of which is stored: a shape alone can claim any size."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -259,31 +323,9 @@ def _label_dict(path: Path, labels: Any, config: BEATsConfig) -> dict[int, str] 
         table = {int(index): str(label) for index, label in pairs}
     except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(path, f"its labels cannot be read as a table from index to label ({error}).") from error
-    if sorted(table) != list(range(config.predictor_class)):
+    if len(table) != config.predictor_class or set(table) != set(range(len(table))):
         raise CheckpointError(path, f"it has {len(table)} labels for a head of {config.predictor_class} classes.")
     return dict(sorted(table.items()))
-
-
-def _beside(path: Path, name: str) -> Path | None:
-    """A file that describes the weights: beside them or, in the Hub's cache, at the top of their repository."""
-    folders = [path.parent]
-    if "snapshots" in path.parts:
-        top = len(path.parts) - path.parts[::-1].index("snapshots") + 1
-        folders.append(Path(*path.parts[:top]))
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
-
-
-def _parsed(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """The dictionary that a describing file holds."""
-    from yaml import YAMLError
-
-    try:
-        content = parse(path.read_text("utf-8"))
-    except (OSError, ValueError, YAMLError, RecursionError) as error:
-        raise CheckpointError(path, f"the file that describes the weights cannot be read ({error}).") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(path, f"the file that describes the weights holds a {type(content).__name__}.")
-    return dict(content)
 
 
 def _layers(tensors: Iterable[str]) -> int:

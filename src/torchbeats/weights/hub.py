@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Literal
 
 from torchbeats.errors import HubError
 from torchbeats.files import sha256
-from torchbeats.weights.checkpoint import SUFFIXES
+from torchbeats.weights.checkpoint import READ_SUFFIXES, SUFFIXES
+from torchbeats.weights.guard import HostileAnswer, guarded, is_inside, is_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-PATHS = (*SUFFIXES, ".onnx")  # what ends so reads as a path
+PATHS = (*READ_SUFFIXES, ".onnx")  # what ends so reads as a path
 SIDECARS = ("config.yaml", "config.json", "label_map.json")  # what some checkpoints cannot be read or named without
 
 _HUB_NAME = re.compile(
@@ -138,6 +139,8 @@ def _parse(text: str) -> Source | None:
     if match is None or (not match["file"] and match["repo"].endswith(PATHS)) or Path(match["repo"]).is_dir():
         return None
     repo, file, revision = match["repo"], match["file"], match["revision"] or "main"
+    if not is_inside(file or "the one") or not is_inside(revision):
+        return None
     return Source(text, repo, file, revision, "dataset" if match["dataset"] else "model")
 
 
@@ -150,7 +153,8 @@ def _fetch(source: Source) -> Path:
     info = HfApi().dataset_info if source.repo_type == "dataset" else HfApi().model_info
     try:
         listing = info(source.repo, revision=source.revision, timeout=10)
-        files, commit = [sibling.rfilename for sibling in listing.siblings or ()], listing.sha
+        files = [sibling.rfilename for sibling in listing.siblings or () if is_inside(sibling.rfilename)]
+        commit = listing.sha if is_plain(listing.sha) else None
     except Exception as error:  # the client has had three HTTP libraries, each with exceptions of its own
         if path := _cached(source):
             return path
@@ -177,7 +181,8 @@ def _get(source: Source, file: str, commit: str | None) -> Path:
 
     try:
         # By the revision's name, not its commit: so the cache learns what the name stands for when we are offline.
-        path = Path(hf_hub_download(source.repo, file, repo_type=source.repo_type, revision=source.revision))
+        with guarded(sidecar=PurePosixPath(file).name in SIDECARS):
+            path = Path(hf_hub_download(source.repo, file, repo_type=source.repo_type, revision=source.revision))
     except Exception as error:  # as above, and those of its Rust client
         raise _explain(error, source) from error
     # The cache names a large file by the SHA-256 that the Hub promised, but over plain HTTP nobody compares.
@@ -205,9 +210,12 @@ def _cached(source: Source) -> Path | None:
 
 
 def _checkpoints(names: Iterable[str]) -> list[str]:
-    """The checkpoints among file names: only the safetensors where there are any."""
-    found = sorted(name for name in names if name.endswith(SUFFIXES))
-    return [name for name in found if name.endswith(".safetensors")] or found
+    """The checkpoints among file names: only the safetensors where there are any, and trainers' files only alone."""
+    existing = sorted(name for name in names if name.endswith(READ_SUFFIXES))
+    for kind in (SUFFIXES[:1], SUFFIXES):
+        if preferred := [name for name in existing if name.endswith(kind)]:
+            return preferred
+    return existing
 
 
 def _only_checkpoint(names: Iterable[str], where: str, prefix: str) -> str:
@@ -261,6 +269,8 @@ def _explain(error: Exception, source: Source) -> HubError:
             said = f"was refused by the Hub. If {_page(source)} asks you to accept a licence, do so; then {login}."
         case errors.OfflineModeIsEnabled():
             said = f"is not on this machine, and HF_HUB_OFFLINE forbids to download it. Unset that. {_by_hand(source)}"
+        case HostileAnswer():
+            said = f"was not downloaded: {error}. Whatever answers is no Hub to trust; see what HF_ENDPOINT is set to."
         case OSError(errno=int()) if not isinstance(error, ConnectionError):
             said = f"could not be stored: {error}. Make room, or set HF_HOME to another folder."
         case _:

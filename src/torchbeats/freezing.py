@@ -1,0 +1,63 @@
+"""Training that changes nothing is told: a frozen model in training mode, or in an optimiser."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+from weakref import WeakSet
+
+from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+_frozen: WeakSet[nn.Module] = WeakSet()
+_looked_at: WeakSet[Optimizer] = WeakSet()
+_hooks: list[Any] = []
+
+HOW = "To train it, build it with freeze=False or call its unfreeze()."
+
+
+def watch(model: nn.Module) -> None:
+    """Look out for optimisers that are to change a frozen model, and warn of each once.
+
+    Args:
+        model: with an attribute ``frozen``, and ``frozen_by_default`` where nobody asked for it.
+    """
+    if not _hooks:
+        _hooks.append(register_optimizer_step_pre_hook(_before_step))
+    _frozen.add(model)
+
+
+def warn_of_training_mode(model: nn.Module) -> None:
+    """Say that ``train()`` has no effect on a model with fresh weights that is frozen because that is the default."""
+    warnings.warn(
+        f"This {type(model).__name__} has fresh weights and is frozen, which is the default: train() leaves it in "
+        f"evaluation mode, and no optimiser changes it. {HOW}",
+        stacklevel=3,
+    )
+
+
+def _before_step(optimizer: Optimizer, *_: Any) -> None:
+    """Before an optimiser's first step."""
+    if optimizer in _looked_at:
+        return
+    _looked_at.add(optimizer)
+    for model in list(_frozen):
+        if getattr(model, "frozen", False) and _asks_for(optimizer, model):
+            warnings.warn(
+                f"This optimiser is given parameters of a frozen {type(model).__name__}, which it cannot change. {HOW}",
+                stacklevel=4,
+            )
+
+
+def _asks_for(optimizer: Optimizer, model: nn.Module) -> bool:
+    """Whether somebody means an optimiser to change a model, all of which asks for no gradient.
+
+    Who passes all parameters of a larger model, a frozen encoder among them, does not; who names those of the encoder
+    alone does. Fresh weights that stay as they are nobody wants.
+    """
+    own = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
+    for group in optimizer.param_groups:
+        frozen = sum(id(parameter) in own for parameter in group["params"])
+        if frozen and (frozen == len(group["params"]) or getattr(model, "frozen_by_default", False)):
+            return True
+    return False

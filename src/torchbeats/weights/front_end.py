@@ -1,0 +1,60 @@
+"""The front end that some files carry with their weights: the same as ours, or another model's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchbeats.errors import CheckpointError
+from torchbeats.fbank import mel_filters, povey_window
+from torchbeats.patches import FRAME_LENGTH, FRAME_SHIFT, N_MELS, SAMPLE_RATE
+
+# AVEX 1.4 stores the window, and the mel filters as FFT bins by bands, in the state dict.
+_WINDOW, _FILTERS = "fbank.window", "fbank.mel_fb"
+_BITS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}  # allowed difference
+# AVEX's settings of the front end, and the values that ours has.
+_SETTINGS = {
+    "sample_frequency": SAMPLE_RATE,
+    "num_mel_bins": N_MELS,
+    "frame_length": 1000 * FRAME_LENGTH / SAMPLE_RATE,
+    "frame_shift": 1000 * FRAME_SHIFT / SAMPLE_RATE,
+}
+
+
+def without_front_end(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors less window and mel filters, once they have been compared with ours.
+
+    Raises:
+        CheckpointError: they are others.
+    """
+    for name, ours in ((_WINDOW, povey_window()), (_FILTERS, mel_filters())):
+        if name in tensors and not _same(tensors[name], ours):
+            raise CheckpointError(
+                path,
+                f"it was trained with another front end: its {name} is not that of {N_MELS} mel bands from 20 Hz to "
+                f"{SAMPLE_RATE // 2000} kHz at {SAMPLE_RATE // 1000} kHz in windows of 25 ms, the only one torchbeats "
+                "has.",
+            )
+    return {name: tensor for name, tensor in tensors.items() if name not in (_WINDOW, _FILTERS)}
+
+
+def check_settings(path: Path, cfg: Mapping[str, Any]) -> None:
+    """Raise a `CheckpointError` where settings ask for another front end."""
+    for name, ours in _SETTINGS.items():
+        theirs = cfg.get(name, ours)
+        if isinstance(theirs, (int, float)) and theirs != ours:
+            raise CheckpointError(
+                path, f"it was trained with another front end: {name} {theirs:g}. torchbeats has {ours:g} only."
+            )
+
+
+def _same(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether two constants are equal but for rounding; a filter bank may also be stored bands first."""
+    if theirs.dtype not in _BITS or theirs.layout != torch.strided or theirs.is_meta:
+        return False
+    turned = theirs.t() if theirs.dim() == 2 and theirs.shape != ours.shape else theirs
+    return turned.shape == ours.shape and bool((turned.float() - ours).abs().max() <= _BITS[theirs.dtype])

@@ -1,0 +1,145 @@
+"""A Hub that lies: nothing is written outside the cache, and no more than was promised."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from test_hub import process
+
+from hub_server import HubServer
+from torchbeats.errors import HubError
+from torchbeats.weights import guard
+from torchbeats.weights.hub import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Resolve = Callable[[str], Path]
+
+WEIGHTS = bytes(range(256)) * 400
+CLIMBS = ["../../x", "../../../../x", "/x", "..", "a/b", "..\\x", "C:x", "x\x01", "", ".", "é"]
+
+
+@pytest.fixture
+def server() -> Iterator[HubServer]:
+    with HubServer() as running:
+        yield running
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "down" / "here" / "home"
+
+
+@pytest.fixture
+def online(server: HubServer, home: Path) -> Iterator[Resolve]:
+    with process(server.env(home)) as pool:
+        yield lambda name: pool.submit(resolve, name).result()
+
+
+def files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def blobs(home: Path) -> list[Path]:
+    return [path for path in files(home) if "blobs" in path.parts or "snapshots" in path.parts]
+
+
+@pytest.mark.parametrize("value", ["../../x", "../../../../../../outside", "/outside-of-the-cache", "..", "a/b"])
+@pytest.mark.parametrize("header", ["ETag", "X-Linked-Etag", "X-Repo-Commit"])
+def test_names_that_lead_out_of_the_cache(
+    server: HubServer, online: Resolve, home: Path, tmp_path: Path, header: str, value: str
+) -> None:
+    server.add("o/lies", {"model.pt": WEIGHTS})
+    server.lies = {header: value if header == "X-Repo-Commit" else f'"{value}"'}
+    if header == "ETag":
+        server.lies["X-Linked-Etag"] = server.lies["ETag"]  # which goes before it
+    with pytest.raises(HubError, match=r"o/lies/model\.pt was not downloaded: .* no plain name\. .*HF_ENDPOINT"):
+        online("o/lies")
+    assert blobs(home) == []
+    assert [path for path in files(tmp_path) if home not in path.parents] == []
+    assert not Path("/outside-of-the-cache").exists()
+    server.lies = {}
+    assert online("o/lies").read_bytes() == WEIGHTS  # nothing of the lie is left
+
+
+def test_a_commit_that_leads_out_and_lacks_the_file(server: HubServer, online: Resolve, tmp_path: Path) -> None:
+    """The client notes in the commit's folder that it has no such file."""
+    server.add("o/lacks", {"model.pt": WEIGHTS})
+    server.unlisted, server.lies = True, {"X-Repo-Commit": "../../../../../../outside"}
+    with pytest.raises(HubError, match="no plain name"):
+        online("o/lacks/other.pt")
+    assert not list(tmp_path.rglob("outside"))
+    assert not list(tmp_path.rglob("other.pt"))
+
+
+@pytest.mark.parametrize("sha", ["../../../../secret", "/", 7, ["x"]])
+def test_a_listing_whose_commit_leads_out(server: HubServer, online: Resolve, home: Path, sha: object) -> None:
+    (home.parent / "secret").mkdir(parents=True)
+    (home.parent / "secret/model.pt").write_bytes(b"of somebody else")
+    server.add("o/sha", {"model.pt": WEIGHTS[::-1]})
+    online("o/sha")  # so that the folders to climb out of exist
+    server.add("o/sha", {"model.pt": WEIGHTS})
+    server.sha = sha
+    assert online("o/sha").read_bytes() == WEIGHTS
+
+
+def test_a_listing_whose_files_lead_out(server: HubServer, online: Resolve, tmp_path: Path) -> None:
+    server.add("o/names", {"../../../../secret.pt": WEIGHTS, "/etc/m.pt": WEIGHTS, "a\\..\\..\\b.pt": WEIGHTS})
+    with pytest.raises(HubError, match="no checkpoint"):
+        online("o/names")
+    server.add("o/names", {"../../../../secret.pt": WEIGHTS, "sub/model.pt": WEIGHTS})
+    assert online("o/names").read_bytes() == WEIGHTS
+
+
+def test_more_than_was_promised_is_cut_off(server: HubServer, online: Resolve, home: Path) -> None:
+    server.add("o/more", {"model.pt": WEIGHTS})
+    server.more = bytes(2**27)
+    start = time.monotonic()
+    with pytest.raises(HubError, match=r"was not downloaded: the server sends more than the 102,400 bytes"):
+        online("o/more")
+    assert time.monotonic() - start < 20  # one try, and no second
+    assert blobs(home) == []
+    server.more = b""
+    assert online("o/more").read_bytes() == WEIGHTS
+
+
+def test_a_sidecar_is_small(server: HubServer, online: Resolve) -> None:
+    server.add("o/side", {"model.pth": WEIGHTS, "config.yaml": b"a: 1"})
+    server.lies = {"X-Linked-Size": str(2**40)}
+    with pytest.raises(HubError, match=r"config\.yaml was not downloaded: the server promises 1,099,511,627,776 bytes"):
+        online("o/side")
+
+
+@pytest.mark.parametrize("name", CLIMBS)
+def test_plain_names(name: str) -> None:
+    assert not guard.is_plain(name)
+    assert guard.is_plain("d41d8cd98f00b204e9800998ecf8427e-12")
+    assert not guard.is_plain("a" * 129)
+
+
+def test_names_inside() -> None:
+    for name in ("model.pt", "exp/a/best.pth", ".hidden/x", "..x/y"):
+        assert guard.is_inside(name)
+    for name in ("", "../x", "a/../../x", "/x", "\\x", "a\\..\\..\\x", "C:\\x", "C:x", "x\0", None, 3, "a/.."):
+        assert not guard.is_inside(name)
+
+
+def test_other_downloads_of_the_process_are_left_alone() -> None:
+    from huggingface_hub import file_download
+
+    with guard.guarded():
+        pass
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        get = guard._limiting(lambda _url, file, **more: seen.append((file, more)))
+        patch.setattr(file_download, "http_get", get)
+        file = object()
+        get("http://x", file, expected_size=3)
+        assert seen == [(file, {"expected_size": 3})]
+        with guard.guarded():
+            get("http://x", file, expected_size=3)
+        assert seen[1][0] is not file
