@@ -170,19 +170,20 @@ def _timeline(results: Iterable[Group]) -> Iterator[Scored]:
 
 
 def _by_file(results: Iterable[Group]) -> Iterator[Scored]:
-    """The mean of each file's windows, weighted by their seconds; windows do not overlap."""
-    path, first, end, total = "", 0.0, 0.0, np.zeros(0)
+    """The mean of each file's windows, weighted by their seconds."""
+    path, first, end, seconds, total = "", 0.0, 0.0, 0.0, np.zeros(0)
 
     def complete() -> Iterator[Scored]:
         if len(total):
-            yield Scored(path, first, end, (total / (end - first)).astype(np.float32))
+            yield Scored(path, first, end, (total / seconds).astype(np.float32))
 
     for group in results:
         for row, begins in zip(group.rows(), group.begins.tolist(), strict=True):
             if begins:
                 yield from complete()
-                path, first, total = row.path, row.start, np.zeros(len(row.embedding))
+                path, first, seconds, total = row.path, row.start, 0.0, np.zeros(len(row.embedding))
             total += (row.end - row.start) * row.embedding.astype(np.float64)
+            seconds += row.end - row.start
             end = row.end
         if not group.position.windows:  # no file is under way
             yield from complete()

@@ -39,6 +39,8 @@ from torchbeats.loading import load
 from torchbeats.plans import BATCH_SECONDS, ScorePlan
 from torchbeats.plots import timeline
 from torchbeats.protocol import PROBABILITIES, Model
+from torchbeats.tables.reading import Table
+from torchbeats.tables.scoring import fitted_window, is_table, scored_groups
 from torchbeats.tables.tags import WRITERS, Writer, write_csv, write_jsonl, write_table
 from torchbeats.tagging import TOP, Tags, check_choice, likeliest, score_plan, scored, tags
 from torchbeats.weights import hub
@@ -122,6 +124,9 @@ def tag(
 ) -> None:
     """Name what sounds contain: the most likely labels of each sound, or of each second of a recording.
 
+    In place of sounds, a table that `torchbeats embed` wrote can be given with a model that `torchbeats fit` made of
+    it: its windows are scored without reading any sound; with --every, one row per window.
+
     Rows have path, start and end (seconds), and labels with their probabilities; CSV has one label per row. Rows are
     written as they are computed, and a recording may have any length. A file that cannot be read is reported and left
     out; the exit status is then 1.
@@ -133,16 +138,19 @@ def tag(
     if threshold is None:
         threshold = TRACK_THRESHOLD if ending == ".txt" else 0.0
     check_choice(top, threshold)
-    plan = score_plan(every, window, batch_seconds, views)
-    sounds = find_sounds(inputs, follow_links=follow_links)
-    _check_inputs(output, [*inputs, *(sound.path for sound in sounds)], len(sounds))
+    table = Table(inputs[0]) if len(inputs) == 1 and is_table(inputs[0]) else None
     if model is None:
         complain(hub.BUILT_IN_TAGGER_NOTE, "Note")
         model = hub.BUILT_IN_TAGGER
     network = load(model, engine=engine and engine.value, device=device)
+    if window is None and every is None:
+        window = fitted_window(network)
+    plan = score_plan(every, window, batch_seconds, views)
     plan.check(network)
+    sounds = [] if table is not None else find_sounds(inputs, follow_links=follow_links)
+    _check_inputs(output, [*inputs, *(sound.path for sound in sounds)], len(sounds))
     names = class_names(network.label_dict, network.outputs[PROBABILITIES].shape[0])
-    work = _Work(sounds, network, plan, names, top, threshold, jobs)
+    work = _Work(sounds, network, plan, names, top, threshold, jobs, table)
     if output is None:
         work.print(form, by_file=every is None)
     elif ending == ".png":
@@ -193,6 +201,7 @@ class _Work:
     top: int
     threshold: float
     jobs: int | None
+    table: Table | None = None
     failed: int = 0
 
     def print(self, form: Format | None, by_file: bool) -> None:
@@ -227,9 +236,10 @@ class _Work:
             audio_progress(len(self.sounds), 0) as progress,
         ):
             file.writelines(WRITERS[output.suffix.lower()](counted(self._tags(progress))))
-        if not said and self.failed < len(self.sounds):
+        if not said and (self.table is not None or self.failed < len(self.sounds)):
             complain(f"No label has a probability of {self.threshold:g}; try a lower --threshold.", "Note")
-        remark(f"{output}: labels of {len(self.sounds) - self.failed:,} of {len(self.sounds):,} files.")
+        of = f"{len(self.sounds) - self.failed:,} of {len(self.sounds):,} files"
+        remark(f"{output}: labels of {of if self.table is None else f'{self.table.count:,} stored windows'}.")
 
     def draw(self, output: Path, every: float) -> None:
         """Draw a picture of the one recording."""
@@ -247,6 +257,9 @@ class _Work:
         return tags(scored(self._groups(progress), self.plan), self.names, self.top, self.threshold)
 
     def _groups(self, progress: Progress | None) -> Iterator[Group]:
+        if self.table is not None:
+            yield from scored_groups(self.table, self.network)
+            return
         named = [(sound.path, sound) for sound in self.sounds]
         for group in groups(named, self.network, self.plan, jobs=self.jobs, progress=progress):
             for failure in group.failures:

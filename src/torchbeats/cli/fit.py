@@ -1,0 +1,163 @@
+"""``torchbeats fit``: a table of embeddings and labels → a label head, in seconds."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column
+from rich.table import Table as Printed
+
+from torchbeats.cli.console import complain, console, remark
+from torchbeats.cli.labelled import Format, GroupFrom, show
+from torchbeats.cli.tables import NAMES, OUTPUT, Overwrite
+from torchbeats.data.folds import groups_from
+from torchbeats.data.labelled import read_labelled
+from torchbeats.errors import ModelError, SettingsError, quoted
+from torchbeats.extras import require
+from torchbeats.files import plain, readable, replacing, sha256
+from torchbeats.heads.fitting import FOLDS, Head, fit_head, whole_model
+from torchbeats.heads.labelling import MIN_OVERLAP, label_windows
+from torchbeats.heads.suggesting import Suggestion, suggest
+from torchbeats.loading import load
+from torchbeats.model import BEATs
+from torchbeats.tables.reading import Table
+from torchbeats.weights import checkpoint, hub
+
+
+def fit(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A table that `torchbeats embed` wrote.")],
+    labels: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="LABELS...",
+            help="Labels of its files or of stretches of them: lists with the columns path and label, and optionally "
+            "start and end (seconds); or folders with one subfolder of sounds per class.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="Model to write: .safetensors.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", help=f"The model that the table was made with. {NAMES} Default: what the table names."
+        ),
+    ] = None,
+    precision: Annotated[
+        float, typer.Option(help="Precision that the threshold of each class must reach on held-out windows.")
+    ] = 0.9,
+    min_overlap: Annotated[
+        float,
+        typer.Option(help="Share of the shorter of the two that a window and a labelled stretch must have in common."),
+    ] = MIN_OVERLAP,
+    fully_annotated: Annotated[
+        bool, typer.Option("--fully-annotated", help="Windows of labelled files without a label contain no class.")
+    ] = False,
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation; files are kept together.")] = FOLDS,
+    group_from: GroupFrom = None,
+    problem_type: Annotated[
+        str | None,
+        typer.Option(help="single_label (softmax) or multi_label (sigmoid). Default: chosen from the labels."),
+    ] = None,
+    suggest_: Annotated[
+        int, typer.Option("--suggest", min=0, help="Name this many windows that are worth labelling next.")
+    ] = 0,
+    format: Format = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Fit a label head to stored embeddings, in seconds: a model for `torchbeats tag`.
+
+    The head is a logistic regression with calibrated probabilities and, for each class, the threshold that reaches
+    --precision. All figures come from files that were held out. --suggest prints windows to label next: uncertain ones,
+    and likely ones of classes with few labels.
+    """
+    require("sklearn", "probe")
+    _check_output(output, [table, *map(Path, labels)], overwrite)
+    stored = Table(table)
+    labelled = read_labelled(labels, problem_type)
+    if group_from is not None:
+        labelled = groups_from(labelled, group_from)
+    windows = label_windows(stored, labelled, min_overlap, fully_annotated)
+    base = _base(stored, model)
+    for number, note in enumerate(_notes(windows.unused)):
+        complain(note, "Note" if number else "Warning")
+    with console.status("") as status:
+        head = fit_head(
+            stored.take(windows.indices),
+            windows.labelled,
+            precision=precision,
+            folds=folds,
+            progress=lambda done, total: status.update(f"Fit {done} of {total}"),
+        )
+    for warning in head.warnings:
+        complain(warning, "Warning")
+    checkpoint.save(whole_model(base, head, stored.about), output)
+    suggestions = suggest(stored, head, windows.indices, suggest_) if suggest_ else []
+    show(format, plain(_described(head, suggestions)), lambda out: _print(out, head, suggestions))
+    if suggestions:
+        _write(output.with_suffix(".suggestions.csv"), suggestions)
+    remark(f"{output}: {len(head.classes)} classes. Try it: torchbeats tag {table} -m {output}")
+
+
+def _check_output(output: Path, inputs: list[Path], overwrite: bool) -> None:
+    if output.suffix != ".safetensors":
+        raise SettingsError(f"The output must end in .safetensors; {output} does not.")
+    if output.exists() and any(path.exists() and path.samefile(output) for path in inputs):
+        raise SettingsError(f"The output {output} is one of the inputs; name another.")
+    if output.exists() and not overwrite:
+        raise SettingsError(f"{output} exists; use --overwrite to replace it.")
+
+
+def _base(table: Table, name: str | None) -> BEATs:
+    """The model that a table was made with, and no other."""
+    path = hub.resolve(name or table.about["model"])
+    if f"sha256:{sha256(path)}" != table.about["weights"]:
+        raise ModelError(f"{table.path} was made with other weights than {path}; name the model with --model.")
+    return load(path, expect=BEATs)
+
+
+def _notes(unused: list[Any]) -> list[str]:
+    if not unused:
+        return []
+    names = quoted(dict.fromkeys(example.path for example in unused), 3)
+    return [f"{len(unused):,} labelled stretches have no window in the table, and are not used: {names}."]
+
+
+def _described(head: Head, suggestions: list[Suggestion]) -> dict[str, Any]:
+    return {
+        "classes": head.classes,
+        "problem_type": head.problem_type,
+        "held_out": head.held_out,
+        "figures": head.figures,
+        "by_class": head.by_class,
+        "c": head.c,
+        "warnings": head.warnings,
+        "suggestions": [{**one._asdict(), "path": readable(one.path)} for one in suggestions],
+    }
+
+
+def _print(out: Console, head: Head, suggestions: list[Suggestion]) -> None:
+    columns = ("windows", "average precision", "threshold", "precision", "recall")
+    printed = Printed("class", *(Column(name, justify="right") for name in columns))
+    for row in head.by_class:
+        values = (row.get(name.replace(" ", "_")) for name in columns[1:])
+        shown = ("–" if value is None or value != value else f"{value:.3f}" for value in values)
+        printed.add_row(row["class"].replace("[", r"\["), f"{row['windows']:,}", *shown)
+    out.print(printed)
+    if head.held_out:
+        means = ", ".join(f"{name} {value:.3f}" for name, value in head.figures.items())
+        out.print(f"{means}; held out: {head.held_out}.", markup=False)
+    for one in suggestions:
+        place = f"{readable(one.path)} {one.start:.2f}–{one.end:.2f} s"
+        out.print(f"{place}: {one.label} {one.probability:.2f} ({one.reason})", markup=False)
+
+
+def _write(path: Path, suggestions: list[Suggestion]) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Suggestion._fields)
+        writer.writerows([(readable(one.path), *one[1:]) for one in suggestions])

@@ -1,0 +1,1 @@
+"""Label heads from stored embeddings: which windows have which labels, a fit in seconds, and what to label next."""
