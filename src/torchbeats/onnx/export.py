@@ -478,8 +478,7 @@ class _Writer:
     def _gate(self, q: str, attention: MultiheadAttention) -> str:
         """``(B, H, T, 1)``; see `MultiheadAttention._gate`."""
         g = self.graph
-        weight = attention.grep_linear.weight.unflatten(0, (2, 4)).sum(1)
-        bias = attention.grep_linear.bias.unflatten(0, (2, 4)).sum(1)
+        weight, bias = attention.gate_projection()
         y = g.add("Sigmoid", g.linear(q, weight, bias, "grep_linear", exact=True))
         a, b = g.split("Split", y, g.integers(1, 1), results=2, axis=-1)
         b = g.add("Sub", g.add("Mul", b, g.weight(attention.grep_a, "grep_a")), g.number(1))
@@ -492,7 +491,7 @@ class _Writer:
         g = self.graph
         with g.scope("position_bias"):
             farthest = 2 * attention.max_distance  # from max_distance on, all have the last bucket
-            table = g.weight(attention._bias_by_distance(-farthest, farthest + 1), "table")  # (distances, H)
+            table = g.weight(attention.bias_by_distance(-farthest, farthest + 1), "table")  # (distances, H)
             places = g.range(g.size(x, 1))
             row, column = (g.add("Unsqueeze", places, g.integers(axis)) for axis in (1, 0))
             distance = g.add("Clip", g.add("Sub", column, row), g.integer(-farthest), g.integer(farthest))
