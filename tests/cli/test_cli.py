@@ -290,6 +290,16 @@ def test_convert_keeps_labels_and_refuses_rubbish(run, faulty, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["l.pt", "l.safetensors"]
 
 
+@pytest.mark.parametrize("command", ["finetune", "probe"])
+def test_a_tokenizer_can_be_neither_finetuned_nor_probed(run, faulty, tmp_path, command):
+    data = write_sounds(tmp_path / "data", {f"{name}/{number}.wav": 0.5 for name in ("a", "b") for number in range(4)})
+    out = ("-o", tmp_path / "run") if command == "finetune" else ("--no-cache",)
+    status, _, said = run(command, data, "-m", faulty / "tokenizer.pt", *out)
+    assert status == 2
+    assert "this is a tokenizer checkpoint; load it with" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_models_piped(run):
     status, out, err = run("models")
     assert (status, err) == (0, "")
