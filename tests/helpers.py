@@ -1,13 +1,19 @@
-"""What several test files need: reference numbers, small models, sounds."""
+"""What several test files need: reference numbers, small models, sounds, files of them, the command in a process."""
 
 import json
+import os
+import re
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from safetensors import safe_open
 
-from torchbeats import BEATs, BEATsConfig, Tokenizers, TokenizersConfig
+from torchbeats import BEATs, BEATsConfig, Tokenizers, TokenizersConfig, audio, cli
+from torchbeats.tables import store
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -71,3 +77,71 @@ def noise(seconds, rate=16_000, seed=0, level=0.1):
     """White noise, ``(samples,)`` float32."""
     samples = np.random.default_rng(seed).standard_normal(round(seconds * rate))
     return (level * samples).astype(np.float32)
+
+
+def write_sound(path, samples, rate, subtype=None, **extra):
+    """A sound file of libsndfile's; the path again."""
+    soundfile.write(path, samples, rate, subtype, **extra)
+    return path
+
+
+def write_av(path, samples, rate, codec, *, video=False, sound=True, options=None):
+    """A file from FFmpeg's own encoders, as phones and browsers write them; the path again."""
+    import av  # few test files need it
+
+    with av.open(str(path), "w", options=options or {}) as container:
+        if video:
+            pictures = container.add_stream("mpeg4", rate=10)
+            pictures.width = pictures.height = 64
+            pictures.pix_fmt = "yuv420p"
+        if sound:
+            track = container.add_stream(codec, rate=rate, layout="mono")
+            frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+            frame.sample_rate = rate
+            resampler = av.AudioResampler(track.codec_context.format, "mono", rate, track.codec_context.frame_size)
+            for part in [*resampler.resample(frame), *resampler.resample(None)]:
+                container.mux(track.encode(part))
+            container.mux(track.encode(None))
+        if video:
+            for _ in range(30):  # 3 s: longer than the sound
+                picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+                container.mux(pictures.encode(picture))
+            container.mux(pictures.encode(None))
+    return path
+
+
+def write_sounds(folder, lengths):
+    """Noise, a file for each name and its length in seconds; the folder again."""
+    for seed, (name, seconds) in enumerate(lengths.items()):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        soundfile.write(folder / name, noise(seconds, seed=seed), 16_000)
+    return folder
+
+
+def cut_short(path, part=0.6):
+    """Keep a part of a file, from its beginning; the path again."""
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    return path
+
+
+def load_quietly(path):
+    """The samples of a file; any warning is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return audio.load(path)
+
+
+def plain(text):
+    """Without the box that errors of usage come in, on one line."""
+    return " ".join(re.sub("[─│╭╮╰╯]", " ", text).split())
+
+
+def become_command(arguments, log):
+    """In a new process: be the command, which writes a part after every group; standard error goes to a file."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY, 0o600), 2)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115 - for the rest of the process
+    sys.argv = ["torchbeats", *map(str, arguments)]
+    store.FLUSH_SECONDS = 0.0
+    torch.set_num_threads(1)
+    cli.main()

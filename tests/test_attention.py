@@ -416,6 +416,21 @@ def test_position_bias_is_added_to_the_scores_times_its_gate():
     close(module(query, key, need_head_weights=True)[1], expected)
 
 
+def test_the_gate_is_a_projection_of_two_outputs():
+    module = attention(**GATED)
+    q = torch.randn(2, H, 5, C // H)
+    weight, bias = module.gate_projection()
+    assert weight.shape == (2, C // H)
+    close(torch.nn.functional.linear(q, weight, bias), module.grep_linear(q).unflatten(-1, (2, 4)).sum(-1))
+
+
+def test_position_bias_by_distance_is_that_of_every_pair():
+    module = attention(**GATED)
+    table = module.bias_by_distance(-4, 7)  # of 5 queries and 7 keys
+    pairs = [[table[key - query + 4] for key in range(7)] for query in range(5)]
+    close(module.compute_bias(5, 7), torch.stack([torch.stack(row) for row in pairs]).permute(2, 0, 1))
+
+
 @pytest.mark.parametrize("grad", [False, True])
 def test_appended_keys_have_no_position_bias(grad):
     module = attention(**GATED, add_bias_kv=True, add_zero_attn=True)

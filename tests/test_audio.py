@@ -18,6 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import cut_short, load_quietly, write_av, write_sound
 from torchbeats.audio import (
     AUDIO_SUFFIXES,
     AudioWarning,
@@ -45,40 +46,6 @@ def spectrum_peak(samples):
     return magnitude.argmax() * RATE / len(samples)
 
 
-def write_av(path, samples, rate, codec, *, video=False, sound=True, options=None):
-    """Encodes with FFmpeg's own encoders, as phones and browsers do."""
-    with av.open(str(path), "w", options=options or {}) as container:
-        if video:
-            pictures = container.add_stream("mpeg4", rate=10)
-            pictures.width = pictures.height = 64
-            pictures.pix_fmt = "yuv420p"
-        if sound:
-            track = container.add_stream(codec, rate=rate, layout="mono")
-            frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
-            frame.sample_rate = rate
-            resampler = av.AudioResampler(track.codec_context.format, "mono", rate, track.codec_context.frame_size)
-            for part in [*resampler.resample(frame), *resampler.resample(None)]:
-                container.mux(track.encode(part))
-            container.mux(track.encode(None))
-        if video:
-            for _ in range(30):  # 3 s: longer than the sound
-                picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
-                container.mux(pictures.encode(picture))
-            container.mux(pictures.encode(None))
-    return path
-
-
-def write(path, samples, rate, subtype=None, **extra):
-    soundfile.write(path, samples, rate, subtype, **extra)
-    return path
-
-
-def cut(path, part=0.6):
-    data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * part)])
-    return path
-
-
 def damage(path, size=3000):
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
@@ -87,33 +54,26 @@ def damage(path, size=3000):
     return path
 
 
-def quietly(path):
-    """Loads, and fails on any warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        return load(path)
-
-
 # name: (how it is written, how much longer or shorter than 2 s the codec may make it, in samples at 16 kHz)
 FORMATS = {
-    "u8.wav": (lambda p: write(p, tone(RATE), RATE, "PCM_U8"), 0),
-    "s16.wav": (lambda p: write(p, tone(RATE), RATE, "PCM_16"), 0),
-    "s24.wav": (lambda p: write(p, tone(RATE), RATE, "PCM_24"), 0),
-    "s32.wav": (lambda p: write(p, tone(RATE), RATE, "PCM_32"), 0),
-    "float.wav": (lambda p: write(p, tone(RATE), RATE, "FLOAT"), 0),
-    "double.wav": (lambda p: write(p, tone(RATE), RATE, "DOUBLE"), 0),
-    "ulaw.wav": (lambda p: write(p, tone(RATE), RATE, "ULAW"), 0),
-    "raw-by-name.raw": (lambda p: write(p, tone(RATE), RATE, "PCM_16", format="WAV"), 0),
-    "rf64.rf64": (lambda p: write(p, tone(RATE), RATE, format="RF64"), 0),
-    "w64.w64": (lambda p: write(p, tone(RATE), RATE), 0),
-    "aiff.aiff": (lambda p: write(p, tone(RATE), RATE), 0),
-    "au.au": (lambda p: write(p, tone(RATE), RATE), 0),
-    "caf.caf": (lambda p: write(p, tone(RATE), RATE), 0),
-    "s16.flac": (lambda p: write(p, tone(RATE), RATE, "PCM_16"), 0),
-    "s24.flac": (lambda p: write(p, tone(RATE), RATE, "PCM_24"), 0),
-    "vorbis.ogg": (lambda p: write(p, tone(RATE), RATE), 0),
-    "opus.opus": (lambda p: write(p, tone(48_000), 48_000, "OPUS", format="OGG"), 0),
-    "lame.mp3": (lambda p: write(p, tone(44_100), 44_100), 1),
+    "u8.wav": (lambda p: write_sound(p, tone(RATE), RATE, "PCM_U8"), 0),
+    "s16.wav": (lambda p: write_sound(p, tone(RATE), RATE, "PCM_16"), 0),
+    "s24.wav": (lambda p: write_sound(p, tone(RATE), RATE, "PCM_24"), 0),
+    "s32.wav": (lambda p: write_sound(p, tone(RATE), RATE, "PCM_32"), 0),
+    "float.wav": (lambda p: write_sound(p, tone(RATE), RATE, "FLOAT"), 0),
+    "double.wav": (lambda p: write_sound(p, tone(RATE), RATE, "DOUBLE"), 0),
+    "ulaw.wav": (lambda p: write_sound(p, tone(RATE), RATE, "ULAW"), 0),
+    "raw-by-name.raw": (lambda p: write_sound(p, tone(RATE), RATE, "PCM_16", format="WAV"), 0),
+    "rf64.rf64": (lambda p: write_sound(p, tone(RATE), RATE, format="RF64"), 0),
+    "w64.w64": (lambda p: write_sound(p, tone(RATE), RATE), 0),
+    "aiff.aiff": (lambda p: write_sound(p, tone(RATE), RATE), 0),
+    "au.au": (lambda p: write_sound(p, tone(RATE), RATE), 0),
+    "caf.caf": (lambda p: write_sound(p, tone(RATE), RATE), 0),
+    "s16.flac": (lambda p: write_sound(p, tone(RATE), RATE, "PCM_16"), 0),
+    "s24.flac": (lambda p: write_sound(p, tone(RATE), RATE, "PCM_24"), 0),
+    "vorbis.ogg": (lambda p: write_sound(p, tone(RATE), RATE), 0),
+    "opus.opus": (lambda p: write_sound(p, tone(48_000), 48_000, "OPUS", format="OGG"), 0),
+    "lame.mp3": (lambda p: write_sound(p, tone(44_100), 44_100), 1),
     "aac.m4a": (lambda p: write_av(p, tone(44_100), 44_100, "aac"), 1100),
     "aac.aac": (lambda p: write_av(p, tone(44_100), 44_100, "aac"), 1200),
     "opus.webm": (lambda p: write_av(p, tone(48_000), 48_000, "libopus"), 200),
@@ -126,7 +86,7 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_tone_survives_every_format(tmp_path, name):
     make, tolerance = FORMATS[name]
-    samples = quietly(make(tmp_path / name))
+    samples = load_quietly(make(tmp_path / name))
     assert samples.dtype == np.float32
     assert samples.ndim == 1
     assert abs(len(samples) - SECONDS * RATE) <= tolerance
@@ -144,22 +104,22 @@ def test_16_khz_passes_through_untouched(tmp_path, subtype, bits, container):
     noise = np.random.default_rng(0).uniform(-0.9, 0.9, RATE).astype(np.float32)
     if bits < 32:
         noise = np.round(noise * 2 ** (bits - 1)) / np.float32(2 ** (bits - 1))
-    path = write(tmp_path / f"clip.{container}", noise, RATE, subtype)
-    np.testing.assert_array_equal(quietly(path), noise)
+    path = write_sound(tmp_path / f"clip.{container}", noise, RATE, subtype)
+    np.testing.assert_array_equal(load_quietly(path), noise)
 
 
 def test_float_samples_beyond_full_scale_keep_their_values(tmp_path):
     loud = tone(RATE, level=3.0)
-    np.testing.assert_array_equal(quietly(write(tmp_path / "loud.wav", loud, RATE, "FLOAT")), loud)
+    np.testing.assert_array_equal(load_quietly(write_sound(tmp_path / "loud.wav", loud, RATE, "FLOAT")), loud)
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000, 192_000])
 @pytest.mark.parametrize("suffix", ["wav", "flac"])  # libsndfile's way and FFmpeg's
 def test_rates_equal_resampling_in_one_piece(tmp_path, rate, suffix):
     noise = np.random.default_rng(rate).normal(0, 0.1, int(2.7 * rate)).astype(np.float32)
-    path = write(tmp_path / f"clip.{suffix}", noise, rate, "PCM_24")
+    path = write_sound(tmp_path / f"clip.{suffix}", noise, rate, "PCM_24")
     whole = soxr.resample(soundfile.read(path, dtype="float32")[0], rate, RATE, "HQ")
-    samples = quietly(path)
+    samples = load_quietly(path)
     assert len(samples) == len(whole)
     np.testing.assert_allclose(samples, whole, atol=2e-6)  # soxr computes in float32 and blocks fall differently
 
@@ -170,15 +130,15 @@ def test_channels_are_averaged(tmp_path, channels, suffix):
     if suffix == "flac" and channels > 8:
         suffix = "caf"  # FLAC ends at 8
     noise = np.random.default_rng(channels).uniform(-0.9, 0.9, (RATE, channels))
-    path = write(tmp_path / f"clip.{suffix}", noise, RATE, "PCM_16")
+    path = write_sound(tmp_path / f"clip.{suffix}", noise, RATE, "PCM_16")
     expected = soundfile.read(path, always_2d=True)[0].mean(axis=1)
-    np.testing.assert_allclose(quietly(path), expected, atol=3e-7)
+    np.testing.assert_allclose(load_quietly(path), expected, atol=3e-7)
 
 
 @pytest.mark.parametrize("block_seconds", [0.01, 0.3, 1.0, 30.0])
 @pytest.mark.parametrize("name", ["clip.wav", "clip.mp3"])
 def test_blocks_join_to_the_whole(tmp_path, name, block_seconds):
-    path = write(tmp_path / name, np.random.default_rng(0).normal(0, 0.1, 44_100 * 3), 44_100)
+    path = write_sound(tmp_path / name, np.random.default_rng(0).normal(0, 0.1, 44_100 * 3), 44_100)
     blocks = list(stream(path, block_seconds))
     np.testing.assert_array_equal(np.concatenate(blocks), load(path))
     assert {len(block) for block in blocks[:-1]} <= {round(block_seconds * RATE)}
@@ -186,7 +146,7 @@ def test_blocks_join_to_the_whole(tmp_path, name, block_seconds):
 
 
 def test_a_block_must_have_a_length(tmp_path):
-    path = write(tmp_path / "clip.wav", tone(RATE), RATE)
+    path = write_sound(tmp_path / "clip.wav", tone(RATE), RATE)
     with pytest.raises(ValueError, match="positive number of seconds"):
         next(stream(path, 0))
 
@@ -197,16 +157,16 @@ def test_a_change_of_rate_and_channels_on_the_way(tmp_path):
     second = write_av(tmp_path / "2.aac", tone(22_050), 22_050, "aac")
     both = tmp_path / "both.aac"
     both.write_bytes(first.read_bytes() + second.read_bytes())
-    samples = quietly(both)
+    samples = load_quietly(both)
     assert len(samples) == pytest.approx(2 * SECONDS * RATE, abs=4000)
     assert spectrum_peak(samples[-RATE:]) == pytest.approx(1000, abs=1)
 
 
 def test_vorbis_recordings_in_a_row_are_all_read(tmp_path):
     both = tmp_path / "both.ogg"
-    parts = [write(tmp_path / f"{hertz}.ogg", tone(RATE, hertz=hertz), RATE) for hertz in (500, 1000)]
+    parts = [write_sound(tmp_path / f"{hertz}.ogg", tone(RATE, hertz=hertz), RATE) for hertz in (500, 1000)]
     both.write_bytes(b"".join(part.read_bytes() for part in parts))
-    samples = quietly(both)
+    samples = load_quietly(both)
     assert len(samples) == pytest.approx(2 * SECONDS * RATE, abs=600)
     assert spectrum_peak(samples[:RATE]) == pytest.approx(500, abs=1)
     assert spectrum_peak(samples[-RATE:]) == pytest.approx(1000, abs=1)
@@ -214,19 +174,19 @@ def test_vorbis_recordings_in_a_row_are_all_read(tmp_path):
 
 @pytest.mark.parametrize("declared", [0, 0x7FFFF000, 0xFFFFFFFF])
 def test_a_wav_from_a_pipe_declares_no_length(tmp_path, declared):
-    data = bytearray(write(tmp_path / "clip.wav", tone(RATE), RATE).read_bytes())
+    data = bytearray(write_sound(tmp_path / "clip.wav", tone(RATE), RATE).read_bytes())
     data[4:8] = data[40:44] = struct.pack("<I", declared)
     (tmp_path / "clip.wav").write_bytes(data)
-    np.testing.assert_allclose(quietly(tmp_path / "clip.wav"), tone(RATE), atol=2**-15)
+    np.testing.assert_allclose(load_quietly(tmp_path / "clip.wav"), tone(RATE), atol=2**-15)
 
 
 def test_a_flac_from_a_pipe_declares_no_length(tmp_path):
-    path = write(tmp_path / "clip.flac", tone(RATE), RATE)
+    path = write_sound(tmp_path / "clip.flac", tone(RATE), RATE)
     data = bytearray(path.read_bytes())
     data[21] &= 0xF0  # the 36 bits of STREAMINFO's total samples
     data[22:26] = bytes(4)
     path.write_bytes(data)
-    np.testing.assert_allclose(quietly(path), tone(RATE), atol=2**-15)
+    np.testing.assert_allclose(load_quietly(path), tone(RATE), atol=2**-15)
 
 
 @pytest.mark.parametrize("order", ["loud first", "loud last"])
@@ -234,30 +194,30 @@ def test_an_mp3_of_variable_bit_rate_without_a_header_is_read_to_its_end(tmp_pat
     """Its length, guessed from the first bit rate, is too short (libsndfile stops there) or too long (no warning)."""
     loud, silence = np.random.default_rng(0).normal(0, 0.2, 44_100), np.zeros(3 * 44_100)
     clip = np.concatenate([loud, silence] if order == "loud first" else [silence, loud])
-    path = write(tmp_path / "clip.mp3", clip, 44_100, bitrate_mode="VARIABLE")
+    path = write_sound(tmp_path / "clip.mp3", clip, 44_100, bitrate_mode="VARIABLE")
     data = path.read_bytes()
     assert b"Xing" in data[:200]
     second_frame = data.index(data[:2], data.index(b"LAME"))
     path.write_bytes(data[second_frame:])
-    assert len(quietly(path)) == pytest.approx(4 * RATE, abs=2000)
+    assert len(load_quietly(path)) == pytest.approx(4 * RATE, abs=2000)
 
 
 BREAKS = {
-    "clip.wav": lambda p: cut(write(p, tone(RATE), RATE)),
-    "clip.aiff": lambda p: cut(write(p, tone(RATE), RATE)),
-    "clip.w64": lambda p: cut(write(p, tone(RATE), RATE)),
-    "clip.rf64": lambda p: cut(write(p, tone(RATE), RATE, format="RF64")),
-    "clip.flac": lambda p: cut(write(p, tone(RATE), RATE)),
-    "clip.mp3": lambda p: cut(write(p, tone(44_100), 44_100)),
-    "clip.ogg": lambda p: cut(write(p, np.random.default_rng(0).normal(0, 0.1, 3 * RATE), RATE)),
-    "clip.opus": lambda p: cut(write(p, tone(48_000, 4), 48_000, "OPUS", format="OGG")),
-    "clip.m4a": lambda p: cut(write_av(p, tone(44_100), 44_100, "aac", options={"movflags": "faststart"})),
-    "clip.aac": lambda p: cut(write_av(p, tone(44_100), 44_100, "aac")),  # declares no length: known by its last packet
-    "clip.webm": lambda p: cut(write_av(p, tone(48_000), 48_000, "libopus")),
-    "picture.mkv": lambda p: cut(write_av(p, tone(48_000), 48_000, "libopus", video=True)),
-    "damaged.flac": lambda p: damage(write(p, tone(RATE), RATE)),
-    "damaged.mp3": lambda p: damage(write(p, tone(44_100), 44_100)),
-    "damaged.ogg": lambda p: damage(write(p, np.random.default_rng(0).normal(0, 0.1, 3 * RATE), RATE)),
+    "clip.wav": lambda p: cut_short(write_sound(p, tone(RATE), RATE)),
+    "clip.aiff": lambda p: cut_short(write_sound(p, tone(RATE), RATE)),
+    "clip.w64": lambda p: cut_short(write_sound(p, tone(RATE), RATE)),
+    "clip.rf64": lambda p: cut_short(write_sound(p, tone(RATE), RATE, format="RF64")),
+    "clip.flac": lambda p: cut_short(write_sound(p, tone(RATE), RATE)),
+    "clip.mp3": lambda p: cut_short(write_sound(p, tone(44_100), 44_100)),
+    "clip.ogg": lambda p: cut_short(write_sound(p, np.random.default_rng(0).normal(0, 0.1, 3 * RATE), RATE)),
+    "clip.opus": lambda p: cut_short(write_sound(p, tone(48_000, 4), 48_000, "OPUS", format="OGG")),
+    "clip.m4a": lambda p: cut_short(write_av(p, tone(44_100), 44_100, "aac", options={"movflags": "faststart"})),
+    "clip.aac": lambda p: cut_short(write_av(p, tone(44_100), 44_100, "aac")),  # no length: known by its last packet
+    "clip.webm": lambda p: cut_short(write_av(p, tone(48_000), 48_000, "libopus")),
+    "picture.mkv": lambda p: cut_short(write_av(p, tone(48_000), 48_000, "libopus", video=True)),
+    "damaged.flac": lambda p: damage(write_sound(p, tone(RATE), RATE)),
+    "damaged.mp3": lambda p: damage(write_sound(p, tone(44_100), 44_100)),
+    "damaged.ogg": lambda p: damage(write_sound(p, np.random.default_rng(0).normal(0, 0.1, 3 * RATE), RATE)),
     "damaged.m4a": lambda p: damage(write_av(p, tone(44_100), 44_100, "aac")),
 }
 
@@ -300,7 +260,7 @@ def playlist(path):
 def not_a_number(path):
     samples = tone(44_100)
     samples[66_150] = np.nan
-    write(path, samples, 44_100, "FLOAT")
+    write_sound(path, samples, 44_100, "FLOAT")
 
 
 FAULTS = {
@@ -315,17 +275,20 @@ FAULTS = {
     "random.wav": (lambda p: p.write_bytes(np.random.default_rng(1).bytes(50_000)), "no sound file"),
     "random.mp3": (lambda p: p.write_bytes(np.random.default_rng(2).bytes(50_000)), "no sound file"),
     "nul.flac": (lambda p: p.write_bytes(bytes(50_000)), "no sound file|holds no samples"),
-    "no-samples.wav": (lambda p: write(p, np.zeros(0), RATE), "holds no samples"),
-    "no-samples.aiff": (lambda p: write(p, np.zeros(0), RATE), "holds no samples"),
-    "no-samples.ogg": (lambda p: write(p, np.zeros(0), RATE), "holds no samples"),
+    "no-samples.wav": (lambda p: write_sound(p, np.zeros(0), RATE), "holds no samples"),
+    "no-samples.aiff": (lambda p: write_sound(p, np.zeros(0), RATE), "holds no samples"),
+    "no-samples.ogg": (lambda p: write_sound(p, np.zeros(0), RATE), "holds no samples"),
     "picture-only.mp4": (lambda p: write_av(p, None, 0, "", video=True, sound=False), "no audio stream"),
     "unknown-codec.webm": (unknown_codec, "no decoder"),
     "playlist.m3u8": (playlist, "no sound file"),
-    "header-broken.wav": (lambda p: cut(write(p, tone(RATE), RATE), 0.0004), "header is broken"),
-    "header-only.wav": (lambda p: cut(write(p, tone(RATE), RATE), 44.5 / 64_044), "64000 bytes, 0 are there"),
-    "header-broken.flac": (lambda p: cut(write(p, tone(RATE), RATE), 0.01), r"declares at least 2\.00 s"),
-    "header-broken.ogg": (lambda p: cut(write(p, tone(RATE), RATE), 0.01), "header is broken"),
-    "index-lost.m4a": (lambda p: cut(write_av(p, tone(44_100), 44_100, "aac")), "header is broken"),
+    "header-broken.wav": (lambda p: cut_short(write_sound(p, tone(RATE), RATE), 0.0004), "header is broken"),
+    "header-only.wav": (
+        lambda p: cut_short(write_sound(p, tone(RATE), RATE), 44.5 / 64_044),
+        "64000 bytes, 0 are there",
+    ),
+    "header-broken.flac": (lambda p: cut_short(write_sound(p, tone(RATE), RATE), 0.01), r"declares at least 2\.00 s"),
+    "header-broken.ogg": (lambda p: cut_short(write_sound(p, tone(RATE), RATE), 0.01), "header is broken"),
+    "index-lost.m4a": (lambda p: cut_short(write_av(p, tone(44_100), 44_100, "aac")), "header is broken"),
     "not-a-number.wav": (not_a_number, r"sample at 1\.500 s is not a finite number"),
 }
 
@@ -336,7 +299,7 @@ def test_faults_are_named(tmp_path, name):
     path = tmp_path / name
     make(path)
     with pytest.raises(AudioError, match=reason) as caught:
-        quietly(path)
+        load_quietly(path)
     assert caught.value.path == str(path)
     assert str(caught.value) == f"{path}: {caught.value.reason}."
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
@@ -344,7 +307,7 @@ def test_faults_are_named(tmp_path, name):
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_named(tmp_path):
-    path = write(tmp_path / "clip.wav", tone(RATE), RATE)
+    path = write_sound(tmp_path / "clip.wav", tone(RATE), RATE)
     path.chmod(0)
     with pytest.raises(AudioError, match="cannot be opened: Permission denied"):
         load(path)
@@ -363,7 +326,7 @@ def test_threads_do_not_disturb_each_other(tmp_path):
     paths = []
     for i, name in enumerate(["a.wav", "b.flac", "c.mp3", "d.ogg", "e.m4a", "f.webm"] * 3):
         hertz, rate = 200.0 + 100 * i, 48_000
-        make = write_av if name.endswith(("m4a", "webm")) else write
+        make = write_av if name.endswith(("m4a", "webm")) else write_sound
         codec = {"m4a": ("aac",), "webm": ("libopus",)}.get(name.split(".")[1], ())
         paths.append(make(tmp_path / f"{i}{name}", tone(rate, hertz=hertz), rate, *codec))
     with ThreadPoolExecutor(6) as pool:

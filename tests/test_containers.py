@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from helpers import tone
-from test_audio import cut, quietly, write, write_av
+from helpers import cut_short, load_quietly, tone, write_av, write_sound
 from torchbeats.audio import AudioWarning, duration, excerpt, from_array, load
 from torchbeats.errors import AudioError
 
@@ -40,7 +39,7 @@ def changed(suffix, place, distance, number):
     """A file of libsndfile's with another number behind a word of its header."""
 
     def make(path):
-        data = bytearray(write(path.with_suffix(suffix), CLIP, RATE).read_bytes())
+        data = bytearray(write_sound(path.with_suffix(suffix), CLIP, RATE).read_bytes())
         at = data.index(place) + distance
         data[at : at + len(number)] = number
         return bytes(data)
@@ -93,15 +92,15 @@ REGULAR = {
 def test_what_is_around_the_sound_does_not_disturb(tmp_path, name):
     path = tmp_path / "clip.wav"
     path.write_bytes(REGULAR[name])
-    np.testing.assert_allclose(quietly(path), CLIP, atol=1e-4)
+    np.testing.assert_allclose(load_quietly(path), CLIP, atol=1e-4)
     assert duration(path) == 2.0
 
 
 @pytest.mark.parametrize("suffix", ["aiff", "flac", "au", "caf"])
 def test_a_tag_before_other_formats(tmp_path, suffix):
-    path = write(tmp_path / f"clip.{suffix}", CLIP, RATE)
+    path = write_sound(tmp_path / f"clip.{suffix}", CLIP, RATE)
     path.write_bytes(b"ID3\x03\0\0\0\0\1\0" + bytes(128) + path.read_bytes())
-    np.testing.assert_allclose(quietly(path), CLIP, atol=1e-4)
+    np.testing.assert_allclose(load_quietly(path), CLIP, atol=1e-4)
     assert duration(path) == 2.0
 
 
@@ -133,12 +132,12 @@ def test_every_encoding_reads_the_same_behind_a_tag(tmp_path, suffix, subtype, e
     stereo = np.stack([CLIP, 0.5 * CLIP], axis=1)
     path = tmp_path / f"clip.{suffix}"
     soundfile.write(path, stereo, 22_050, subtype, endian)
-    expected = quietly(path)
+    expected = load_quietly(path)
     assert duration(path) == pytest.approx(soundfile.info(path).duration)
     if subtype == "IMA_ADPCM":
         return
     path.write_bytes(b"ID3\x03\0\0\0\0\0\5" + bytes(5) + path.read_bytes())
-    np.testing.assert_array_equal(quietly(path), expected)
+    np.testing.assert_array_equal(load_quietly(path), expected)
 
 
 @pytest.mark.parametrize("codec", ["aac", "pcm_s16le", "libmp3lame"])
@@ -148,9 +147,9 @@ def test_videos_that_break_off_say_so(tmp_path, suffix, codec, video):
     if (suffix == "flv" and (video or codec == "pcm_s16le")) or (suffix, codec) == ("mkv", "pcm_s16le"):
         pytest.skip("FLV holds neither PCM of 44.1 kHz nor MPEG-4 video, and PCM in Matroska would be a single packet")
     path = write_av(tmp_path / f"clip.{suffix}", tone(2, 44_100), 44_100, codec, video=video)
-    whole = len(quietly(path))
+    whole = len(load_quietly(path))
     with pytest.warns(AudioWarning, match="breaks off: its header declares"):
-        assert len(load(cut(path))) < 0.9 * whole
+        assert len(load(cut_short(path))) < 0.9 * whole
 
 
 @pytest.mark.parametrize("left", [3, 4, 40, 300])
@@ -158,9 +157,9 @@ def test_an_flv_without_a_declared_size_is_known_by_its_last_tag(tmp_path, left)
     path = write_av(tmp_path / "clip.flv", tone(2, 44_100), 44_100, "aac")
     data = path.read_bytes().replace(b"filesize", b"filesyze")
     path.write_bytes(data)
-    quietly(path)
+    load_quietly(path)
     path.write_bytes(data[:-4])  # some writers leave out the last tag's size
-    quietly(path)
+    load_quietly(path)
     path.write_bytes(data[: -left - 4])
     with pytest.warns(AudioWarning, match="breaks off"):
         load(path)
@@ -190,7 +189,7 @@ def test_rates_that_cannot_be_are_refused_in_compressed_files(tmp_path, rate):
 @pytest.mark.parametrize("rate", [100, 4_000_000])
 def test_the_lowest_and_the_highest_rate_are_read(tmp_path, rate):
     (tmp_path / "clip.wav").write_bytes(wav(rate=rate))
-    assert len(quietly(tmp_path / "clip.wav")) == pytest.approx(32_000 * RATE / rate, abs=1)
+    assert len(load_quietly(tmp_path / "clip.wav")) == pytest.approx(32_000 * RATE / rate, abs=1)
 
 
 @pytest.mark.parametrize("value", [1e10, -1e12, 1e30, -3e38])
@@ -198,7 +197,7 @@ def test_floats_that_are_no_sound_fail(tmp_path, value):
     samples = CLIP.copy()
     samples[8_000] = value
     with pytest.raises(AudioError, match=r"the sample at 0\.500 s is -?\d+e\+\d+, far beyond full scale"):
-        quietly(write(tmp_path / "clip.wav", samples, RATE, "FLOAT"))
+        load_quietly(write_sound(tmp_path / "clip.wav", samples, RATE, "FLOAT"))
     with pytest.raises(ValueError, match=r"Sample 8000 is .*far beyond full scale"):
         from_array(samples)
 
@@ -206,7 +205,7 @@ def test_floats_that_are_no_sound_fail(tmp_path, value):
 @pytest.mark.parametrize("scale", [1.5, 700.0, 2.0**15, 2.0**31])
 def test_loud_floats_and_scaled_integers_are_sound(tmp_path, scale):
     samples = (CLIP / np.abs(CLIP).max() * scale).astype(np.float32)
-    np.testing.assert_array_equal(quietly(write(tmp_path / "clip.wav", samples, RATE, "FLOAT")), samples)
+    np.testing.assert_array_equal(load_quietly(write_sound(tmp_path / "clip.wav", samples, RATE, "FLOAT")), samples)
 
 
 def checksum(data, width, polynomial):
@@ -247,7 +246,7 @@ def test_a_flac_of_silence_is_as_long_as_it_says(tmp_path):
 
 @pytest.mark.parametrize("frames", [1_000, 10**7])
 def test_an_mp3_whose_header_counts_too_many_frames(tmp_path, frames):
-    path = write(tmp_path / "clip.mp3", tone(2, 44_100), 44_100, bitrate_mode="VARIABLE")
+    path = write_sound(tmp_path / "clip.mp3", tone(2, 44_100), 44_100, bitrate_mode="VARIABLE")
     data = bytearray(path.read_bytes())
     at = data.index(b"Xing") + 8
     data[at : at + 4] = struct.pack(">I", frames)
@@ -256,14 +255,14 @@ def test_an_mp3_whose_header_counts_too_many_frames(tmp_path, frames):
 
 
 def test_an_m4a_that_is_cut_off_lasts_as_long_as_its_index_allows(tmp_path):
-    path = cut(write_av(tmp_path / "clip.m4a", tone(2, 44_100), 44_100, "aac", options={"movflags": "faststart"}))
+    path = cut_short(write_av(tmp_path / "clip.m4a", tone(2, 44_100), 44_100, "aac", options={"movflags": "faststart"}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert duration(path) == pytest.approx(len(load(path)) / RATE, abs=0.05)
 
 
 def test_an_ordinary_length_is_not_decoded(tmp_path, monkeypatch):
-    paths = [write(tmp_path / f"clip.{suffix}", CLIP, RATE) for suffix in ("wav", "flac", "mp3", "ogg", "caf")]
+    paths = [write_sound(tmp_path / f"clip.{suffix}", CLIP, RATE) for suffix in ("wav", "flac", "mp3", "ogg", "caf")]
     paths.append(write_av(tmp_path / "clip.m4a", tone(2, 44_100), 44_100, "aac"))
     monkeypatch.setattr("torchbeats.decoders.read", None)
     for path in paths:

@@ -212,7 +212,7 @@ class MultiheadAttention(nn.Module):
         Returns:
             ``(H, T + S - 1)``, the bias of key j and query i at ``j - i + T - 1``.
         """
-        return self._bias_by_distance(1 - query_length - offset, key_length - offset).t().contiguous()
+        return self.bias_by_distance(1 - query_length - offset, key_length - offset).t().contiguous()
 
     def bias_between(self, places: Tensor, length: int) -> Tensor:
         """Position bias of every head between some places of a sequence.
@@ -224,14 +224,30 @@ class MultiheadAttention(nn.Module):
         Returns:
             ``(B, H, T, T)``.
         """
-        values = self._bias_by_distance(1 - length, length)  # (2 * length - 1, H)
+        values = self.bias_by_distance(1 - length, length)  # (2 * length - 1, H)
         distance = places[:, None, :] - places[:, :, None]  # key minus query
         return F.embedding(distance + (length - 1), values).permute(0, 3, 1, 2)
 
-    def _bias_by_distance(self, first: int, end: int) -> Tensor:
-        """Bias for the distances (key minus query) from ``first`` up to ``end``, exclusive: ``(end - first, H)``."""
+    def bias_by_distance(self, first: int, end: int) -> Tensor:
+        """Position bias of every head for a range of distances, key minus query.
+
+        Args:
+            first: the smallest distance.
+            end: one more than the largest.
+
+        Returns:
+            ``(end - first, H)``.
+        """
         distances = torch.arange(first, end, device=self.relative_attention_bias.weight.device)
         return self.relative_attention_bias(self._relative_positions_bucket(distances))
+
+    def gate_projection(self) -> tuple[Tensor, Tensor]:
+        """The linear layer that the gate is computed with: weight ``(2, D)`` and bias ``(2,)``, of a query's D values.
+
+        The eight outputs of ``grep_linear`` are only ever used as two sums of four, which is a layer of two outputs.
+        """
+        weight, bias = self.grep_linear.weight, self.grep_linear.bias
+        return weight.unflatten(0, (2, 4)).sum(1), bias.unflatten(0, (2, 4)).sum(1)
 
     def _relative_positions_bucket(self, relative_positions: Tensor, bidirectional: bool = True) -> Tensor:
         """Bucket of each relative position (key minus query): exact up to a quarter of them, then logarithmic."""
@@ -398,11 +414,8 @@ class MultiheadAttention(nn.Module):
     def _gate(self, q: Tensor) -> Tensor:
         """What the position bias is multiplied with, ``(B, H, T, 1)``, from unscaled queries ``(B, H, T, D)``."""
         if kernels.is_plain_linear(self.grep_linear):
-            # The eight outputs are only ever used as two sums of four, which is a linear layer of two outputs.
-            weight = self.grep_linear.weight.unflatten(0, (2, 4)).sum(1)
-            bias = self.grep_linear.bias.unflatten(0, (2, 4)).sum(1)
             # The transposes spare a copy: as (B, T, H, D) the queries lie in memory.
-            sums = F.linear(q.transpose(1, 2), weight, bias).transpose(1, 2)
+            sums = F.linear(q.transpose(1, 2), *self.gate_projection()).transpose(1, 2)
         else:
             sums = self.grep_linear(q).unflatten(-1, (2, 4)).sum(-1)
         a, b = torch.sigmoid(sums).chunk(2, dim=-1)

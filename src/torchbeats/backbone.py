@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
@@ -12,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchbeats import freezing, pooling
-from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig
+from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig, RandomProjectionConfig
 from torchbeats.encoder import TransformerEncoder
 from torchbeats.fbank import Fbank
 from torchbeats.patches import FRAME_LENGTH, N_MELS, PatchGrid, mask_behind, mask_of_groups
 from torchbeats.waveform import floating, prepare
-from torchbeats.weights import checkpoint
 
 Self = TypeVar("Self", bound="Backbone")
 
@@ -80,6 +81,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def digest(model: nn.Module, cfg: BEATsConfig | RandomProjectionConfig) -> str:
+    """SHA-256 over a model's settings and all its stored tensors, in hexadecimal."""
+    result = hashlib.sha256(json.dumps(cfg.to_dict(), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        result.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return result.hexdigest()
+
+
 class Backbone(nn.Module):
     """Front end, patch embedding and encoder, with the names that checkpoints use.
 
@@ -116,7 +126,7 @@ class Backbone(nn.Module):
 
     def digest(self) -> str:
         """A hash of all weights and settings."""
-        return checkpoint.digest(self, self.cfg)
+        return digest(self, self.cfg)
 
     def freeze(self: Self) -> Self:
         """Evaluation mode for good, and no parameter asks for a gradient. Gradients still flow to the input.

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from torchbeats.data.inputs import Piece
+from torchbeats.data.sounds import Sound
 from torchbeats.data.stored import MemorySound
 from torchbeats.errors import InputError
-from torchbeats.inference import Group, Sound, groups
+from torchbeats.inference import Group, groups
 from torchbeats.labels import class_names
 from torchbeats.loading import device_called, load, ready
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, EmbeddingPlan, Plan

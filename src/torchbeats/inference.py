@@ -17,18 +17,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
-from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from torchbeats import audio
 from torchbeats.audio import AudioWarning, Floats
 from torchbeats.batching import batches_of_like_length
-from torchbeats.data import pieces
-from torchbeats.data.inputs import Piece, find_sounds
+from torchbeats.data.inputs import Piece
+from torchbeats.data.sounds import Sound, blocks, named
 from torchbeats.errors import AudioError
 from torchbeats.loading import ready
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
@@ -37,9 +34,6 @@ from torchbeats.protocol import Model
 
 Times: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 Flags: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
-Sound: TypeAlias = (
-    "str | os.PathLike[str] | Piece | np.ndarray[Any, Any] | Tensor | tuple[np.ndarray[Any, Any] | Tensor, float]"
-)
 
 GROUP_BATCHES = 8  # how many batches' worth of audio is sorted by length together
 WINDOWS_AHEAD = 4  # of each file that is being decoded
@@ -197,7 +191,7 @@ def tokenize(
 def groups_of(inputs: Sound | Iterable[Sound], model: Model, plan: Plan, jobs: int | None) -> Iterator[Group]:
     """Groups of whatever a caller in Python gives; what is wrong with it is said at once, not with the first group."""
     plan.check(model)
-    sounds = _named(inputs)
+    sounds = named(inputs)
     if not isinstance(inputs, Iterator):
         sounds = iter(list(sounds))
 
@@ -359,29 +353,6 @@ def _decode_ahead(
     finally:
         stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def blocks(sound: Sound) -> Iterator[Floats]:
-    """The samples of a sound at 16 kHz, mono, in blocks."""
-    if isinstance(sound, (str, os.PathLike)):
-        return audio.stream(sound)
-    if isinstance(sound, Piece):
-        return pieces.stream(sound)
-    samples, rate = sound if isinstance(sound, tuple) else (sound, SAMPLE_RATE)
-    return iter([audio.from_array(samples, rate)])
-
-
-def _named(inputs: Sound | Iterable[Sound]) -> Iterator[tuple[str, Sound]]:
-    """Every single sound with the name its rows will have."""
-    one = isinstance(inputs, (str, os.PathLike, Piece, np.ndarray, Tensor))
-    pair = isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], Real)
-    for index, sound in enumerate([inputs] if one or pair else inputs):  # type: ignore[arg-type]
-        if isinstance(sound, (str, os.PathLike)):
-            yield from ((piece.path, piece) for piece in find_sounds([sound]))
-        elif isinstance(sound, Piece):
-            yield sound.path, sound
-        else:
-            yield f"[{index}]", sound
 
 
 # --- computing --------------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ import torch
 
 from torchbeats import audio
 from torchbeats.audio import Floats
+from torchbeats.data.sounds import Sound
 from torchbeats.errors import SettingsError
-from torchbeats.inference import Group, Sound, groups_of
+from torchbeats.inference import Group, groups_of
 from torchbeats.labels import class_names
 from torchbeats.loading import ready
 from torchbeats.patches import SAMPLE_RATE, PatchGrid

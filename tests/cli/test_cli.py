@@ -1,11 +1,10 @@
 """The command as people run it: results, exit status, what it says, and that no kill ever costs a row.
 
-Most tests call `main` in this process; the ones that need a process of their own fork it from a server that has
-imported everything, which takes a tenth of the time of starting anew.
+Most tests call `main` in this process (`run`); the ones that need a process of their own fork one (`fork`). Both are
+fixtures of conftest.py.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -14,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,10 +22,8 @@ import torch
 from safetensors import safe_open
 
 import torchbeats
-from helpers import noise, small_model, small_tokenizer
+from helpers import small_model, small_tokenizer, write_sounds
 from hub_server import HubServer
-from torchbeats import cli
-from torchbeats.tables import store
 from torchbeats.weights import hub
 
 RATE = 16_000
@@ -61,34 +57,6 @@ def mixed(sounds, tmp_path):
 
 
 BAD = {"stub.wav", "text.wav", "zero.wav"}
-
-
-def write_sounds(folder, lengths):
-    for seed, (name, seconds) in enumerate(lengths.items()):
-        (folder / name).parent.mkdir(exist_ok=True, parents=True)
-        soundfile.write(folder / name, noise(seconds, seed=seed), RATE)
-    return folder
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command here: its exit status, and what it wrote to standard output and error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["torchbeats", *map(str, arguments)])
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        said = capsys.readouterr()
-        return caught.value.code or 0, said.out, plain(said.err)
-
-    return call
-
-
-def plain(text):
-    """Without the box that errors of usage come in, on one line."""
-    return " ".join(re.sub("[─│╭╮╰╯]", " ", text).split())
 
 
 def start(*arguments, env=None, **more):
@@ -322,6 +290,16 @@ def test_convert_keeps_labels_and_refuses_rubbish(run, faulty, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["l.pt", "l.safetensors"]
 
 
+@pytest.mark.parametrize("command", ["finetune", "probe"])
+def test_a_tokenizer_can_be_neither_finetuned_nor_probed(run, faulty, tmp_path, command):
+    data = write_sounds(tmp_path / "data", {f"{name}/{number}.wav": 0.5 for name in ("a", "b") for number in range(4)})
+    out = ("-o", tmp_path / "run") if command == "finetune" else ("--no-cache",)
+    status, _, said = run(command, data, "-m", faulty / "tokenizer.pt", *out)
+    assert status == 2
+    assert "this is a tokenizer checkpoint; load it with" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_models_piped(run):
     status, out, err = run("models")
     assert (status, err) == (0, "")
@@ -332,29 +310,6 @@ def test_models_piped(run):
 
 
 # --- processes that end suddenly, and people who watch
-
-
-def child(arguments, log):
-    """In the new process: become the command, with a part written after every group."""
-    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOCTTY, 0o600), 2)
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115 - for the rest of the process
-    sys.argv = ["torchbeats", *map(str, arguments)]
-    store.FLUSH_SECONDS = 0.0
-    torch.set_num_threads(1)
-    cli.main()
-
-
-@pytest.fixture(scope="module")
-def fork():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchbeats.cli", "safetensors.torch", "soundfile", "soxr", "av", "test_cli"])
-
-    def begin(arguments, log):
-        process = context.Process(target=child, args=(arguments, str(log)))
-        process.start()
-        return process
-
-    return begin
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 import csv
 import json
-import re
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +15,7 @@ import torch
 
 import torchbeats
 from helpers import noise, small_model, tone
-from torchbeats import audio, cli
+from torchbeats import audio
 from torchbeats.evaluation import plots
 
 RATE = 16_000
@@ -61,20 +61,10 @@ def sounds(folder):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command here: its exit status, and what it wrote to standard output and error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["torchbeats", "evaluate", *map(str, arguments)])
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-        monkeypatch.setenv("COLUMNS", "200")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        said = capsys.readouterr()
-        return caught.value.code or 0, said.out, " ".join(re.sub("[─│╭╮╰╯]", " ", said.err).split())
-
-    return call
+def run(run, monkeypatch):
+    """Run this command: its exit status, and what it wrote to standard output and error."""
+    monkeypatch.setenv("COLUMNS", "200")
+    return partial(run, "evaluate")
 
 
 def test_single_label_folders(run, single, sounds, tmp_path):

@@ -2,9 +2,8 @@
 
 import json
 import re
-import subprocess
 import sys
-import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from sklearn.preprocessing import StandardScaler
 
 import torchbeats
 from helpers import noise, small_model
-from torchbeats import cli
 from torchbeats.data.folds import design
 from torchbeats.data.labelled import Example, Labelled
 from torchbeats.errors import InputError
@@ -76,20 +74,10 @@ def listed(sounds, tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command here: its exit status, and what it wrote to standard output and error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["torchbeats", "probe", *map(str, arguments)])
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        said = capsys.readouterr()
-        return caught.value.code or 0, said.out, " ".join(re.sub("[─│╭╮╰╯]", " ", said.err).split())
-
-    return call
+def run(run, monkeypatch, tmp_path):
+    """Run this command: its exit status, and what it wrote to standard output and error."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return partial(run, "probe")
 
 
 # --- the command
@@ -368,11 +356,3 @@ def test_bootstrap_over_groups_is_wider():
     grouped = bootstrap(truth, scores, units)
     assert alone[0] == pytest.approx(0.4, abs=0.03)
     assert grouped[0] == pytest.approx(0.2, abs=0.06)
-
-
-def test_nothing_that_is_optional_is_imported_with_the_package():
-    code = (
-        "import sys, torchbeats, torchbeats.cli, torchbeats.evaluation.probe; "
-        "sys.exit(any(name in sys.modules for name in ('sklearn', 'matplotlib', 'onnx', 'onnxruntime')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,18 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import test_cli
 import torch
 
 import torchbeats
-from helpers import noise, small_model, small_tokenizer, tone
+from helpers import noise, small_model, small_tokenizer, tone, write_sounds
 from torchbeats import tagging
 from torchbeats.extras import is_installed
 from torchbeats.inference import Group, Position
 from torchbeats.patches import PatchGrid
 from torchbeats.plots import timeline
-
-run = test_cli.run  # fixture
 
 RATE = 16_000
 EXAMPLES = Path(__file__).parents[2] / "examples" / "audio"
@@ -54,7 +51,7 @@ def saved(model, tmp_path_factory):
 def sounds(tmp_path_factory):
     """The second one changes on its way: noise, a tone, noise."""
     folder = tmp_path_factory.mktemp("sounds")
-    test_cli.write_sounds(folder, GOOD)
+    write_sounds(folder, GOOD)
     samples = noise(GOOD["long.wav"])
     samples[8 * RATE : 16 * RATE] = tone(8)
     soundfile.write(folder / "long.wav", samples, RATE)

@@ -14,12 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import test_cli
 import torch
-from test_cli import write_sounds
 
 import torchbeats
-from helpers import small_model, small_tokenizer
+from helpers import small_model, small_tokenizer, write_sounds
 from torchbeats import (
     AudioWarning,
     RandomProjectionConfig,
@@ -34,8 +32,6 @@ from torchbeats.inference import Group, Position, groups
 from torchbeats.plans import Row, TokenPlan
 from torchbeats.tables import store
 from torchbeats.tables.store import Store
-
-run, fork = test_cli.run, test_cli.fork  # fixtures
 
 GOOD = {"a.wav": 1.0, "b.flac": 0.05, "long.wav": 23.7, "sub/c.wav": 2.3, "sub/d.wav": 10.4}  # seconds
 KINDS = ["random", "self"]

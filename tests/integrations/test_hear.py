@@ -8,7 +8,7 @@ import torch
 
 import torchbeats
 from helpers import noise, small_model, small_tokenizer
-from torchbeats import ModelError
+from torchbeats import CheckpointError
 from torchbeats.integrations import hear
 
 
@@ -75,7 +75,7 @@ def test_half_precision_gives_float32(checkpoint):
 
 def test_a_tokenizer_is_refused(tmp_path):
     torchbeats.save(small_tokenizer(), tmp_path / "tokenizer.safetensors")
-    with pytest.raises(ModelError, match="is a Tokenizers"):
+    with pytest.raises(CheckpointError, match="this is a tokenizer checkpoint"):
         hear.load_model(tmp_path / "tokenizer.safetensors")
 
 

@@ -13,18 +13,15 @@ import onnxruntime
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-import test_cli
 import torch
 import torch.nn.functional as F
 
 import onnx
 import torchbeats
-from helpers import noise, small_model, small_tokenizer, tone
+from helpers import noise, small_model, small_tokenizer, tone, write_sounds
 from torchbeats import audio
 from torchbeats.onnx import export as onnx_export
 from torchbeats.onnx.engine import OnnxModel
-
-run = test_cli.run  # fixture
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RATE = 16_000
@@ -60,7 +57,7 @@ def saved(tagger, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
-    return test_cli.write_sounds(tmp_path_factory.mktemp("sounds"), {"a.wav": 1.0, "b.wav": 0.1, "c.wav": 2.3})
+    return write_sounds(tmp_path_factory.mktemp("sounds"), {"a.wav": 1.0, "b.wav": 0.1, "c.wav": 2.3})
 
 
 def session(model, **settings):

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from test_hub import process
 
-from hub_server import HubServer
+from hub_server import HubServer, process
 from torchbeats.errors import HubError
 from torchbeats.weights import guard
 from torchbeats.weights.hub import resolve

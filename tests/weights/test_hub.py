@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from hub_server import HubServer
+from hub_server import HubServer, process
 from torchbeats.errors import HubError
 from torchbeats.weights import hub
 from torchbeats.weights.hub import MODELS, Source, resolve
@@ -25,20 +22,6 @@ if TYPE_CHECKING:
     Resolve = Callable[[str], Path]
 
 WEIGHTS = bytes(range(256)) * 400
-
-
-@contextmanager
-def process(env: dict[str, str]) -> Iterator[ProcessPoolExecutor]:
-    """One process with `env` in its environment from the start."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in (n for n in os.environ if n.lower().endswith("_proxy") or n.startswith("HF_")):
-            patch.delenv(name)
-        for name, value in env.items():
-            patch.setenv(name, value)
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            pool.submit(os.getpid).result()
-            patch.undo()
-            yield pool
 
 
 @pytest.fixture(scope="module")

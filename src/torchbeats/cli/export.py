@@ -14,7 +14,8 @@ from torchbeats.extras import require
 from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.onnx import export as onnx_export
-from torchbeats.onnx.export import OUTPUTS, SUFFIX
+from torchbeats.onnx.export import SUFFIX
+from torchbeats.onnx.outputs import OUTPUTS
 from torchbeats.weights import hub
 
 OutputName = Enum("OutputName", {name: name for name in OUTPUTS}, type=str)  # type: ignore[misc]

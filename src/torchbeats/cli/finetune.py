@@ -94,9 +94,7 @@ def finetune(
     if model is None:
         complain(hub.BUILT_IN_NOTE, "Note")
         model = hub.BUILT_IN
-    network = load(hub.resolve(model))
-    if not isinstance(network, BEATs):
-        raise typer.BadParameter(f"{model} is a tokenizer or an exported model; a BEATs checkpoint is needed.")
+    network = load(hub.resolve(model), expect=BEATs)
     about = {"data": [str(one) for one in data], "model": model}
     if parts is None:
         assert plan is not None

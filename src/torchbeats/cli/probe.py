@@ -7,7 +7,6 @@ import time
 from enum import Enum
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Column, Table
@@ -18,8 +17,7 @@ from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window
 from torchbeats.data.folds import FOLDS, Design, design, groups_from
 from torchbeats.data.labelled import read_labelled
 from torchbeats.errors import SettingsError
-from torchbeats.evaluation import probe as probing
-from torchbeats.evaluation.probe import CLASSIFIERS, CS, NEIGHBOURS, Outcome
+from torchbeats.evaluation.probe import CS, NEIGHBOURS, Outcome, probe_layers
 from torchbeats.evaluation.rows import Rows, cache_folder, cached, rows_of
 from torchbeats.extras import require
 from torchbeats.files import plain, sha256
@@ -80,8 +78,8 @@ def probe(
     not listen. A sound that cannot be read is named and left out, and the exit status is 1.
     """
     require("sklearn", "probe")
-    number = int(layer) if layer and layer.isdecimal() else layer
-    plan = EmbeddingPlan(pool.value, number, window=window, batch_seconds=batch_seconds)
+    chosen_layer = int(layer) if layer and layer.isdecimal() else layer
+    plan = EmbeddingPlan(pool.value, chosen_layer, window=window, batch_seconds=batch_seconds)
     if c is not None and not 0 < c < float("inf"):
         raise SettingsError(f"--c must be positive, not {c}.")
     labelled = read_labelled(data, problem_type)
@@ -110,15 +108,11 @@ def probe(
     note_several(heard)
     for warning in chosen.warnings:
         complain(warning, "Warning")
-    names = [str(number) for number in plan.layers(network)]
-    x = rows.values.reshape(len(rows.values), len(names), -1)
-    outcomes: list[tuple[str, Outcome]] = []
+    outcomes: list[tuple[int, Outcome]] = []
     with console.status("") as status:
-        for place_in_row, name in enumerate(names):
-            for classifier in CLASSIFIERS:
-                status.update(f"Layer {name}, {classifier}, {chosen.name}")
-                values = np.ascontiguousarray(x[:, place_in_row])
-                outcomes.append((name, probing.probe(values, heard, chosen, classifier, c)))
+        for number, classifier, work in probe_layers(rows.values, plan.layers(network), heard, chosen, c):
+            status.update(f"Layer {number}, {classifier}, {chosen.name}")
+            outcomes.append((number, work()))
     results = {
         "torchbeats": __version__,
         "model": model,
@@ -135,7 +129,7 @@ def probe(
         "pool": plan.pool,
         "window": plan.window,
         "neighbours": NEIGHBOURS,
-        "results": [_result(name, outcome) for name, outcome in outcomes],
+        "results": [_result(*outcome) for outcome in outcomes],
     }
     show(format, plain(results), lambda out: _print(out, heard.problem_type, chosen, outcomes))
     if rows.failures:
@@ -144,9 +138,9 @@ def probe(
         raise typer.Exit(1)
 
 
-def _result(layer: str, outcome: Outcome) -> dict[str, Any]:
+def _result(layer: int, outcome: Outcome) -> dict[str, Any]:
     return {
-        "layer": int(layer),
+        "layer": layer,
         "classifier": outcome.classifier,
         **outcome.figures,
         "interval": outcome.interval,
@@ -158,7 +152,7 @@ def _result(layer: str, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _print(out: Console, problem_type: str, design: Design, outcomes: list[tuple[str, Outcome]]) -> None:
+def _print(out: Console, problem_type: str, design: Design, outcomes: list[tuple[int, Outcome]]) -> None:
     single = problem_type == "single_label"
     main = "accuracy" if single else "mAP"
     columns = ("layer", "classifier", main, "95 %", "chance", *(("macro F1",) if single else ()), "C")
@@ -166,7 +160,7 @@ def _print(out: Console, problem_type: str, design: Design, outcomes: list[tuple
     for layer, outcome in outcomes:
         low, high = (f"{100 * end:.1f}" if end == end else "?" for end in outcome.interval)
         table.add_row(
-            layer,
+            str(layer),
             outcome.classifier,
             f"{100 * outcome.figures[main]:.1f} %",
             f"{low} – {high}",

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from torchbeats import audio
 from torchbeats.audio import Floats
+from torchbeats.data.inputs import Piece
 from torchbeats.errors import AudioError
 from torchbeats.patches import SAMPLE_RATE
-
-if TYPE_CHECKING:
-    from torchbeats.data.inputs import Piece
 
 SLACK_SECONDS = 0.25  # that a piece may end behind its file: times are rounded, and headers count a codec's padding
 LONGEST_SECONDS = 1e9  # thirty years

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,27 @@ def probe(
         chosen,
         table,
     )
+
+
+def probe_layers(
+    x: Array, layers: Sequence[int], data: Labelled, plan: Design, c: float | None = None
+) -> Iterator[tuple[int, str, Callable[[], Outcome]]]:
+    """Every classifier on every layer's embeddings, one after the other.
+
+    Args:
+        x: ``(N, layers * D)`` embeddings, one for each example, its layers side by side.
+        layers: their numbers.
+        data: the examples.
+        plan: what is held out.
+        c: as for `probe`.
+
+    Yields:
+        A layer, a classifier, and a function that does the work.
+    """
+    x = x.reshape(len(x), len(layers), -1)
+    for place, layer in enumerate(layers):
+        for classifier in CLASSIFIERS:
+            yield layer, classifier, partial(probe, np.ascontiguousarray(x[:, place]), data, plan, classifier, c)
 
 
 def _figures(truth: Array, scores: Array) -> tuple[dict[str, float], float, Array | None]:

@@ -7,7 +7,6 @@ import os
 import torch
 from torch import Tensor
 
-from torchbeats.errors import ModelError
 from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.patches import SAMPLE_RATE
@@ -20,14 +19,10 @@ def load_encoder(name_or_path: str | os.PathLike[str] | None) -> BEATs:
     """As `torchbeats.load`, for a model that gives features.
 
     Raises:
-        ModelError: it is a tokenizer or an exported model.
+        CheckpointError: it is a tokenizer.
+        ModelError: it is an exported model.
     """
-    model = load(name_or_path)
-    if not isinstance(model, BEATs):
-        raise ModelError(
-            f"{name_or_path} is a {type(model).__name__}; a benchmark of embeddings needs a BEATs checkpoint."
-        )
-    return model
+    return load(name_or_path, expect=BEATs)
 
 
 def step_embeddings(model: BEATs, wav: Tensor) -> Tensor:

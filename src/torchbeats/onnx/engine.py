@@ -1,4 +1,4 @@
-"""An ONNX file that `onnx_export` wrote → a model that `embed` and `tag` take, computed by ONNX Runtime on the CPU."""
+"""An ONNX file that `export` wrote → a model that `embed` and `tag` take, computed by ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from torchbeats.extras import require
 from torchbeats.fbank import Fbank
 from torchbeats.model import BEATs
 from torchbeats.onnx.export import serialized
+from torchbeats.onnx.outputs import BY_OUTPUT, BY_STEP
 from torchbeats.patches import PatchGrid, frames, mask_behind
 from torchbeats.pooling import POOLINGS
 from torchbeats.protocol import PROBABILITIES, Layer, Output, embeddings, refuse
 from torchbeats.waveform import prepare
 from torchbeats.weights.families import FORMAT_VERSION, METADATA_KEY
 
-# What the file calls an output, where it has the very one.
-_INSIDE = {"mean": "embedding", PROBABILITIES: PROBABILITIES}
+# What a file calls an output, where it has the very one: labels' probabilities, and a row a clip.
+_INSIDE = {PROBABILITIES: PROBABILITIES} | {mode: output for output, mode in BY_OUTPUT.items() if output not in BY_STEP}
 
 
 class OnnxModel:

@@ -13,9 +13,9 @@ import torch
 
 from torchbeats.audio import AudioWarning, Floats
 from torchbeats.data.inputs import Piece
+from torchbeats.data.sounds import blocks
 from torchbeats.errors import AudioError
 from torchbeats.fbank import HIGH_HZ, LOW_HZ, Fbank, mel
-from torchbeats.inference import blocks
 from torchbeats.patches import FRAME_SHIFT, N_MELS, SAMPLE_RATE, frames
 from torchbeats.plots.fonts import writable
 from torchbeats.tagging import Indices

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchbeats.backbone import digest
 from torchbeats.config import RandomProjectionConfig
 from torchbeats.fbank import Fbank
 from torchbeats.patches import PatchGrid, mask_behind
@@ -58,7 +59,7 @@ class RandomProjectionTokenizer(AcousticTokenizer):
 
     def digest(self) -> str:
         """A hash of the random matrix, the codes and the settings."""
-        return checkpoint.digest(self, self.cfg)
+        return digest(self, self.cfg)
 
     def forward(self, wav: Tensor, lengths: Tensor | None = None) -> Tokens:
         """As `encode`."""

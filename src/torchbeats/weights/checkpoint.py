@@ -6,7 +6,6 @@ Files are data: nothing in them is ever executed.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 import pickle
@@ -238,15 +237,6 @@ def _described(model: nn.Module) -> tuple[BEATsConfig, dict[int, str] | None]:
 
 
 # --- files to tensors -------------------------------------------------------------------------------------------------
-
-
-def digest(model: nn.Module, cfg: BEATsConfig | RandomProjectionConfig) -> str:
-    """SHA-256 over a model's settings and all its stored tensors, in hexadecimal."""
-    result = hashlib.sha256(json.dumps(cfg.to_dict(), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        result.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return result.hexdigest()
 
 
 def _refuse_obvious(path: Path) -> None:
