@@ -24,7 +24,7 @@ protocol labels model tokenizers
 onnx loading
 data batching
 plans inference tagging embedder
-tables plots evaluation description
+tables plots evaluation heads description
 training
 torchbeats
 integrations serve cli __main__

@@ -36,6 +36,7 @@ from torchbeats.files import readable, replacing
 from torchbeats.inference import Group, Progress, groups
 from torchbeats.labels import class_names
 from torchbeats.loading import load
+from torchbeats.model import BEATs
 from torchbeats.plans import BATCH_SECONDS, ScorePlan
 from torchbeats.plots import timeline
 from torchbeats.protocol import PROBABILITIES, Model
@@ -142,7 +143,8 @@ def tag(
     if model is None:
         complain(hub.BUILT_IN_TAGGER_NOTE, "Note")
         model = hub.BUILT_IN_TAGGER
-    network = load(model, engine=engine and engine.value, device=device)
+    head = None if table is None else load(model, device=device, expect=BEATs)
+    network = head or load(model, engine=engine and engine.value, device=device)
     if window is None and every is None:
         window = fitted_window(network)
     plan = score_plan(every, window, batch_seconds, views)
@@ -150,7 +152,16 @@ def tag(
     sounds = [] if table is not None else find_sounds(inputs, follow_links=follow_links)
     _check_inputs(output, [*inputs, *(sound.path for sound in sounds)], len(sounds))
     names = class_names(network.label_dict, network.outputs[PROBABILITIES].shape[0])
-    work = _Work(sounds, network, plan, names, top, threshold, jobs, table)
+    work = _Work(
+        sounds,
+        network,
+        plan,
+        names,
+        top,
+        threshold,
+        jobs,
+        None if head is None or table is None else scored_groups(table, head),
+    )
     if output is None:
         work.print(form, by_file=every is None)
     elif ending == ".png":
@@ -201,7 +212,7 @@ class _Work:
     top: int
     threshold: float
     jobs: int | None
-    table: Table | None = None
+    stored: Iterator[Group] | None = None  # of a table, in place of sounds
     failed: int = 0
 
     def print(self, form: Format | None, by_file: bool) -> None:
@@ -236,10 +247,10 @@ class _Work:
             audio_progress(len(self.sounds), 0) as progress,
         ):
             file.writelines(WRITERS[output.suffix.lower()](counted(self._tags(progress))))
-        if not said and (self.table is not None or self.failed < len(self.sounds)):
+        if not said and (self.stored is not None or self.failed < len(self.sounds)):
             complain(f"No label has a probability of {self.threshold:g}; try a lower --threshold.", "Note")
         of = f"{len(self.sounds) - self.failed:,} of {len(self.sounds):,} files"
-        remark(f"{output}: labels of {of if self.table is None else f'{self.table.count:,} stored windows'}.")
+        remark(f"{output}: labels of {of if self.stored is None else 'stored windows'}.")
 
     def draw(self, output: Path, every: float) -> None:
         """Draw a picture of the one recording."""
@@ -257,8 +268,8 @@ class _Work:
         return tags(scored(self._groups(progress), self.plan), self.names, self.top, self.threshold)
 
     def _groups(self, progress: Progress | None) -> Iterator[Group]:
-        if self.table is not None:
-            yield from scored_groups(self.table, self.network)
+        if self.stored is not None:
+            yield from self.stored
             return
         named = [(sound.path, sound) for sound in self.sounds]
         for group in groups(named, self.network, self.plan, jobs=self.jobs, progress=progress):
