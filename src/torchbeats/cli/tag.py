@@ -187,8 +187,8 @@ def _check_inputs(output: Path | None, paths: list[str], sounds: int) -> None:
         raise SettingsError(f"The output {output} is one of the inputs; name another.")
     if sounds > 1 and (ending := output.suffix.lower()) in TIMELINES:
         raise SettingsError(
-            f"A {ENDINGS[ending]} is of one recording, and the inputs name {sounds:,}. Make one for each, or use "
-            ".csv or .jsonl for all of them."
+            f"A {ending} file ({ENDINGS[ending]}) is of one recording, and the inputs name {sounds:,}. Make one for "
+            "each, or use .csv or .jsonl for all of them."
         )
 
 
