@@ -278,6 +278,29 @@ def test_a_head_that_was_exchanged_is_exported_as_it_is(tmp_path):
         torchbeats.export(model, tmp_path / "m.onnx")
 
 
+def test_replaced_parts_are_refused_by_name():
+    """An adapter has the weights of the layer that it changes: without a look at its class it would be left out."""
+
+    class Adapter(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + x.mean()
+
+    model = small_model()
+    model.encoder.layers[1].fc2 = Adapter(96, 48)
+    with pytest.raises(torchbeats.ModelError, match=r"encoder\.layers\.1\.fc2 is a .*Adapter.*Merge adapters"):
+        onnx_export.serialized(model)
+    quantised = torch.ao.quantization.quantize_dynamic(small_model(), {torch.nn.Linear}, torch.qint8)
+    with pytest.raises(torchbeats.ModelError, match=r"post_extract_proj is a .*Linear, which cannot be exported"):
+        onnx_export.serialized(quantised)
+
+
+def test_a_parametrised_layer_is_exported_with_its_weight():
+    model = small_model()
+    torch.nn.utils.parametrizations.weight_norm(model.encoder.layers[0].fc2)
+    wav = batch([16_000])[0]
+    torch.testing.assert_close(OnnxModel.of(model).compute("mean", wav), model.compute("mean", wav), atol=1e-4, rtol=0)
+
+
 def test_only_beats_models_are_exported():
     class Other(torch.nn.Module):
         """A model kind of somebody else's."""
