@@ -259,6 +259,58 @@ def test_classes_without_names():
     assert json.loads(opened.get_modelmeta().custom_metadata_map["labels"]) == ["class 0", "class 1", "class 2"]
 
 
+def test_a_head_that_was_exchanged_is_exported_as_it_is(tmp_path):
+    model = small_model(finetuned_model=True, predictor_class=3)
+    model.label_dict = {0: "a", 1: "b", 2: "c"}
+    model.predictor = torch.nn.Linear(48, 5)
+    torchbeats.export(model, tmp_path / "m.onnx")
+    opened, wav = OnnxModel(tmp_path / "m.onnx"), batch([16_000])[0]
+    assert opened.outputs["probabilities"].shape == (5,)
+    assert opened.labels is None  # those of the head before
+    torch.testing.assert_close(
+        opened.compute("probabilities", wav), model.compute("probabilities", wav), atol=1e-4, rtol=0
+    )
+    model.predictor = None
+    torchbeats.export(model, tmp_path / "m.onnx")
+    assert not OnnxModel(tmp_path / "m.onnx").cfg.finetuned_model
+    model.predictor = torch.nn.Sequential(torch.nn.Linear(48, 5))
+    with pytest.raises(torchbeats.ModelError, match=r"predictor is a Sequential.*model\.predictor = None"):
+        torchbeats.export(model, tmp_path / "m.onnx")
+
+
+def test_replaced_parts_are_refused_by_name():
+    """An adapter has the weights of the layer that it changes: without a look at its class it would be left out."""
+
+    class Adapter(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + x.mean()
+
+    model = small_model()
+    model.encoder.layers[1].fc2 = Adapter(96, 48)
+    with pytest.raises(torchbeats.ModelError, match=r"encoder\.layers\.1\.fc2 is a .*Adapter.*Merge adapters"):
+        onnx_export.serialized(model)
+    quantised = torch.ao.quantization.quantize_dynamic(small_model(), {torch.nn.Linear}, torch.qint8)
+    with pytest.raises(torchbeats.ModelError, match=r"post_extract_proj is a .*Linear, which cannot be exported"):
+        onnx_export.serialized(quantised)
+
+
+def test_a_parametrised_layer_is_exported_with_its_weight():
+    model = small_model()
+    torch.nn.utils.parametrizations.weight_norm(model.encoder.layers[0].fc2)
+    wav = batch([16_000])[0]
+    torch.testing.assert_close(OnnxModel.of(model).compute("mean", wav), model.compute("mean", wav), atol=1e-4, rtol=0)
+
+
+def test_only_beats_models_are_exported():
+    class Other(torch.nn.Module):
+        """A model kind of somebody else's."""
+
+        outputs = {"mean": None}  # noqa: RUF012
+
+    with pytest.raises(torchbeats.ModelError, match="Only a BEATs model can be exported; this has the type Other"):
+        onnx_export.serialized(Other())
+
+
 def test_chosen_outputs(tagger):
     def names(**settings):
         return [output.name for output in session(tagger, **settings).get_outputs()]
