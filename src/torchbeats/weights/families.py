@@ -121,7 +121,7 @@ def _theirs(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     tensors = {name: tensor for name, tensor in tensors.items() if not _without_parent(name).startswith(_UNUSED)}
     cfg = _settings_in(content) if container else None
     if cfg is not None:
-        return _described(path, tensors, cfg, content)
+        return _checkpoint(path, tensors, cfg, content)
     if _is_espnet_finetuned(tensors):
         return _espnet_finetuned(path, tensors, espnet.settings_beside(path), content)
     if container == "model" and content.keys() <= {"model", "cfg", "label_dict"}:
@@ -141,7 +141,7 @@ def _settings_in(content: Mapping[str, Any]) -> Any:
     return content.get("cfg")
 
 
-def _described(path: Path, tensors: dict[str, Tensor], cfg: Any, content: Mapping[str, Any]) -> Checkpoint:
+def _checkpoint(path: Path, tensors: dict[str, Tensor], cfg: Any, content: Mapping[str, Any]) -> Checkpoint:
     """Weights with the settings that they were trained with."""
     _check_mapping(path, cfg)
     if _is_espnet_finetuned(tensors):
