@@ -315,9 +315,14 @@ class _Writer:
 
         if "embedding" in outputs or "probabilities" in outputs:
             embedding = pooled = self._mean(x, mask, counts)
-            if self.model.cfg.predictor_pool == "bands":
+            if (pool := self.model.cfg.predictor_pool) != "mean":
                 by_step = g.add("Reshape", x, g.integers(0, -1, grid.bands * width))
-                pooled = self._mean(by_step, g.behind(step_counts, g.size(by_step, 1)), step_counts)
+                behind = g.behind(step_counts, g.size(by_step, 1))
+                pooled = self._mean(by_step, behind, step_counts)
+                if pool == "statistics":
+                    pooled = g.add("Concat", pooled, self._deviation(by_step, pooled, behind, step_counts), axis=1)
+                elif pool != "bands":
+                    raise ModelError(f"The pooling {pool!r} of the label head cannot be exported.")
         for name in outputs:
             match name:
                 case "embedding":
@@ -544,6 +549,12 @@ class _Writer:
         x = g.add("Where", g.add("Unsqueeze", mask, g.integers(2)), g.number(0), x)
         total = g.add("ReduceSum", x, g.integers(1), keepdims=0)
         return g.add("Div", total, g.add("Unsqueeze", g.cast(counts, "FLOAT"), g.integers(1)))
+
+    def _deviation(self, x: str, mean: str, mask: str, counts: str) -> str:
+        """``(B, C)``; see `pooling.mean_and_deviation`."""
+        g = self.graph
+        away = g.add("Sub", x, g.add("Unsqueeze", mean, g.integers(1)))
+        return g.add("Sqrt", self._mean(g.add("Mul", away, away), mask, counts))
 
     def _probabilities(self, pooled: str) -> str:
         """``(B, classes)``; see `BEATs.probabilities`."""
