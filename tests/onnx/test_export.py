@@ -20,8 +20,10 @@ import onnx
 import torchbeats
 from helpers import noise, small_model, small_tokenizer, tone, write_sounds
 from torchbeats import audio
+from torchbeats.errors import ModelError
 from torchbeats.onnx import export as onnx_export
 from torchbeats.onnx.engine import OnnxModel
+from torchbeats.pooling import POOLINGS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RATE = 16_000
@@ -120,7 +122,8 @@ def test_numbers_are_the_models(settings):
 
 
 @pytest.mark.parametrize(
-    ("problem_type", "pool"), [("multi_label", "mean"), ("single_label", "mean"), ("single_label", "bands")]
+    ("problem_type", "pool"),
+    [("multi_label", "mean"), ("single_label", "mean"), ("single_label", "bands"), ("single_label", "statistics")],
 )
 def test_probabilities(problem_type, pool):
     model = small_model(finetuned_model=True, predictor_class=7, problem_type=problem_type, predictor_pool=pool)
@@ -133,6 +136,13 @@ def test_probabilities(problem_type, pool):
             warnings.simplefilter("ignore")
             expected = model(wav, lengths=lengths)[1]
         torch.testing.assert_close(found["probabilities"], expected, atol=1e-6, rtol=0)
+
+
+def test_a_pooling_that_cannot_be_exported_is_said(monkeypatch):
+    model = small_model(finetuned_model=True, predictor_class=7)
+    model.cfg.predictor_pool = "median"
+    with pytest.raises(ModelError, match=r"pooling 'median' .*cannot be exported"):
+        session(model)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -415,7 +425,7 @@ def test_the_engine_encodes_as_the_model(tagger, saved):
         engine.to(dtype=torch.float16)
 
 
-@pytest.mark.parametrize("pool", ["mean", "bands", "steps", "patches"])
+@pytest.mark.parametrize("pool", POOLINGS)
 def test_embed_with_either_engine(tagger, saved, sounds, pool):
     expected, *others = (
         list(torchbeats.embed(sounds, model, pool=pool, window=1.5))
