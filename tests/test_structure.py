@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # Rooms and flat files, lowest first, line by line and from left to right: each may import what stands before it, and
 # what stands in the same room. docs/design.md has the reasons.
 DRAWING = """
-version errors extras files
+version errors extras files interrupts
 patches containers decoders audio
 pooling config waveform fbank layers kernels attention encoder freezing backbone
 weights

@@ -1,4 +1,4 @@
-"""Whatever the sounds and the weights, no number that is not finite is ever written, and no command ends in a traceback.
+"""Whatever the sounds and the weights, no number that is not finite is written, and no command ends in a traceback.
 
 Two kinds of bad input, beside good sounds: a float WAV with absurd samples, and models that compute infinities of any
 sound though each of their weights is a number.

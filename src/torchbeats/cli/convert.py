@@ -9,6 +9,7 @@ import torch
 import typer
 
 from torchbeats.cli.console import remark
+from torchbeats.files import refuse_inputs
 from torchbeats.loading import load
 from torchbeats.weights import checkpoint
 
@@ -34,6 +35,7 @@ def convert(
         raise typer.BadParameter(f"The output must end in {', '.join(checkpoint.SUFFIXES)}; {target} does not.")
     if target.exists() and not overwrite:
         raise typer.BadParameter(f"{target} exists; use --overwrite to replace it.")
+    refuse_inputs([target], [source])
     model = load(source, engine="torch")
     checkpoint.save(model, target, torch.float16 if half else None)
     labels = f", {len(model.label_dict)} labels" if model.label_dict else ""
