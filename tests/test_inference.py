@@ -4,6 +4,7 @@ Rows of a batch equal those of the clip alone to 1e-4 (outputs are of unit scale
 """
 
 import itertools
+import math
 import threading
 import warnings
 
@@ -14,7 +15,7 @@ import torch
 
 import torchbeats
 from helpers import noise, small_model, small_tokenizer, tone
-from torchbeats import AudioWarning, audio, embed
+from torchbeats import AudioWarning, audio, embed, tokenize
 from torchbeats.inference import GROUP_BATCHES, Embedding, Position, groups
 from torchbeats.patches import SAMPLE_RATE
 from torchbeats.plans import EmbeddingPlan
@@ -423,3 +424,82 @@ def test_batches_keep_to_their_size_and_waste_little(monkeypatch, batch_seconds)
         assert total / len(shapes) > 0.5 * batch_seconds * SAMPLE_RATE  # batches are filled
     assert sum(heard) == pytest.approx(total / SAMPLE_RATE)
     assert sum(done) == pytest.approx(120)
+
+
+# --- numbers that are not numbers
+
+
+class Overflowing:
+    """A model that does all that another does, but gives an infinite number for windows that begin loudly."""
+
+    def __init__(self, model):
+        self._model = model
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def compute(self, output, wav, lengths=None, layer=None):
+        values = self._model.compute(output, wav, lengths, layer)
+        loud = wav[:, :100].abs().amax(1) > 0.9
+        bad = -1 if values.dtype == torch.int64 else math.inf
+        return torch.where(loud.view(-1, *[1] * (values.dim() - 1)), torch.full_like(values, bad), values)
+
+
+def with_a_loud_window(seconds, number):
+    """Noise whose window of two seconds with this number begins loudly."""
+    samples = clip(seconds)
+    samples[2 * number * SAMPLE_RATE :][:100] = 1
+    return samples
+
+
+NAMES = ["[0]", "[1]", "[2]", "[3]"]
+
+
+def overflowing_sounds():
+    return [clip(3), with_a_loud_window(9, 2), with_a_loud_window(1, 0), clip(1, 1)]
+
+
+@pytest.mark.parametrize("batch_seconds", [1, 40])  # a group for two windows, and one for all
+def test_no_row_that_is_not_finite(model, batch_seconds):
+    settings = {"window": 2, "batch_seconds": batch_seconds}
+    with pytest.warns(AudioWarning) as caught:
+        rows = list(embed(overflowing_sounds(), model=Overflowing(model), **settings))
+    # the long sound ends before its third window, and the good ones beside it lose nothing
+    places = [("[0]", 0), ("[0]", 2), ("[1]", 0), ("[1]", 2), ("[3]", 0)]
+    assert [(row.path, row.start) for row in rows] == places
+    assert all(np.isfinite(row.embedding).all() for row in rows)
+    assert [str(warning.message) for warning in caught] == [
+        "[1] was left out: the model gives numbers for it that are not finite; what comes before it was kept, in 2 "
+        "windows.",
+        "[2] was left out: the model gives numbers for it that are not finite.",
+    ]
+    good = {(row.path, row.start): row.embedding for row in embed(overflowing_sounds(), model=model, **settings)}
+    for row in rows:
+        np.testing.assert_allclose(row.embedding, good[row.path, row.start], atol=1e-5)
+
+
+def test_a_failure_of_numbers_is_told_once_however_a_run_is_continued(model):
+    plan = EmbeddingPlan(window=2, batch_seconds=0.5)
+    sounds = list(zip(NAMES, overflowing_sounds(), strict=True))
+    whole = list(groups(sounds, Overflowing(model), plan))
+    assert [name for group in whole for name, _ in group.failures] == ["[1]", "[2]"]
+    assert any(group.position.failed for group in whole)  # some group ends within the sound that failed
+    for number, group in enumerate(whole[:-1]):
+        rest = list(groups(sounds, Overflowing(model), plan, start=group.position))
+        assert [name for g in rest for name, _ in g.failures] == [
+            name for g in whole[number + 1 :] for name, _ in g.failures
+        ]
+        assert [path for g in rest for path in g.paths] == [path for g in whole[number + 1 :] for path in g.paths]
+        assert all(np.array_equal(a.values, b.values) for a, b in zip(rest, whole[number + 1 :], strict=True))
+
+
+def test_no_tokens_of_what_is_not_finite():
+    tokenizer = small_tokenizer()
+    good = list(tokenize([clip(3)], tokenizer))
+    with torch.no_grad():
+        tokenizer.encoder.layers[-1].final_layer_norm.weight.fill_(3e38)
+    assert (tokenizer.encode(torch.from_numpy(clip(3))[None]).labels == -1).all()
+    with pytest.warns(AudioWarning, match="not finite"):
+        assert list(tokenize([clip(3)], tokenizer)) == []
+    assert len(good) == 1
+    assert (good[0].labels >= 0).all()

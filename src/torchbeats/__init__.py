@@ -5,6 +5,9 @@ for row in torchbeats.embed("recordings/", model=model):
     print(row.path, row.start, row.end, row.embedding.shape)
 """
 
+from torchbeats import interrupts  # noqa: F401 - before the rest, whose import a Ctrl-C may end
+
+# isort: split
 from torchbeats.attention import MultiheadAttention
 from torchbeats.audio import AudioWarning
 from torchbeats.backbone import Encoded

@@ -3,6 +3,7 @@
     TorchbeatsError
     ├── AudioError            (ValueError)    a file that gives no usable sound
     ├── CheckpointError       (ValueError)    a file from which no model can be loaded
+    ├── DiskFullError         (OSError)       a file for which there is no room
     ├── FileInUseError                        a file that another process holds
     ├── HubError              (RuntimeError)  a name for which no file can be had
     ├── InputError            (ValueError)    inputs that name no sounds, or labels that cannot be used
@@ -13,11 +14,14 @@
     └── StoreError                            a table that cannot be written or continued
 
 Each is a sentence for the user: what is wrong, with which input, and what to do.
+
+Beside the tree, as nothing is wrong: `Stopped` (KeyboardInterrupt), somebody stops the command.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable
 
 
@@ -50,6 +54,23 @@ class CheckpointError(TorchbeatsError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class DiskFullError(TorchbeatsError, OSError):
+    """There is no room for a file; the message names it and says what was kept.
+
+    Attributes:
+        path: the file.
+        reason: the system's words for it: no space left, a quota, a limit of size.
+        kept: a sentence about what was written before.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: str, kept: str = "Make room and try again.") -> None:
+        self.path, self.reason, self.kept = os.fspath(path), reason, kept
+        super().__init__(self.path, reason, kept)
+
+    def __str__(self) -> str:
+        return f"{self.path} could not be written: {self.reason}. {self.kept}"
 
 
 class FileInUseError(TorchbeatsError):
@@ -94,6 +115,18 @@ class SettingsError(TorchbeatsError, ValueError):
 
 class StoreError(TorchbeatsError):
     """A table that cannot be written or continued; the message names it and says what to do."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody stops the command, by Ctrl-C or SIGTERM.
+
+    Attributes:
+        status: the exit status that tells so, 130 or 143.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__(number)
+        self.status = 128 + number
 
 
 # --- names in sentences -----------------------------------------------------------------------------------------------

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from torchbeats.errors import FileInUseError
+from torchbeats.errors import DiskFullError, FileInUseError, SettingsError
 
 try:
     import fcntl
@@ -25,11 +27,17 @@ except ImportError:  # Windows, where an open file cannot be replaced anyway
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file under a temporary name beside ``path``; when all went well, put it in ``path``'s place at once.
 
+    What earlier processes left of such a write, as they were killed, goes first.
+
     Yields:
         The temporary name. What is written there reaches the disk before it gets its name.
+
+    Raises:
+        DiskFullError: there is no room for it; what is in ``path``'s place stays.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()
@@ -38,12 +46,99 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(mode)  # some writers make files for their owner only
         _sync(temporary, os.O_RDWR)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):  # which would hide what went wrong
             temporary.unlink(missing_ok=True)
+        if is_full(error) and not isinstance(error, DiskFullError):
+            raise DiskFullError(path, _reason(error)) from error
         raise
     with suppress(OSError):  # not every system syncs folders
         _sync(path.parent, os.O_RDONLY)
+
+
+_TEMPORARY = re.compile(r"\.(.+)\.([0-9]+)\.tmp", re.DOTALL)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> list[Path]:
+    """Delete what `replacing` left beside a file, or anywhere in a folder, in processes that were killed.
+
+    Where the process is alive, the file is being written, and stays.
+
+    Args:
+        path: a file, whether it exists or not; or a folder, for all files in it.
+
+    Returns:
+        What was deleted.
+    """
+    path = Path(path)
+    folder, name = (path, None) if path.is_dir() else (path.parent, path.name)
+    removed = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match and name in (None, match[1]) and not _is_alive(int(match[2])):
+                with suppress(OSError):
+                    os.unlink(entry.path)
+                    removed.append(Path(entry.path))
+    return removed
+
+
+def _is_alive(process: int) -> bool:
+    """Whether another process of this machine has the number; this one's own file is ours to write anew."""
+    if process == os.getpid() or sys.platform == "win32":  # where an open file cannot be deleted anyway
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return process > 0
+
+
+# What says that there is no room where the error has no number: torch's archives, and safetensors.
+_NO_ROOM = re.compile(r"no space left|quota exceeded|file too large|file write failed|\(os error (28|122|27)\)", re.I)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error of writing says that there is no room: a full disk, a quota, or a limit of size."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if not isinstance(error, Exception):
+        return False
+    before = error.__cause__ or error.__context__  # torch tells in its own words what the file told it
+    return _NO_ROOM.search(str(error)) is not None or (before is not None and is_full(before))
+
+
+def _reason(error: BaseException) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(errno.ENOSPC if number is None else number).lower()
+
+
+def refuse_inputs(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Say where an output would replace an input, by whatever name.
+
+    Args:
+        outputs: files to be written.
+        inputs: files that are read; names of what is not there are let pass.
+
+    Raises:
+        SettingsError: one of them is both.
+    """
+    existing = {_identity(output): os.fspath(output) for output in outputs}
+    existing.pop(None, None)
+    for name in inputs if existing else ():
+        if (same := existing.get(_identity(name))) is not None:
+            raise SettingsError(f"The output {same} is one of the inputs; name another.")
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """The same for all names of a file; None where there is none, which is for its reader to say."""
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return state.st_dev, state.st_ino
 
 
 def held(path: str | os.PathLike[str]) -> IO[str]:
@@ -119,6 +214,31 @@ def _unescape(byte: str | None, surrogate: str | None) -> str:
     return "\\" if value == 0x5C else chr(0xDC00 + value)
 
 
+def printable(text: str | os.PathLike[str]) -> str:
+    """Text of which a terminal obeys nothing, and every encoder of UTF-8 takes all.
+
+    Control characters, line ends and what else does not print become blanks, bytes of a name that are not UTF-8 escapes
+    as of `readable`.
+    """
+    text = re.sub("[\ud800-\udfff]", lambda match: _escape(ord(match[0])), os.fspath(text))
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def one_line(text: str | os.PathLike[str]) -> str:
+    """As `printable`, with single blanks between words."""
+    return " ".join(printable(text).split())
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """JSON in which every character prints as itself, or is escaped; null for numbers that JSON does not have."""
+    lines = json.dumps(plain(value), ensure_ascii=False, indent=indent).split("\n")
+    return "\n".join(line if line.isprintable() else _escaped(line) for line in lines)
+
+
+def _escaped(text: str) -> str:
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
 def plain(value: Any) -> Any:
     """The same with null for numbers that JSON does not have."""
     if isinstance(value, dict):
@@ -131,7 +251,7 @@ def plain(value: Any) -> Any:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as JSON, with null for numbers that JSON does not have."""
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(plain(value), ensure_ascii=False, indent=1) + "\n", "utf-8")
+        temporary.write_text(as_json(value, indent=1) + "\n", "utf-8")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -72,10 +72,17 @@ class TokenGrid(NamedTuple):
 
 
 class Position(NamedTuple):
-    """How far a run has come: whole inputs, and windows of the one that follows them."""
+    """How far a run has come: whole inputs, and windows of the one that follows them.
+
+    Attributes:
+        inputs: that are done.
+        windows: of the next one that are done.
+        failed: the model gave numbers for that one that are not finite; the rest of it is left out.
+    """
 
     inputs: int = 0
     windows: int = 0
+    failed: bool = False
 
 
 @dataclass
@@ -242,26 +249,39 @@ def groups(
     plan.check(model)
     decoded = _decode_ahead(islice(sounds, start.inputs, None), plan, model.grid, jobs or min(4, os.cpu_count() or 1))
     group, clips, held = Group(), list[_Clip](), 0.0
-    inputs, skip, seen = start.inputs, start.windows, 0
+    inputs, skip, seen, failed = start.inputs, start.windows, 0, start.failed
+    decode_failures: dict[int, tuple[str, str]] = {}  # by the index of their input
+
+    def computed() -> Group:
+        nonlocal failed
+        group.position = Position(inputs, seen, failed)
+        result = _compute(group, clips, model, plan, progress, decode_failures)
+        failed = result.position.failed
+        decode_failures.clear()
+        return result
+
     for name, event in decoded:
         if isinstance(event, _Clip):
             seen += 1
-            if seen <= skip:  # computed by the run that this one continues
+            if seen <= skip or failed:  # computed by the run that this one continues; or not to be
                 continue
             clips.append(event)
+            event.input = inputs
             held += len(event.samples) / SAMPLE_RATE
         else:
-            if event is not None:
-                kept = f"; what comes before it was kept, in {seen} windows" if seen else ""
-                group.failures.append((name, event + kept))
-            inputs, skip, seen = inputs + 1, 0, 0
+            if event is not None and not failed:
+                decode_failures[inputs] = (name, event + _kept(seen))
+            inputs, skip, seen, failed = inputs + 1, 0, 0, False
             group.inputs += 1
-        if held >= GROUP_BATCHES * plan.batch_seconds or len(group.failures) >= 1000:
-            group.position = Position(inputs, seen)
-            yield _compute(group, clips, model, plan, progress)
+        if held >= GROUP_BATCHES * plan.batch_seconds or len(decode_failures) >= 1000:
+            yield computed()
             group, clips, held = Group(), [], 0.0
-    group.position = Position(inputs, seen)
-    yield _compute(group, clips, model, plan, progress)
+    yield computed()
+
+
+def _kept(windows: int) -> str:
+    """What a failure says of the rows that a sound has."""
+    return f"; what comes before it was kept, in {windows} windows" if windows else ""
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -276,12 +296,14 @@ class _Clip:
         offset: seconds at which the input starts in its file.
         number: of the window in the input.
         window: what is in it.
+        input: the input's index among all.
     """
 
     name: str
     offset: float
     number: int
     window: Window
+    input: int = 0
 
     @property
     def samples(self) -> Floats:
@@ -359,8 +381,15 @@ def _decode_ahead(
 # --- computing --------------------------------------------------------------------------------------------------------
 
 
-def _compute(group: Group, clips: list[_Clip], model: Model, plan: Plan, progress: Progress | None) -> Group:
-    """Fill a group with the results of its clips."""
+def _compute(
+    group: Group,
+    clips: list[_Clip],
+    model: Model,
+    plan: Plan,
+    progress: Progress | None,
+    failures: dict[int, tuple[str, str]],
+) -> Group:
+    """Fill a group with the results of its clips, and with those that failed in decoding or computing."""
     results: list[Values | None] = [None] * len(clips)
     lengths = [max(len(clip.samples), model.grid.min_samples) for clip in clips]
     for batch in batches_of_like_length(lengths, plan.batch_seconds * SAMPLE_RATE):
@@ -372,17 +401,39 @@ def _compute(group: Group, clips: list[_Clip], model: Model, plan: Plan, progres
             progress(seconds, group.inputs * len(batch) / len(clips))
         for clip in chosen:
             clip.release()
-    if not clips:
+    done = [(clip, result) for clip, result in zip(clips, results, strict=True) if result is not None]
+    broken = _first_without_numbers(done)
+    failures = failures | {
+        clip.input: (clip.name, f"the model gives numbers for it that are not finite{_kept(clip.number)}")
+        for clip in broken.values()
+    }
+    group.failures = [failures[index] for index in sorted(failures)]
+    if group.position.inputs in broken:
+        group.position = group.position._replace(failed=True)
+    done = [
+        (clip, result) for clip, result in done if clip.input not in broken or clip.number < broken[clip.input].number
+    ]
+    if not done:
         return group
-    done = [result for result in results if result is not None]
     by_step = plan.row(model).per != "window"
     times, begins = [], []
-    for clip, result in zip(clips, done, strict=True):
+    for clip, result in done:
         times.append(_times(clip, len(result), model.grid.step_seconds if by_step else None))
         begins.append(np.arange(len(result)) + clip.number == 0)
         group.paths += [clip.name] * len(result)
-    group.times, group.begins, group.values = np.concatenate(times), np.concatenate(begins), np.concatenate(done)
+    group.times, group.begins = np.concatenate(times), np.concatenate(begins)
+    group.values = np.concatenate([result for _, result in done])
     return group
+
+
+def _first_without_numbers(results: list[tuple[_Clip, Values]]) -> dict[int, _Clip]:
+    """For each input whose results are not all numbers, the first window of which they are not."""
+    broken: dict[int, _Clip] = {}
+    for clip, values in results:
+        good = np.isfinite(values) if values.dtype.kind == "f" else values >= 0  # a patch without a label has -1
+        if not good.all():
+            broken.setdefault(clip.input, clip)
+    return broken
 
 
 def _times(clip: _Clip, rows: int, step: float | None) -> Times:

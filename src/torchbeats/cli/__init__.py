@@ -12,7 +12,8 @@ import typer
 from torchbeats.audio import AudioWarning
 from torchbeats.cli import convert, embed, evaluate, export, finetune, fit, models, pretrain, probe, show, tag, tokens
 from torchbeats.cli.console import complain
-from torchbeats.errors import TorchbeatsError
+from torchbeats.cli.ending import run, stoppable
+from torchbeats.interrupts import take_keyboard_interrupts
 from torchbeats.version import __version__
 
 app = typer.Typer(
@@ -42,18 +43,22 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Teach": {"fit": fit.fit, "finetune": finetune.finetune, "pretrain": pretrain.pretrain},
     "Models": {"models": models.models, "show": show.show, "convert": convert.convert, "export": export.export},
 }
+# What is left of the work when a command is stopped. Those that train say so themselves.
+GOES_ON = "What is done is kept; the same command goes on."
+NOTHING_WRITTEN = "Nothing was written; the same command begins anew."
+LEFT = {"embed": GOES_ON, "tokens": GOES_ON, "tag": "Nothing but the rows that were printed is kept."}
+TRAINING = ("finetune", "pretrain")
 for panel, commands in COMMANDS.items():
     for name, command in commands.items():
+        if name not in TRAINING:
+            command = stoppable(command, LEFT.get(name, NOTHING_WRITTEN))
         app.command(name, rich_help_panel=panel)(command)
 
 
 def main() -> None:
-    """Run the command. Exit status: 0 all done, 1 some inputs could not be read, 2 nothing could be done."""
+    """Run the command; `torchbeats.cli.ending` lists the exit status."""
+    take_keyboard_interrupts()
     warnings.showwarning = lambda message, category, *_: complain(
         str(message) if issubclass(category, AudioWarning) else f"{category.__name__}: {message}", "Warning"
     )
-    try:
-        app()
-    except (TorchbeatsError, OSError) as error:  # what a user can mend; anything else is our fault, with its traceback
-        complain(str(error))
-        sys.exit(2)
+    sys.exit(run(app))

@@ -1,22 +1,50 @@
-"""What people see beside the results: messages and progress on standard error, progress only where somebody looks."""
+"""What people see: results on standard output; messages and progress on standard error, progress only for a person.
+
+Names of files and labels come from anywhere, so all text goes through here: it is printed as it is, without the markup
+of Rich, and without what a terminal would obey.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+import rich.console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from torchbeats.files import as_json, printable
 from torchbeats.inference import Progress as OnBatch
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class Console(rich.console.Console):
+    """Prints text, and the cells of tables, as they are, but for control characters; `Text` is the caller's to clean.
+
+    Args:
+        **settings: of `rich.console.Console`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"highlight": False, "markup": False, "emoji": False, **settings})
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Text of which a terminal obeys nothing."""
+        return super().render_str(printable(text), **settings)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `main`, as for any other output."""
+        raise BrokenPipeError
+
+
+console = Console(stderr=True, soft_wrap=True)
 
 
 def complain(message: str, kind: str = "Error") -> None:
     """A warning or an error."""
-    console.print(Text.assemble((f"{kind}: ", "bold red" if kind == "Error" else "yellow"), message))
+    style = "bold red" if kind == "Error" else "yellow"
+    console.print(Text.assemble((f"{kind}: ", style), printable(message)))
 
 
 def skipped(path: str, reason: str) -> None:
@@ -27,7 +55,29 @@ def skipped(path: str, reason: str) -> None:
 def remark(message: str) -> None:
     """Something good to know, for a person at a terminal."""
     if console.is_terminal:
-        console.print(message, markup=False)
+        console.print(message)
+
+
+def say(line: str) -> None:
+    """A line of a result on standard output."""
+    print(printable(line))
+
+
+def say_json(value: Any) -> None:
+    """A result as JSON on standard output."""
+    print(as_json(value, indent=1))
+
+
+def for_terminal(text: str) -> str:
+    """Lines of a file's format as a terminal may have them."""
+    return "\n".join(map(printable, text.split("\n"))) if sys.stdout.isatty() else text
+
+
+@contextmanager
+def working(doing: str = "") -> Iterator[Any]:
+    """A sign that something is going on; called with a text, it says what."""
+    with console.status(Text(printable(doing))) as status:
+        yield lambda doing: status.update(Text(printable(doing)))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import typer
 
 from torchbeats.cli.console import remark
 from torchbeats.errors import SettingsError
+from torchbeats.files import refuse_inputs
 from torchbeats.loading import load
 from torchbeats.weights import checkpoint
 
@@ -35,6 +36,7 @@ def convert(
         raise SettingsError(f"The output must end in {', '.join(checkpoint.SUFFIXES)}; {target} does not.")
     if target.exists() and not overwrite:
         raise SettingsError(f"{target} exists; use --overwrite to replace it.")
+    refuse_inputs([target], [source])
     model = load(source, engine="torch")
     checkpoint.save(model, target, torch.float16 if half else None)
     labels = f", {len(model.label_dict)} labels" if model.label_dict else ""

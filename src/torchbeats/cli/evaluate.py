@@ -11,10 +11,9 @@ from typing import Annotated, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
-from torchbeats.cli.console import audio_progress, complain, remark, skipped
+from torchbeats.cli.console import Console, audio_progress, complain, remark, skipped
 from torchbeats.cli.labelled import DATA, Format, show
 from torchbeats.cli.tables import MODEL, NAMES, OUTPUT, BatchSeconds, Device, Engine, Jobs, Views, Window
 from torchbeats.data.labelled import Labelled, read_labelled
@@ -23,7 +22,7 @@ from torchbeats.evaluation import plots
 from torchbeats.evaluation.metrics import ClassFigures, Report, report
 from torchbeats.evaluation.rows import Rows, rows_of
 from torchbeats.extras import is_installed
-from torchbeats.files import plain, readable, replacing, sha256, write_json
+from torchbeats.files import plain, readable, refuse_inputs, replacing, sha256, write_json
 from torchbeats.labels import names_and_aliases
 from torchbeats.loading import load
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, ScorePlan
@@ -41,6 +40,7 @@ CALLED = {
     "lwlrap": "lwlrap",
     "macro_f1": "macro F1",
 }
+FILES = ("metrics.json", "classes.csv", "scores.parquet", "confusion.png")  # that --out gets
 COLUMNS = ("sounds", "AP", "AUC", "precision", "recall", "F1")
 SHOWN_CLASSES = 60  # more of them are no table for a terminal
 
@@ -56,7 +56,7 @@ def evaluate(
             "--out",
             "-o",
             rich_help_panel=OUTPUT,
-            help="Folder to write metrics.json, classes.csv, scores.parquet and confusion.png to.",
+            help=f"Folder to write {', '.join(FILES)} to.",
         ),
     ] = None,
     format: Format = None,
@@ -82,6 +82,7 @@ def evaluate(
     problem_type = getattr(network.cfg, "problem_type", None)
     examples = read_labelled(data, problem_type, names, aliases).where(split, fold)
     if out is not None:
+        refuse_inputs((out / name for name in FILES), [*data, *(example.path for example in examples.examples)])
         out.mkdir(parents=True, exist_ok=True)
         if examples.problem_type == "single_label" and not is_installed("matplotlib"):
             complain(f"There will be no confusion.png. {MissingPackageError('matplotlib', 'plots')}", "Note")
@@ -136,12 +137,12 @@ def _print(console: Console, found: Report) -> None:
     console.print(means)
     present = [figures for figures in found.classes if figures.examples]
     if len(present) > SHOWN_CLASSES:
-        console.print(f"{len(present)} classes: --out or --format json has their figures.", markup=False)
+        console.print(f"{len(present)} classes: --out or --format json has their figures.")
         return
     table = Table("class", *(Column(name, justify="right") for name in COLUMNS))
     for figures in present:
         values = (f"{value:.3f}" if value == value else "–" for value in figures[2:])
-        table.add_row(figures.name.replace("[", r"\["), f"{figures.examples:,}", *values)
+        table.add_row(figures.name, f"{figures.examples:,}", *values)
     console.print(table)
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from torchbeats.cli.console import complain, remark
+from torchbeats.cli.console import Console, complain, remark
 from torchbeats.cli.labelled import DATA, Format, GroupFrom, note_several, show
 from torchbeats.cli.tables import NAMES
 from torchbeats.data.folds import FOLDS, Design, design, groups_from, split
@@ -118,7 +117,7 @@ def _print(console: Console, found: CrossValidated, plan: Design) -> None:
     by_fold = [f"{100 * value:.1f}" if value == value else "?" for value in found.by_fold]
     console.print(f"{kind} {100 * found.report.figures[kind]:.1f} %, 95 %: {low} – {high}")
     held_out = ", ".join(f"{name} {figure}" for name, figure in zip(plan.names, by_fold, strict=True))
-    console.print(f"Held out: {held_out}", markup=False)
+    console.print(f"Held out: {held_out}")
     console.print(f"{found.report.examples:,} sounds held out: {plan.name}. Interval: bootstrap over {plan.unit}.")
 
 

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Column
 from rich.table import Table as Printed
 
-from torchbeats.cli.console import complain, console, remark
+from torchbeats.cli.console import Console, complain, remark, working
 from torchbeats.cli.labelled import Format, GroupFrom, show
 from torchbeats.cli.tables import NAMES, OUTPUT, Overwrite
 from torchbeats.data.folds import groups_from
 from torchbeats.data.labelled import read_labelled
 from torchbeats.errors import ModelError, SettingsError, quoted
 from torchbeats.extras import require
-from torchbeats.files import plain, readable, replacing, sha256
+from torchbeats.files import plain, readable, refuse_inputs, replacing, sha256
 from torchbeats.heads.fitting import FOLDS, Head, fit_head, whole_model
 from torchbeats.heads.labelling import MIN_OVERLAP, label_windows
 from torchbeats.heads.suggesting import Suggestion, suggest
@@ -26,6 +25,8 @@ from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.tables.reading import Table
 from torchbeats.weights import checkpoint, hub
+
+SUGGESTIONS = ".suggestions.csv"  # in place of the output's ending
 
 
 def fit(
@@ -85,13 +86,13 @@ def fit(
     base = _base(stored, model)
     for number, note in enumerate(_notes(windows.unused)):
         complain(note, "Note" if number else "Warning")
-    with console.status("") as status:
+    with working() as show_progress:
         head = fit_head(
             stored.take(windows.indices),
             windows.labelled,
             precision=precision,
             folds=folds,
-            progress=lambda done, total: status.update(f"Fit {done} of {total}"),
+            progress=lambda done, total: show_progress(f"Fit {done} of {total}"),
         )
     for warning in head.warnings:
         complain(warning, "Warning")
@@ -99,15 +100,14 @@ def fit(
     suggestions = suggest(stored, head, windows.indices, suggest_) if suggest_ else []
     show(format, plain(_as_json(head, suggestions)), lambda out: _print(out, head, suggestions))
     if suggestions:
-        _write(output.with_suffix(".suggestions.csv"), suggestions)
+        _write(output.with_suffix(SUGGESTIONS), suggestions)
     remark(f"{output}: {len(head.classes)} classes. Try it: torchbeats tag {table} -m {output}")
 
 
 def _check_output(output: Path, inputs: list[Path], overwrite: bool) -> None:
     if output.suffix != ".safetensors":
         raise SettingsError(f"The output must end in .safetensors; {output} does not.")
-    if output.exists() and any(path.exists() and path.samefile(output) for path in inputs):
-        raise SettingsError(f"The output {output} is one of the inputs; name another.")
+    refuse_inputs([output, output.with_suffix(SUGGESTIONS)], inputs)
     if output.exists() and not overwrite:
         raise SettingsError(f"{output} exists; use --overwrite to replace it.")
 
@@ -146,14 +146,14 @@ def _print(out: Console, head: Head, suggestions: list[Suggestion]) -> None:
     for row in head.by_class:
         values = (row.get(name.replace(" ", "_")) for name in columns[1:])
         shown = ("–" if value is None or value != value else f"{value:.3f}" for value in values)
-        printed.add_row(row["class"].replace("[", r"\["), f"{row['windows']:,}", *shown)
+        printed.add_row(row["class"], f"{row['windows']:,}", *shown)
     out.print(printed)
     if head.held_out:
         means = ", ".join(f"{name} {value:.3f}" for name, value in head.figures.items())
-        out.print(f"{means}; held out: {head.held_out}.", markup=False)
+        out.print(f"{means}; held out: {head.held_out}.")
     for one in suggestions:
         place = f"{readable(one.path)} {one.start:.2f}–{one.end:.2f} s"
-        out.print(f"{place}: {one.label} {one.probability:.2f} ({one.reason})", markup=False)
+        out.print(f"{place}: {one.label} {one.probability:.2f} ({one.reason})")
 
 
 def _write(path: Path, suggestions: list[Suggestion]) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from torchbeats.cli.console import complain
+from torchbeats.cli.console import Console, complain, say_json
 from torchbeats.data.labelled import Labelled
 
 DATA = Annotated[
@@ -62,6 +60,6 @@ def note_several(labelled: Labelled) -> None:
 def show(format: Formats | None, results: dict[str, Any], as_table: Callable[[Console], None]) -> None:
     """Print results on standard output as asked, or as suits who reads it."""
     if format is Formats.json or (format is None and not sys.stdout.isatty()):
-        print(json.dumps(results, ensure_ascii=False, indent=1))
+        say_json(results)
     else:
-        as_table(Console(highlight=False))
+        as_table(Console())

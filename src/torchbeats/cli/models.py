@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
+from torchbeats.cli.console import Console
 from torchbeats.weights import hub
 
 COLUMNS = ("name", "size", "licence", "cached", "source", "about")
@@ -20,16 +20,16 @@ def models() -> None:
         for row in (COLUMNS, *rows):
             print(*row, sep="\t")
         return
-    console = Console(highlight=False)
+    console = Console()
     for name, size, licence, cached, source, about in rows:
         state = {"yes": "cached", "no": "not cached"}.get(cached, cached)
         console.print(Text.assemble((name, "bold"), f"  {size}, {licence}, {state}"))
         console.print(Padding(Text(about), (0, 4)))
         console.print(Padding(Text(source, "dim"), (0, 4)))
+    console.print()
     console.print(
-        "\nEvery checkpoint file, and owner/repo[/file][@revision] on the Hugging Face Hub, can be used in place of a "
-        "name.",
-        markup=False,
+        "Every checkpoint file, and owner/repo[/file][@revision] on the Hugging Face Hub, can be used in place of a "
+        "name."
     )
 
 

@@ -8,10 +8,9 @@ from enum import Enum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
-from torchbeats.cli.console import audio_progress, complain, console, remark
+from torchbeats.cli.console import Console, audio_progress, complain, remark, working
 from torchbeats.cli.labelled import DATA, Format, GroupFrom, ProblemType, note_several, show
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window
 from torchbeats.data.folds import FOLDS, Design, design, groups_from
@@ -109,9 +108,9 @@ def probe(
     for warning in chosen.warnings:
         complain(warning, "Warning")
     outcomes: list[tuple[int, Outcome]] = []
-    with console.status("") as status:
+    with working() as show_progress:
         for number, classifier, work in probe_layers(rows.values, plan.layers(network), heard, chosen, c):
-            status.update(f"Layer {number}, {classifier}, {chosen.name}")
+            show_progress(f"Layer {number}, {classifier}, {chosen.name}")
             outcomes.append((number, work()))
     results = {
         "torchbeats": __version__,
@@ -170,4 +169,4 @@ def _print(out: Console, problem_type: str, design: Design, outcomes: list[tuple
         )
     out.print(table)
     tested = outcomes[0][1].tested
-    out.print(f"{tested:,} sounds held out: {design.name}. Intervals: bootstrap over {design.unit}.", markup=False)
+    out.print(f"{tested:,} sounds held out: {design.name}. Intervals: bootstrap over {design.unit}.")

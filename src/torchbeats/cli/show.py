@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Annotated, Any
 
 import typer
 
+from torchbeats.cli.console import say, say_json
 from torchbeats.cli.labelled import Format, Formats
 from torchbeats.description import describe
 from torchbeats.files import plain
@@ -25,10 +25,10 @@ def show(
     """Show what a table, a model or a run holds: settings, sizes, labels."""
     description = plain(describe(file))
     if format is Formats.json or (format is None and not sys.stdout.isatty()):
-        print(json.dumps(description, ensure_ascii=False, indent=1))
+        say_json(description)
         return
     for line in _lines(description):
-        print(line)
+        say(line)
 
 
 def _lines(values: dict[str, Any], indent: str = "") -> list[str]:

@@ -6,7 +6,6 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from torchbeats.cli.console import audio_progress, complain, remark, skipped
+from torchbeats.cli.console import audio_progress, complain, for_terminal, remark, skipped
 from torchbeats.cli.tables import (
     MODEL,
     NAMES,
@@ -27,12 +26,13 @@ from torchbeats.cli.tables import (
     FollowLinks,
     Inputs,
     Jobs,
+    Overwrite,
     Views,
 )
 from torchbeats.data.inputs import Piece, find_sounds
 from torchbeats.errors import SettingsError
 from torchbeats.extras import require
-from torchbeats.files import readable, replacing
+from torchbeats.files import readable, refuse_inputs, replacing
 from torchbeats.inference import Group, Progress, groups
 from torchbeats.labels import class_names
 from torchbeats.loading import load
@@ -124,6 +124,7 @@ def tag(
     device: Device = "auto",
     jobs: Jobs = None,
     follow_links: FollowLinks = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Name what sounds contain: the most likely labels of each sound, or of each second of a recording.
 
@@ -135,7 +136,7 @@ def tag(
     out; the exit status is then 1.
     """
     ending = output.suffix.lower() if output else ""
-    _check_output(output, form)
+    _check_output(output, form, inputs, overwrite)
     if ending in TIMELINES and every is None:
         every = EVERY_SECONDS
     if threshold is None:
@@ -175,7 +176,7 @@ def tag(
         raise typer.Exit(1)
 
 
-def _check_output(output: Path | None, form: Format | None) -> None:
+def _check_output(output: Path | None, form: Format | None, inputs: list[str], overwrite: bool) -> None:
     """Say what is wrong with the output before anything is computed."""
     if output is None:
         return
@@ -186,6 +187,9 @@ def _check_output(output: Path | None, form: Format | None) -> None:
         raise SettingsError("--format is for standard output; the output's ending says how it is written.")
     if output.is_dir():
         raise SettingsError(f"{output} is a folder; name a file.")
+    refuse_inputs([output], inputs)
+    if output.exists() and not overwrite:
+        raise SettingsError(f"{output} exists; use --overwrite to replace it.")
     if ending == PICTURE:
         require("matplotlib", "plots")
 
@@ -194,8 +198,7 @@ def _check_inputs(output: Path | None, paths: list[str], sounds: int) -> None:
     """Say where an output would replace an input, or cannot hold them all."""
     if output is None:
         return
-    if _is_among(output, paths):
-        raise SettingsError(f"The output {output} is one of the inputs; name another.")
+    refuse_inputs([output], paths)
     if sounds > 1 and (ending := output.suffix.lower()) in TIMELINES:
         raise SettingsError(
             f"A {ending} file ({ENDINGS[ending]}) is of one recording, and the inputs name {sounds:,}. Make one for "
@@ -230,7 +233,7 @@ class _Work:
         }
         write = texts[form or (Format.table if terminal else Format.json)]
         for text in write(self._tags()):
-            out.write(text)
+            out.write(for_terminal(text))
             out.flush()
 
     def write(self, output: Path) -> None:
@@ -279,13 +282,3 @@ class _Work:
                 skipped(*failure)
             self.failed += len(group.failures)
             yield group
-
-
-def _is_among(output: Path, inputs: Iterable[str]) -> bool:
-    if not output.exists():
-        return False
-    for given in inputs:
-        with suppress(OSError):  # it is for the reader to say that there is no such input
-            if os.path.samefile(output, given):
-                return True
-    return False

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from torchbeats.cli.console import complain, console, remark
+from torchbeats.files import printable
 from torchbeats.training.loop import Listener
 
 
@@ -26,20 +27,20 @@ class Display(Listener):
     def work(self, name: str, total: float | None, unit: str) -> Iterator[Callable[[float, str], None]]:
         """A bar around a piece of work."""
         bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn(f"{{task.completed:,.0f}}{'' if total is None else ' of {task.total:,.0f}'} {unit}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[remark]}"),
+            TextColumn("{task.fields[remark]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
         with bar:
-            task = bar.add_task(name, total=total, remark="")
+            task = bar.add_task(printable(name), total=total, remark="")
 
             def advance(more: float, said: str) -> None:
                 bar.update(task, advance=more)
                 if said:
-                    bar.update(task, remark=said)
+                    bar.update(task, remark=printable(said))
 
             yield advance

@@ -67,7 +67,8 @@ def rows_of(
             windows[int(name)] += 1
     heard = np.flatnonzero(windows)
     if not len(heard):
-        raise InputError(f"Not one of the {len(examples):,} sounds can be read.")
+        why = f" The first, {failures[0][0]}: {failures[0][1]}." if failures else ""
+        raise InputError(f"Not one of the {len(examples):,} sounds can be read.{why}")
     return Rows(np.asarray(total[heard] / windows[heard, np.newaxis], np.float32), heard, failures)
 
 
@@ -104,7 +105,8 @@ def cached(
     try:
         with np.load(path) as arrays:
             failures = [(name, reason) for name, reason in json.loads(str(arrays["failures"]))]
-            return Rows(arrays["values"], arrays["heard"], failures), True
+            if np.isfinite(arrays["values"]).all():
+                return Rows(arrays["values"], arrays["heard"], failures), True
     except FileNotFoundError:
         pass
     except Exception:  # damaged: made anew

@@ -5,13 +5,15 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import cache
 
+from torchbeats.files import one_line
+
 FAMILY = "DejaVu Sans"  # which comes with matplotlib
 LONGEST_LABEL = 36  # characters
 
 
 def writable(words: str, longest: int = LONGEST_LABEL) -> tuple[str, list[str]]:
     """Words on one line, and the fonts that have them; what no font has becomes a box."""
-    words = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    words = one_line(words)
     if len(words) > longest:
         words = words[: longest - 1] + "…"
     families, fonts = [FAMILY], _fonts()

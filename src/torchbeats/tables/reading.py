@@ -65,7 +65,11 @@ class Table:
         self.count: int = described["rows"]
 
     def rows(self, size: int = ROWS) -> Iterator[Rows]:
-        """All rows, at most ``size`` at a time."""
+        """All rows, at most ``size`` at a time.
+
+        Raises:
+            InputError: one of them is not finite.
+        """
         last = ("", 0.0)  # path and start of the row before
         first = 0
         pieces = self._npz(size) if self.path.suffix == ".npz" else self._parquet(size)
@@ -74,6 +78,12 @@ class Table:
             for i, (path, start) in enumerate(zip(paths, times[:, 0].tolist(), strict=True)):
                 begins[i] = path != last[0] or start <= last[1]
                 last = (path, start)
+            if not np.isfinite(values).all():
+                where = int((~np.isfinite(values).all(1)).argmax())
+                raise InputError(
+                    f"{self.path} holds numbers that are not finite, in row {first + where:,}, of {paths[where]}. Make "
+                    "it again; a sound that gives such numbers is left out then."
+                )
             yield Rows(first, [from_readable(path) for path in paths], times, values, begins)
             first += len(paths)
 

@@ -8,13 +8,12 @@ become the output, and the folder goes. Rows a step may then be joined to rows a
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import time
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from torchbeats.errors import FileInUseError, StoreError
-from torchbeats.files import held, readable, replacing
+from torchbeats.errors import DiskFullError, FileInUseError, StoreError
+from torchbeats.files import as_json, held, readable, remove_leftovers, replacing
 from torchbeats.inference import Group, Position
 from torchbeats.plans import Row, Values
 
@@ -65,7 +64,7 @@ class Store:
             raise StoreError(f"The output must be named .parquet or .npz; {self.out} is not.")
         if self.out.is_dir():
             raise StoreError(f"{self.out} is a folder; name another output.")
-        self.errors = self.out.with_suffix(self.out.suffix + ".errors.jsonl")
+        _, self.errors = output_files(out)
         self.about = json.loads(json.dumps(about))
         self.schema = pa.schema(
             [
@@ -101,6 +100,8 @@ class Store:
                 "or use --overwrite."
             )
         self.complete, self.failed = True, int(there["failed"])
+        for path in (self.out, self.errors):
+            remove_leftovers(path)
         if self._folder.exists():  # the last run was killed at the very end, or one that overwrites is at it
             self._lock()
             self._discard()
@@ -134,10 +135,10 @@ class Store:
     def _clear(self) -> None:
         """Delete the parts; first what says that they are whole, lest a run that is killed here be continued."""
         (self._folder / "run.json").unlink(missing_ok=True)
-        for unfinished in (*self._parts(), *self._folder.glob(".*.tmp")):
-            unfinished.unlink(missing_ok=True)
-        for unfinished in self.out.parent.glob(f".{glob.escape(self.out.name)}.*.tmp"):  # of a run killed as it ended
-            unfinished.unlink(missing_ok=True)
+        for part in self._parts():
+            part.unlink(missing_ok=True)
+        for leftover_of in (self._folder, self.out, self.errors):  # the last two of a run that was killed as it ended
+            remove_leftovers(leftover_of)
 
     def _parts(self) -> list[Path]:
         return sorted(self._folder.glob("part-*.parquet"))
@@ -149,18 +150,25 @@ class Store:
         if size >= FLUSH_BYTES or time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self._flush()
 
+    def keep(self) -> None:
+        """Write what was appended, as the run is about to stop; if that cannot be, it is computed anew."""
+        with suppress(OSError, StoreError):
+            self._flush()
+
     def _flush(self) -> None:
         if not self._pending:
             return
-        failures = [failure for group in self._pending for failure in group.failures]
-        self.position = self._pending[-1].position
+        # No more pending before they are written: should a Ctrl-C come within, they are not to be written twice.
+        pending, self._pending = self._pending, []
+        failures = [failure for group in pending for failure in group.failures]
+        self.position = pending[-1].position
         self.failed += len(failures)
         state = {"position": self.position, "failures": failures}
-        tables = [self._table(group) for group in self._pending if group.paths]
+        tables = [self._table(group) for group in pending if group.paths]
         table = pa.concat_tables(tables) if tables else _part_schema(self.schema).empty_table()
-        with replacing(self._folder / f"part-{len(self._parts()):06d}.parquet") as temporary:
+        with _told(), replacing(self._folder / f"part-{len(self._parts()):06d}.parquet") as temporary:
             pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(state)}), temporary)
-        self._pending, self._flushed = [], time.monotonic()
+        self._flushed = time.monotonic()
 
     def _table(self, group: Group) -> pa.Table:
         values = pa.FixedSizeListArray.from_arrays(pa.array(group.values.reshape(-1)), self.schema.types[-1].list_size)
@@ -173,17 +181,33 @@ class Store:
         self._flush()
         failures = [failure for part in self._parts() for failure in _part_state(part)[1]]
         if failures:
-            with replacing(self.errors) as temporary, temporary.open("w", encoding="utf-8", errors="replace") as file:
+            with _told(), replacing(self.errors) as temporary, temporary.open("w", encoding="utf-8") as file:
                 for path, reason in failures:
-                    file.write(json.dumps({"path": readable(path), "error": reason}, ensure_ascii=False) + "\n")
+                    file.write(as_json({"path": readable(path), "error": reason}) + "\n")
         else:
             self.errors.unlink(missing_ok=True)
         about = {METADATA_KEY: json.dumps({**self.about, "failed": len(failures)})}
         write = _write_npz if self.out.suffix == ".npz" else _write_parquet
-        with replacing(self.out) as temporary:
+        with _told(), replacing(self.out) as temporary:
             write(temporary, self._parts(), self.schema.with_metadata(about), self._by_file)
         self.complete = True
         self._discard()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A full disk costs nothing that is done, and the error says so."""
+    try:
+        yield
+    except DiskFullError as error:
+        kept = "What was computed before is kept; make room, and the same command goes on."
+        raise DiskFullError(error.path, error.reason, kept) from error
+
+
+def output_files(out: str | os.PathLike[str]) -> list[Path]:
+    """What a run writes: the table, and the list of the sounds that could not be read."""
+    out = Path(out)
+    return [out, out.with_suffix(out.suffix + ".errors.jsonl")]
 
 
 BEGINS = "begins"  # a column of the parts alone: whether a row is the first of its file

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from torchbeats.files import readable
+from torchbeats.files import as_json, one_line, readable
 from torchbeats.tagging import Tags, regions
 
 Writer: TypeAlias = Callable[[Iterable[Tags]], Iterator[str]]
@@ -22,9 +21,7 @@ BAR = 20  # characters
 
 def _object(row: Tags) -> str:
     labels = [{"label": label, "probability": round(probability, 6)} for label, probability in row.labels]
-    return json.dumps(
-        {"path": readable(row.path), "start": row.start, "end": row.end, "labels": labels}, ensure_ascii=False
-    )
+    return as_json({"path": readable(row.path), "start": row.start, "end": row.end, "labels": labels})
 
 
 def write_jsonl(rows: Iterable[Tags]) -> Iterator[str]:
@@ -80,11 +77,6 @@ def write_table(rows: Iterable[Tags], by_file: bool) -> Iterator[str]:
 def _clock(seconds: float) -> str:
     hundredths = round(100 * seconds)
     return f"{hundredths // 6000}:{hundredths % 6000 / 100:05.2f}"
-
-
-def one_line(text: str) -> str:
-    """On one line, and nothing in it that a terminal would obey."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 @dataclass(frozen=True)

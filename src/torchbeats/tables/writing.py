@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import torch
 from torchbeats.audio import AudioWarning
 from torchbeats.data.fingerprint import fingerprint
 from torchbeats.data.inputs import Piece, find_sounds
-from torchbeats.files import sha256
+from torchbeats.files import refuse_inputs, sha256
 from torchbeats.inference import OnFailure, Progress, groups
 from torchbeats.loading import load, ready
 from torchbeats.plans import Plan, plan_for
@@ -92,10 +92,13 @@ def write_table(
         SettingsError: a setting that makes no sense.
         StoreError: the table cannot be written there, or a run with other settings has begun it.
     """
-    from torchbeats.tables.store import Store  # pyarrow takes longer to import than all of this package
+    from torchbeats.tables.store import Store, output_files  # pyarrow takes longer to import than all of this package
 
     begun = time.monotonic()
-    sounds = _sounds([inputs] if isinstance(inputs, (str, os.PathLike, Piece)) else inputs, follow_links)
+    named = [inputs] if isinstance(inputs, (str, os.PathLike, Piece)) else list(inputs)
+    sounds = _sounds(named, follow_links)
+    listed = (one for one in named if not isinstance(one, Piece))
+    refuse_inputs(output_files(out), [*listed, *(sound.path for sound in sounds)])
     network, name, weights = _opened(model, plan, engine, device, dtype)
     plan = plan or plan_for(network)
     plan.check(network)
@@ -103,15 +106,19 @@ def write_table(
     continued, rows = store.position.inputs, 0
     if not store.complete:
         with display(len(sounds), continued) as progress:
-            named = [(sound.path, sound) for sound in sounds]
-            for group in groups(named, network, plan, start=store.position, jobs=jobs, progress=progress):
-                for path, reason in group.failures:
-                    if on_failure is None:
-                        warnings.warn(f"{path} was left out: {reason}.", AudioWarning, stacklevel=2)
-                    else:
-                        on_failure(path, reason)
-                rows += len(group.paths)
-                store.append(group)
+            try:
+                pairs = [(sound.path, sound) for sound in sounds]
+                for group in groups(pairs, network, plan, start=store.position, jobs=jobs, progress=progress):
+                    rows += len(group.paths)
+                    store.append(group)
+                    for path, reason in group.failures:
+                        if on_failure is None:
+                            warnings.warn(f"{path} was left out: {reason}.", AudioWarning, stacklevel=2)
+                        else:
+                            on_failure(path, reason)
+            except BaseException:
+                store.keep()
+                raise
         store.finish()
         complete = False
     else:
@@ -121,9 +128,8 @@ def write_table(
     return TableResult(store.out, errors, len(sounds), store.failed, rows, seconds, continued, complete)
 
 
-def _sounds(inputs: Iterable[str | os.PathLike[str] | Piece], follow_links: bool) -> list[Piece]:
+def _sounds(inputs: Sequence[str | os.PathLike[str] | Piece], follow_links: bool) -> list[Piece]:
     """Pieces as they are, and what all else names; each once."""
-    inputs = list(inputs)
     pieces = [one for one in inputs if isinstance(one, Piece)]
     names = [one for one in inputs if not isinstance(one, Piece)]
     if not pieces or names:

@@ -91,7 +91,8 @@ class Tokenizers(AcousticTokenizer, Backbone):
     def label_fbank(self, fbank: Tensor, samples: Tensor | None = None) -> Tensor:
         """Labels from raw log-mel features; see `AcousticTokenizer`."""
         encoded, _ = self.encode_features(self.normalise(fbank), samples)
-        return self._quantise(encoded.x).view(encoded.padding_mask.shape).masked_fill(encoded.padding_mask, PADDING)
+        without = encoded.padding_mask | ~encoded.x.isfinite().all(-1)  # no code is near to what is no number
+        return self._quantise(encoded.x).view(without.shape).masked_fill(without, PADDING)
 
     def _quantise(self, x: Tensor) -> Tensor:
         if not (self.training or torch.compiler.is_compiling() or bool(self.quantize.embedding.initted)):

@@ -59,7 +59,7 @@ class AcousticTokenizer(nn.Module):
             samples: ``(B,)`` integers, length of each clip in samples; None where no row has padding.
 
         Returns:
-            ``(B, T)`` int64, -1 behind a clip's own patches.
+            ``(B, T)`` int64, -1 behind a clip's own patches, and for patches whose features are not finite.
         """
         raise NotImplementedError
 

@@ -1,0 +1,63 @@
+"""What Ctrl-C and SIGTERM do to the command ``torchbeats``; a program that imports the package is left alone.
+
+While the package is being imported, which takes seconds, a Ctrl-C ends the command at once and without a traceback.
+Later it is an exception, so that what is done can be kept; a second one ends the command at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from types import FrameType
+from typing import Any
+
+from torchbeats.errors import Stopped
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def is_the_command() -> bool:
+    """Whether this process was started as ``torchbeats`` or ``python -m torchbeats``."""
+    started = sys.orig_argv
+    name = os.path.basename(sys.argv[0] if sys.argv else "")
+    by_module = any(pair == ("-m", "torchbeats") for pair in pairwise(started))
+    return name.removesuffix(".exe") == "torchbeats" or (name in ("-m", "__main__.py") and by_module)
+
+
+@contextmanager
+def as_exceptions() -> Iterator[None]:
+    """Inside, the first Ctrl-C or SIGTERM raises `Stopped` in the main thread, and the second ends the process."""
+    process, before = os.getpid(), dict[signal.Signals, Any]()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != process:  # a child that was forked: the parent does the talking
+            os.kill(os.getpid(), number)
+            return
+        raise Stopped(number)
+
+    for number in SIGNALS:
+        # Other programs may have it ignored, as nohup does, and for a program's own handler there is a reason, too.
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            with suppress(ValueError):  # not in the main thread
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if is_the_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def take_keyboard_interrupts() -> None:
+    """Behind the imports: a Ctrl-C is Python's exception again, where it was none while they went on."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.default_int_handler)
