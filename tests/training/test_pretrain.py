@@ -27,9 +27,10 @@ from safetensors.torch import load_file
 import torchbeats
 from helpers import noise, small_model, tone
 from torchbeats import cli
-from torchbeats.errors import SettingsError
+from torchbeats.errors import CheckpointError
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer
-from torchbeats.training.loop import Listener, Report
+from torchbeats.training.listener import Listener
+from torchbeats.training.reporter import Reporter
 from torchbeats.training.run import Run
 from torchbeats.training.settings import settings
 
@@ -350,7 +351,7 @@ def test_a_tokenizer_that_starts_as_its_teacher(sounds, tmp_path):
 
 def test_a_tokenizer_is_no_teacher(sounds, whole, tmp_path):
     teacher = str(whole[0] / "iteration-2" / "tokenizer.safetensors")
-    with pytest.raises(SettingsError, match="is a tokenizer; a model is needed"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.safetensors: this is a tokenizer checkpoint"):
         run(sounds, tmp_path, teacher=teacher)
 
 
@@ -387,7 +388,7 @@ def in_a_process(arguments, state):
     """The command, which takes its time once there is a state, so that a kill finds it in that phase."""
     os.setpgid(0, 0)
     torch.set_num_threads(1)
-    Report.on_train_batch_start = lambda *_: time.sleep(0.5 * state.exists())
+    Reporter.on_train_batch_start = lambda *_: time.sleep(0.5 * state.exists())
     sys_argv(arguments)
 
 
@@ -440,14 +441,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(server, whole, sounds, tmp_
 
 def test_rows_behind_the_state_are_written_anew(whole, sounds, tmp_path, monkeypatch):
     """A run that stops later than its last state has told of steps that are made again."""
-    out, write = tmp_path / "run", Report._write
+    out, write = tmp_path / "run", Reporter._write
 
     def write_and_stop(self, report):
         write(self, report)
         if (self.key["phase"], self._done) == ("tokenizer", 4):
             raise ZeroDivisionError
 
-    monkeypatch.setattr(Report, "_write", write_and_stop)
+    monkeypatch.setattr(Reporter, "_write", write_and_stop)
     with pytest.raises(ZeroDivisionError):
         run(sounds, out)
     assert rows(out)[-1]["step"] == "4"

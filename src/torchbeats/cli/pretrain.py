@@ -33,7 +33,7 @@ def pretrain(
         str | None,
         typer.Option(help="A model, by name or file, to distil the first labels from. Default: random projection."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of all randomness.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in YAML, over those of the size.")] = None,
     set_: Annotated[
         list[str] | None,

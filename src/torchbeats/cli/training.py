@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from torchbeats.cli.console import complain, console, remark
-from torchbeats.training.loop import Listener
+from torchbeats.training.listener import Listener
 
 
 class Display(Listener):

@@ -19,7 +19,7 @@ from torchbeats.pooling import WINDOW_POOLINGS
 
 
 @dataclass
-class Data:
+class DataSettings:
     """How clips are drawn from the corpus."""
 
     crop_seconds: list[float] = field(default_factory=lambda: [10.0])  # each clip's longest length is one of these
@@ -31,7 +31,7 @@ class Data:
 
 
 @dataclass
-class Tokens:
+class TokenSettings:
     """The labels' vocabulary, and what the first iteration's frozen tokenizer looks at."""
 
     quant_n: int = 1024
@@ -40,7 +40,7 @@ class Tokens:
 
 
 @dataclass
-class Optimiser:
+class OptimiserSettings:
     """AdamW, a linear warm-up, then a cosine down to a tenth."""
 
     steps: int = 400_000
@@ -51,7 +51,7 @@ class Optimiser:
 
 
 @dataclass
-class Model(Optimiser):
+class ModelSettings(OptimiserSettings):
     """Masked audio modelling."""
 
     mask: float = 0.75  # share of patches that are hidden
@@ -63,7 +63,7 @@ class Model(Optimiser):
 
 
 @dataclass
-class Distillation(Optimiser):
+class DistillationSettings(OptimiserSettings):
     """The self-distilled tokenizer."""
 
     beta: float = 1.0  # weight of the commitment loss
@@ -76,7 +76,7 @@ class Distillation(Optimiser):
 
 
 @dataclass
-class Trainer:
+class TrainerSettings:
     """The machine and the loop; may differ when a run is continued."""
 
     accelerator: str = "auto"
@@ -98,11 +98,11 @@ class Settings:
     iterations: int = 3
     seed: int = 0
     config: dict[str, Any] = field(default_factory=dict)  # fields of BEATsConfig over those of the size
-    data: Data = field(default_factory=Data)
-    tokens: Tokens = field(default_factory=Tokens)
-    model: Model = field(default_factory=Model)
-    distillation: Distillation = field(default_factory=Distillation)
-    trainer: Trainer = field(default_factory=Trainer)
+    data: DataSettings = field(default_factory=DataSettings)
+    tokens: TokenSettings = field(default_factory=TokenSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
 
     def beats_config(self, **fields: Any) -> BEATsConfig:
         """The architecture of the models."""
@@ -119,7 +119,7 @@ class Settings:
 
 
 @dataclass
-class LabelledData:
+class LabelledDataSettings:
     """How labelled clips are drawn."""
 
     seconds: float = 10.0  # the most that the model hears at once, in training and in validation
@@ -131,7 +131,7 @@ class LabelledData:
 
 
 @dataclass
-class Augmentation:
+class AugmentationSettings:
     """How clips are changed, so that there seem to be more of them."""
 
     gain_db: float = 6.0  # each clip becomes louder or softer by up to this much
@@ -147,7 +147,7 @@ class Augmentation:
 
 
 @dataclass
-class Tuning:
+class TuningSettings:
     """AdamW with a learning rate that falls from the head to the input."""
 
     epochs: float = 20.0
@@ -173,10 +173,10 @@ class FinetuneSettings:
     """Everything that decides what a fine-tuning computes."""
 
     seed: int = 0
-    data: LabelledData = field(default_factory=LabelledData)
-    augment: Augmentation = field(default_factory=Augmentation)
-    model: Tuning = field(default_factory=Tuning)
-    trainer: Trainer = field(default_factory=Trainer)
+    data: LabelledDataSettings = field(default_factory=LabelledDataSettings)
+    augment: AugmentationSettings = field(default_factory=AugmentationSettings)
+    model: TuningSettings = field(default_factory=TuningSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
 
     def to_dict(self) -> dict[str, Any]:
         """As nested dictionaries of plain values."""
@@ -338,8 +338,8 @@ def _as(kind: Any, value: Any, name: str) -> Any:
 def _check(chosen: Settings) -> None:
     """Refuse values that would only fail later, or quietly do nothing."""
     if unknown := sorted(chosen.config.keys() - {field.name for field in dataclasses.fields(BEATsConfig)}):
-        there = ", ".join(f"config.{field.name}" for field in dataclasses.fields(BEATsConfig))
-        raise SettingsError(f"There is no setting config.{unknown[0]}; there are {there}.")
+        names = ", ".join(f"config.{field.name}" for field in dataclasses.fields(BEATsConfig))
+        raise SettingsError(f"There is no setting config.{unknown[0]}; there are {names}.")
     try:
         chosen.beats_config().check()
     except (TypeError, ValueError) as error:

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import lightning as L
 import torch
-import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from torchbeats.training.data import Batch, Failure
-from torchbeats.training.settings import Optimiser
+from torchbeats.model import BEATs
+from torchbeats.tokenizers import Tokenizers
+from torchbeats.training.corpus import Failure
+from torchbeats.training.processes import all_sum
+from torchbeats.training.settings import OptimiserSettings
+
+
+class TrainingBatch(Protocol):
+    """What every batch has."""
+
+    @property
+    def wav(self) -> Tensor:
+        """``(B, samples)``, zero behind each crop."""
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Sounds that could not be read, and are not in the batch."""
+
+
+B = TypeVar("B", bound=TrainingBatch)
 
 COLLAPSED = 0.02  # a codebook whose perplexity is below this share of its size says next to nothing
 
@@ -62,33 +80,16 @@ class LabelStatistics(nn.Module):
         return {"accuracy": float(hits / total), "majority": float(counts.max(1).values.sum() / total), **use}
 
 
-def all_sum(x: Tensor) -> Tensor:
-    """Sum over the processes, if there are several; ``x`` stays as it is."""
-    x = x.detach().clone()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(x)
-    return x
-
-
-def all_items(items: list[Any]) -> list[Any]:
-    """What the lists of all processes hold."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return items
-    lists: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(lists, items)
-    return [item for part in lists for item in part]
-
-
-class Task(L.LightningModule):
-    """A network in training.
+class Task(L.LightningModule, Generic[B]):
+    """A network in training, and all that is particular to it; a run asks for nothing else.
 
     Args:
         optimiser: settings.
-        seed: of all randomness.
+        seed: random seed.
         statistics: counts the labels of a codebook, where there is one.
     """
 
-    def __init__(self, optimiser: Optimiser, seed: int, statistics: LabelStatistics | None = None) -> None:
+    def __init__(self, optimiser: OptimiserSettings, seed: int, statistics: LabelStatistics | None = None) -> None:
         super().__init__()
         self.optimiser, self.seed, self._statistics = optimiser, seed, statistics
         self.failures: list[Failure] = []
@@ -96,11 +97,47 @@ class Task(L.LightningModule):
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    # --- what each kind of training decides for itself ---
+
+    def step(self, batch: B) -> dict[str, Tensor]:
         """The loss under "loss", and other scalars to report."""
         raise NotImplementedError
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def begin(self, batches: Iterable[B]) -> None:
+        """Get ready for the first step of a fresh training; ``batches`` are as many as are taken."""
+
+    def finished(self, weights: Mapping[str, Tensor]) -> BEATs | Tokenizers:
+        """The model that the training was for, in one piece.
+
+        Args:
+            weights: the task's state dict, in one piece however it was spread over processes.
+        """
+        raise NotImplementedError
+
+    def callbacks(self) -> Sequence[Callback]:
+        """Lightning's callbacks that the training needs."""
+        return ()
+
+    def rate_factor(self, name: str) -> float:
+        """What the learning rate is multiplied with for the parameter of this name."""
+        return 1.0
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a step may leave layers out."""
+        return False
+
+    def remark(self, report: Mapping[str, float]) -> str:
+        """A few words about a report, for the display."""
+        return f"loss {report['loss']:.3f}"
+
+    def complaint(self, report: Mapping[str, float]) -> str | None:
+        """A sentence, where a report shows that something is wrong."""
+        return None
+
+    # --- what all have in common ---
+
+    def training_step(self, batch: B, batch_idx: int) -> Tensor:
         """One batch. Dropout and the like depend on its number alone, so that a run can go on from any."""
         torch.manual_seed(hash((self.seed, self.global_step, batch_idx, self.global_rank)) % 2**63)
         self.failures += batch.failures
@@ -149,10 +186,6 @@ class Task(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def rate_factor(self, name: str) -> float:
-        """What the learning rate is multiplied with for the parameter of this name."""
-        return 1.0
-
     def share_of_mean(self, total: Tensor, count: int) -> Tensor:
         """A sum over ``count`` things, as this process's share of the mean over those of all processes.
 
@@ -171,3 +204,8 @@ def collapse(report: Mapping[str, Any], labels: int) -> str | None:
         f"{report['perplexity']:.1f}. Try distillation.reseed_below=0.1, another tokens.normalisation, or a lower "
         "learning rate."
     )
+
+
+def part(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Of a state dict, that of the module of this name."""
+    return {key.removeprefix(name + "."): value for key, value in weights.items() if key.startswith(name + ".")}
