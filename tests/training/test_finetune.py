@@ -22,6 +22,7 @@ from torchbeats.data.folds import split
 from torchbeats.data.labelled import Example as Ex
 from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import InputError, SettingsError
+from torchbeats.patches import PatchGrid
 from torchbeats.training.augmentation import change_speed
 from torchbeats.training.batches import Batches, Draw
 from torchbeats.training.examples import (
@@ -42,6 +43,7 @@ from torchbeats.training.settings import (
     finetune_settings,
 )
 from torchbeats.training.validation import Validate
+from torchbeats.training.work import work_of
 
 RATE = 16_000
 PLAIN = AugmentationSettings(gain_db=0.0, roll=False, mixup=0.0, time_mask=0.0, mel_mask=0.0)
@@ -180,9 +182,9 @@ def test_mixing_mixes_sounds_and_labels_alike(folder):
     labelled, corpus = corpus_of(folder)
     crops = LabelledCrops(corpus, PLAIN)
     plain = [crops[Draw(row, 1.0, (0, 0, row))] for row in (0, 12, 25)]
-    whole = collate_labelled(plain, crops.grid, 3)
+    whole = collate_labelled(plain, PatchGrid(), 3)
     assert torch.equal(whole.targets, torch.eye(3)[labelled.targets()[[0, 12, 25]]])
-    mixed = collate_labelled([crop._replace(mix=0.75) for crop in plain], crops.grid, 3)
+    mixed = collate_labelled([crop._replace(mix=0.75) for crop in plain], PatchGrid(), 3)
     torch.testing.assert_close(mixed.wav, 0.75 * whole.wav + 0.25 * whole.wav.roll(1, 0))
     torch.testing.assert_close(mixed.targets, 0.75 * whole.targets + 0.25 * whole.targets.roll(1, 0))
 
@@ -504,10 +506,34 @@ def test_a_cross_validation_goes_on_with_the_same_sounds_only(folder, weights, t
     assert found["folds"] == ["1", "2"]
     write(5)
     assert run(monkeypatch, *command) == 2
-    assert "sounds was 8 + 2" in capsys.readouterr().err
+    assert "sounds was 8 sounds, " in capsys.readouterr().err
     write(4)
     assert run(monkeypatch, *command) == 0
     assert json.loads(capsys.readouterr().out) == found
+
+
+@pytest.mark.parametrize("how", ["--folds=2", "--set=data.validation=0.3"])
+def test_an_edited_file_is_noticed(weights, tmp_path, monkeypatch, capsys, how):
+    """Of the same size, in the same place: only its time of change tells."""
+    for name in ("tief", "Rauschen"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for seed in range(4):
+            soundfile.write(tmp_path / "in" / name / f"{seed}.wav", sound(name, seed), RATE)
+    command = ("finetune", tmp_path / "in", "-m", weights, "-o", tmp_path / "run", *QUICK, "--epochs", 1, how)
+    assert run(monkeypatch, *command) == 0
+    assert run(monkeypatch, *command) == 0
+    capsys.readouterr()
+    soundfile.write(tmp_path / "in" / "tief" / "2.wav", sound("tief", 9), RATE)
+    assert run(monkeypatch, *command) == 2
+    error = capsys.readouterr().err
+    assert "holds a run with other settings: sounds was 8 sounds, " in error
+
+
+def test_a_sound_on_the_other_side_of_the_split_is_noticed(folder):
+    labelled, _ = corpus_of(folder)
+    names = {work_of(labelled.examples, {"held out": rows}) for rows in ([], [0], [1], [0, 1])}
+    assert len(names) == 4
+    assert work_of(labelled.examples, {"held out": [0, 1]}) in names
 
 
 def test_patience_without_sounds_to_validate_on(folder, weights, tmp_path, monkeypatch, capsys):
