@@ -10,7 +10,8 @@
     ├── MissingPackageError   (ImportError)   an optional package that is not installed
     ├── ModelError            (ValueError)    a model that does not give what is asked of it
     ├── SettingsError         (ValueError)    a setting that does not exist or makes no sense
-    └── StoreError                            a table that cannot be written or continued
+    ├── StoreError                            a table that cannot be written or continued
+    └── TrainingError         (RuntimeError)  a training that cannot go on
 
 Each is a sentence for the user: what is wrong, with which input, and what to do.
 """
@@ -94,6 +95,10 @@ class SettingsError(TorchbeatsError, ValueError):
 
 class StoreError(TorchbeatsError):
     """A table that cannot be written or continued; the message names it and says what to do."""
+
+
+class TrainingError(TorchbeatsError, RuntimeError):
+    """A training that cannot go on; the message says what happened and what to try."""
 
 
 # --- names in sentences -----------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def finetune(
     require("lightning", "train")
     import yaml
 
-    from torchbeats.cli.training import Display
+    from torchbeats.cli.training import Display, stopping
     from torchbeats.loading import load
     from torchbeats.model import BEATs
     from torchbeats.training.cross_validation import CrossValidation
@@ -100,14 +100,16 @@ def finetune(
         assert plan is not None
         for warning in plan.warnings:
             complain(warning, "Warning")
-        result = CrossValidation(out, network, labelled, plan, chosen, about, Display()).run()
+        with stopping():
+            result = CrossValidation(out, network, labelled, plan, chosen, about, Display()).run()
         if result is not None:
             show(format, plain(result.to_dict(plan)), lambda console: _print(console, result, plan))
             remark(f"{out}: a folder for each fold, and all figures in validation.json.")
         return
     if parts.rest.examples:
         complain(f"The {len(parts.rest.examples):,} sounds for testing are left alone: torchbeats evaluate.", "Note")
-    file = Finetune(out, network, parts.train, parts.validation, chosen, about, Display()).train()
+    with stopping():
+        file = Finetune(out, network, parts.train, parts.validation, chosen, about, Display()).train()
     views = f" --views {chosen.data.views}" if chosen.data.views > 1 else ""
     remark(f"{file}: {len(labelled.classes)} classes. Try it: torchbeats tag FILE -m {file}{views}")
 

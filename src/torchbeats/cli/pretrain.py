@@ -50,7 +50,7 @@ def pretrain(
     require("lightning", "train")
     import yaml
 
-    from torchbeats.cli.training import Display
+    from torchbeats.cli.training import Display, stopping
     from torchbeats.training.run import Run
     from torchbeats.training.settings import settings
 
@@ -59,5 +59,6 @@ def pretrain(
         print(yaml.safe_dump(chosen.to_dict(), sort_keys=False), end="")
         return
 
-    model = Run(out, data, chosen, teacher, Display()).train()
+    with stopping():
+        model = Run(out, data, chosen, teacher, Display()).train()
     remark(f"{model}: done. Try it: torchbeats embed FOLDER -m {model} -o embeddings.parquet")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -68,6 +68,7 @@ class Crop(NamedTuple):
     shift: int = 0  # mel bins that the model hears it higher
     curve: tuple[float, ...] = ()  # of the equaliser that it hears it through; see `augmentation.equalise`
     counts: bool = True
+    path: str = ""
 
 
 class Crops(Excerpts["Crop | Failure"]):
@@ -104,7 +105,9 @@ class Crops(Excerpts["Crop | Failure"]):
         patches = int(self.grid.patches(max(len(samples), self.grid.min_samples)))
         shift = int(random.integers(-self.mel_shift, self.mel_shift + 1))
         hidden = random_mask(patches, self.mask, random)
-        return Crop(samples, hidden, shift, equaliser_curve(self.equaliser_db, random), draw.counts)
+        return Crop(
+            samples, hidden, shift, equaliser_curve(self.equaliser_db, random), draw.counts, self.corpus.path(draw.row)
+        )
 
 
 def random_mask(patches: int, share: float, random: np.random.Generator) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -127,6 +130,7 @@ class Batch(NamedTuple):
         shifts: ``(B,)`` int64, mel bins that the model is to hear each crop higher.
         curves: ``(B, K)``, the equaliser that it hears each through.
         failures: sounds that could not be read, and are not in the batch.
+        paths: names of the sounds in it.
     """
 
     wav: Tensor
@@ -138,6 +142,7 @@ class Batch(NamedTuple):
     shifts: Tensor
     curves: Tensor
     failures: list[Failure]
+    paths: Sequence[str] = ()
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -175,6 +180,7 @@ def collate(items: Iterable[Crop | Failure], grid: PatchGrid) -> Batch:
         shifts=torch.tensor([crop.shift for crop in crops]),
         curves=torch.tensor([crop.curve or (0.0,) * CURVE_TERMS for crop in crops]),
         failures=[item for item in items if isinstance(item, Failure)],
+        paths=[crop.path for crop in crops if crop.counts],
     )
 
 

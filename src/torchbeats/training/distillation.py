@@ -15,6 +15,7 @@ from torchbeats.encoder import TransformerEncoder
 from torchbeats.model import BEATs
 from torchbeats.tokenizers import NormEMAVectorQuantizer, Tokenizers
 from torchbeats.training.crops import Batch
+from torchbeats.training.processes import all_sum
 from torchbeats.training.settings import DistillationSettings
 from torchbeats.training.task import LabelStatistics, Task, collapse, part
 
@@ -108,6 +109,9 @@ class Distillation(Task[Batch]):
         B, T, _ = z.shape
         real = torch.zeros(B * T, dtype=torch.bool, device=z.device).index_fill(0, batch.asked, True).view(B, T)
         # Padding takes no part in the codebook: only real vectors are quantised.
+        # Codes follow vectors in the forward pass already, and must never follow what is not finite.
+        finite = not float(all_sum((~torch.isfinite(z[real])).any().float()))
+        self.tokenizer.quantize.train(finite and self.training)
         codes, commitment, labels = self.tokenizer.quantize(z[real])
         estimate = self.estimator(z.new_zeros(z.shape).masked_scatter(real.unsqueeze(-1), codes), encoded.padding_mask)
         distance = 1 - F.cosine_similarity(estimate[real].float(), target[real].float(), dim=-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +82,7 @@ class LabelledCrop(NamedTuple):
     shift: int
     curve: tuple[float, ...]
     counts: bool
+    path: str = ""
 
 
 class LabelledBatch(NamedTuple):
@@ -95,6 +96,7 @@ class LabelledBatch(NamedTuple):
         curves: ``(B, K)``, the equaliser that it is heard through.
         counts: ``(B,)``, one, or zero for what only fills up.
         failures: sounds that could not be read, and are not in the batch.
+        paths: names of the sounds in it.
     """
 
     wav: Tensor
@@ -104,6 +106,7 @@ class LabelledBatch(NamedTuple):
     curves: Tensor
     counts: Tensor
     failures: list[Failure]
+    paths: Sequence[str] = ()
 
 
 class LabelledCrops(Excerpts["LabelledCrop | Failure"]):
@@ -137,7 +140,9 @@ class LabelledCrops(Excerpts["LabelledCrop | Failure"]):
         mix = max(share := random.beta(a.mixup, a.mixup), 1 - share) if a.mixup else 1.0
         shift = int(random.integers(-a.mel_shift, a.mel_shift + 1))
         curve = equaliser_curve(a.equaliser_db, random)
-        return LabelledCrop(samples, self.corpus.targets[draw.row], mix, shift, curve, draw.counts)
+        return LabelledCrop(
+            samples, self.corpus.targets[draw.row], mix, shift, curve, draw.counts, self.corpus.path(draw.row)
+        )
 
 
 def as_data(data: LabelledDataSettings) -> DataSettings:
@@ -169,6 +174,7 @@ def collate_labelled(items: Iterable[LabelledCrop | Failure], grid: PatchGrid, c
         curves=torch.tensor([crop.curve for crop in crops]),
         counts=torch.tensor([float(crop.counts) for crop in crops]),
         failures=[item for item in items if isinstance(item, Failure)],
+        paths=[crop.path for crop in crops if crop.counts],
     )
 
 

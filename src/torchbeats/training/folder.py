@@ -67,12 +67,18 @@ class RunFolder:
 
     def skip(self, failure: Failure) -> None:
         """Tell of a sound that is left out, and add it to the list, once."""
-        line = json.dumps({"path": failure.path, "error": failure.reason}) + "\n"
+        if self.list_skipped([failure]):
+            self.listener.warn(f"Skipped {failure}.")
+
+    def list_skipped(self, failures: Sequence[Failure]) -> bool:
+        """Add sounds to the list of those left out, each once; returns whether any is new."""
+        lines = [json.dumps({"path": failure.path, "error": failure.reason}) + "\n" for failure in failures]
         with (self.path / "skipped.jsonl").open("a+", encoding="utf-8") as file:
             file.seek(0)
-            if line not in file:
-                self.listener.warn(f"Skipped {failure}.")
-                file.write(line)
+            listed = set(file)
+            fresh = [line for line in lines if line not in listed]
+            file.writelines(fresh)
+        return bool(fresh)
 
 
 def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

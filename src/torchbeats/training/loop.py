@@ -11,18 +11,20 @@ from typing import Any, TypeVar
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
+from torchbeats.errors import TrainingError
 from torchbeats.files import replacing
 from torchbeats.training.feed import Feed
 from torchbeats.training.folder import RunFolder
 from torchbeats.training.reporter import Reporter
+from torchbeats.training.saving import Saver
 from torchbeats.training.settings import TrainerSettings
-from torchbeats.training.task import Task, TrainingBatch
+from torchbeats.training.task import Task, TrainingBatch, all_finite
 
 B = TypeVar("B", bound=TrainingBatch)
 
@@ -44,14 +46,18 @@ def fit(
         folder: of the run.
         state: file of the state, which stays when all is done.
         t: settings.
-        reporter: tells how it goes; state is saved just behind a report, when nothing is counted half.
+        reporter: tells how it goes.
         callbacks: more of Lightning's.
 
     Returns:
         The trainer, and the task's state dict, in one piece however it was spread.
+
+    Raises:
+        TrainingStopped: a signal came; the state is saved.
+        TrainingError: several steps in a row had no finite gradient.
     """
-    save_every = max(1, round(t.save_every / reporter.every)) * reporter.every
-    with _quiet():
+    saver = Saver(task, state, max(1, round(t.save_every / reporter.every)) * reporter.every)
+    with _quiet(), saver.listening():
         trainer = L.Trainer(
             accelerator=t.accelerator,
             devices=t.devices,
@@ -73,21 +79,18 @@ def fit(
                 *task.callbacks(),
                 *callbacks,
                 reporter,  # behind what it may tell of
-                ModelCheckpoint(
-                    state.parent,
-                    filename=state.stem,
-                    every_n_train_steps=save_every,
-                    save_top_k=1,
-                    monitor=None,
-                    enable_version_counter=False,
-                    save_on_train_epoch_end=False,
-                ),
+                saver,
             ],
         )
         trainer.fit(task, feed, ckpt_path=state if state.exists() else None, weights_only=True)
-    if trainer.interrupted or (trainer.global_step < task.optimiser.steps and not trainer.should_stop):
-        raise KeyboardInterrupt
-    return trainer, trainer.strategy.lightning_module_state_dict()
+    if saver.stopped is not None:
+        raise saver.stopped
+    weights = trainer.strategy.lightning_module_state_dict()
+    if trainer.is_global_zero and not all_finite(weights):
+        raise TrainingError(
+            "The training ended with weights that are not finite; they are not written. Try a lower learning rate."
+        )
+    return trainer, weights
 
 
 class _States(TorchCheckpointIO):

@@ -10,7 +10,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from torchbeats.errors import quoted
 from torchbeats.files import replacing
+from torchbeats.training.corpus import Failure
 from torchbeats.training.folder import RunFolder
 from torchbeats.training.processes import all_items, leads
 from torchbeats.training.task import Task
@@ -47,8 +49,14 @@ class Reporter(Callback):
         self.seen: set[str] = set()
         self.warned = False
 
+    @property
+    def state_key(self) -> str:
+        """As it was when this class was called so; there are states with it."""
+        return "Report"
+
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on has to know."""
+        self._note_failures()
         return {"seen": sorted(self.seen)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -70,6 +78,8 @@ class Reporter(Callback):
         if trainer.global_step == self._done:  # gradients still accumulate
             return
         self._done = trainer.global_step
+        if self.task.bad_batches:  # then in all processes
+            self._note_bad_batches()
         if self._done % self.every and self._done != trainer.max_steps:
             self._advance(1, "")
             return
@@ -107,6 +117,19 @@ class Reporter(Callback):
             self.seen.add(failure.path)
             if leads():
                 self.folder.skip(failure)
+
+    def _note_bad_batches(self) -> None:
+        batches, self.task.bad_batches = all_items(self.task.bad_batches), []
+        paths = sorted({path for _, paths in batches for path in paths})
+        fresh = [path for path in paths if path not in self.seen]
+        self.seen.update(fresh)
+        if leads():
+            reason = f"the loss or its gradient was not finite at step {batches[0][0]} of {self.title}"
+            self.folder.list_skipped([Failure(path, reason) for path in fresh])
+            self.folder.listener.warn(
+                f"{self.title}, step {batches[0][0]}: the loss or its gradient is not finite. The step is left out, "
+                f"with its sounds: {quoted(paths, 3)}."
+            )
 
     def _write(self, report: dict[str, float]) -> None:
         new = not self.file.exists()

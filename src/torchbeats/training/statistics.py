@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -49,7 +50,12 @@ def fbank_statistics(
     if not count:
         raise CorpusError(f"There is nothing to learn from: no sound could be decoded. The first, {failures[0]}.")
     mean = total / count
-    deviation = max(squares / count - mean**2, 0.0) ** 0.5
+    variance = squares / count - mean**2
+    deviation = variance**0.5 if variance > 0 else variance * 0  # not a number stays none
+    if not (math.isfinite(mean) and math.isfinite(deviation)):
+        raise CorpusError(
+            "The mean and deviation of the log-mel features are not finite: some sounds hold absurd samples."
+        )
     if deviation < 1e-3:
         raise CorpusError("There is nothing to learn from: all of the sounds looked at are silence.")
     return mean, deviation

@@ -30,6 +30,10 @@ class TrainingBatch(Protocol):
     def failures(self) -> list[Failure]:
         """Sounds that could not be read, and are not in the batch."""
 
+    @property
+    def paths(self) -> Sequence[str]:
+        """Names of the sounds in it."""
+
 
 B = TypeVar("B", bound=TrainingBatch)
 
@@ -94,8 +98,11 @@ class Task(L.LightningModule, Generic[B]):
         self.optimiser, self.seed, self._statistics = optimiser, seed, statistics
         self.failures: list[Failure] = []
         self.clips = 0
+        self.bad_batches: list[tuple[int, list[str]]] = []  # step, and its sounds, where the gradient was not finite
+        self.bad_steps = 0  # how many of those the training ends with
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._steps: Tensor | float = 0.0
+        self._current: list[tuple[Tensor, Sequence[str]]] = []  # of this step's batches: finite?, their sounds
 
     # --- what each kind of training decides for itself ---
 
@@ -143,16 +150,56 @@ class Task(L.LightningModule, Generic[B]):
         self.failures += batch.failures
         self.clips += len(batch.wav)
         scalars = self.step(batch)
+        finite = torch.isfinite(scalars["loss"].detach())
         for name, value in scalars.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach()
-        self._steps += 1
-        return scalars["loss"]
+            self._sums[name] = self._sums.get(name, 0) + value.detach().where(finite, 0)
+        self._steps = self._steps + finite.float()
+        self._current.append((finite, batch.paths))
+        return scalars["loss"] * torch.where(finite, 1.0, math.nan)  # so that the gradient in no process is finite
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave a step out, in all processes, whose gradient is not finite."""
+        batches, self._current = self._current, []
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        bad = ~torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+        if all_sum(bad.float()).item() == 0:
+            self.bad_steps = 0
+            return
+        scales = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if scales and all_sum(torch.stack([~finite for finite, _ in batches]).any().float()).item() == 0:
+            return  # the scaler of float16 leaves the step out, and tries a smaller scale
+        for parameter in self.parameters():
+            parameter.grad = None  # what has none stays as it is
+        culprits = [path for finite, paths in batches if not finite for path in paths]
+        self.bad_batches.append((self.global_step + 1, culprits or [path for _, paths in batches for path in paths]))
+        self.bad_steps += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what was counted since the last report, in all processes together."""
+        counted: dict[str, Any] = {"sums": {name: all_sum(value) for name, value in self._sums.items()}}
+        counted["steps"] = float(all_sum(torch.as_tensor(self._steps, device=self.device)))
+        if self._statistics is not None:
+            counted["predicted"] = self._statistics.predicted
+            counted["statistics"] = {name: all_sum(value) for name, value in self._statistics.named_buffers()}
+        checkpoint["counted"] = counted
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what was counted, in one of the processes."""
+        counted = checkpoint.get("counted")
+        if counted is None or self.trainer.global_rank:
+            return
+        self._sums = {name: value.to(self.device) for name, value in counted["sums"].items()}
+        self._steps = counted["steps"]
+        if self._statistics is not None:
+            for name, value in self._statistics.named_buffers():
+                value.copy_(counted["statistics"][name])
+            self._statistics.predicted = bool(counted.get("predicted", self._statistics.predicted))
 
     def report(self) -> dict[str, float]:
         """What happened since the last report, over all processes."""
-        world = self.trainer.world_size
-        means = {name: float(all_sum(value)) / (self._steps * world) for name, value in self._sums.items()}
-        self._sums, self._steps = {}, 0
+        steps = float(all_sum(torch.as_tensor(self._steps, device=self.device)))
+        means = {name: float(all_sum(value)) / steps if steps else math.nan for name, value in self._sums.items()}
+        self._sums, self._steps = {}, 0.0
         return means if self._statistics is None else {**means, **self._statistics.report()}
 
     @property
@@ -209,3 +256,8 @@ def collapse(report: Mapping[str, Any], labels: int) -> str | None:
 def part(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """Of a state dict, that of the module of this name."""
     return {key.removeprefix(name + "."): value for key, value in weights.items() if key.startswith(name + ".")}
+
+
+def all_finite(weights: Mapping[str, Tensor]) -> bool:
+    """Whether every number of a state dict is finite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in weights.values() if tensor.is_floating_point())
