@@ -51,6 +51,7 @@ def pretrain(
     import yaml
 
     from torchbeats.cli.training import Display, stopping
+    from torchbeats.training.processes import leads
     from torchbeats.training.run import Run
     from torchbeats.training.settings import settings
 
@@ -61,4 +62,5 @@ def pretrain(
 
     with stopping():
         model = Run(out, data, chosen, teacher, Display()).train()
-    remark(f"{model}: done. Try it: torchbeats embed FOLDER -m {model} -o embeddings.parquet")
+    if leads():
+        remark(f"{model}: done. Try it: torchbeats embed FOLDER -m {model} -o embeddings.parquet")

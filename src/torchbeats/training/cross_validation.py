@@ -25,7 +25,7 @@ from torchbeats.training.corpus import Failure
 from torchbeats.training.finetune_run import MAY_CHANGE, Finetune
 from torchbeats.training.folder import RunFolder
 from torchbeats.training.listener import Listener
-from torchbeats.training.processes import leads
+from torchbeats.training.processes import leader_finds, leads, meet
 from torchbeats.training.settings import FinetuneSettings
 from torchbeats.training.validation import figures, scores_for
 from torchbeats.training.work import work_of
@@ -62,6 +62,7 @@ class CrossValidation:
     ) -> None:
         self.folder, self.model, self.labelled, self.plan, self.settings = folder, model, labelled, plan, settings
         self.about, self.listener = about, listener
+        meet(settings.trainer.accelerator)
         self.place = RunFolder(folder, listener)
         # The folds' results are kept by number, so they must be of these very sounds.
         parts = {f"training {number}": fold.train.tolist() for number, fold in enumerate(plan.folds, start=1)}
@@ -94,7 +95,7 @@ class CrossValidation:
         """Which of the examples were heard, and their scores ``(heard, classes)``."""
         folder = self.folder / f"fold-{number}"
         file = folder / "scores.npz"
-        if not file.exists():
+        if not leader_finds(file):
             training, validation = self.labelled.subset(fold.train.tolist()), None
             if self.settings.model.patience:
                 if drawn := share_of(training, self.settings.data.validation, self.settings.seed):

@@ -30,6 +30,7 @@ from torchbeats.training.finetuning import Finetuning, with_head
 from torchbeats.training.folder import RunFolder
 from torchbeats.training.listener import Listener
 from torchbeats.training.loop import fit
+from torchbeats.training.processes import leader_finds, meet, wait_for
 from torchbeats.training.reporter import Reporter
 from torchbeats.training.settings import FinetuneSettings
 from torchbeats.training.validation import Validate
@@ -70,6 +71,7 @@ class Finetune:
         if len(labelled.classes) < 2 and labelled.problem_type == "single_label":
             raise InputError(f"There must be two classes or more; all sounds are {labelled.classes[0]!r}.")
         self.folder, self.labelled, self.held_out, self.settings = folder, labelled, held_out, settings
+        meet(settings.trainer.accelerator)
         self.place = RunFolder(folder, listener)
         asked = [] if held_out is None else held_out.examples
         count = len(labelled.examples)
@@ -86,7 +88,7 @@ class Finetune:
     def train(self) -> Path:
         """Do what is not done yet; returns the result's file."""
         final = self.folder / "model.safetensors"
-        if final.exists():
+        if leader_finds(final):
             return final
         settings, t = self.settings, self.settings.trainer
         epoch = max(1, math.ceil(self._batches_an_epoch() / t.accumulate))
@@ -114,6 +116,7 @@ class Finetune:
                 checkpoint.save(task.finished(weights), final)
             state.unlink(missing_ok=True)
         trainer.strategy.barrier()
+        wait_for(final)
         return final
 
     def _batches(self, first: int = 0, rank: int = 0, world: int = 1) -> Batches:

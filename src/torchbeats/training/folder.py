@@ -13,7 +13,7 @@ from torchbeats.errors import FileInUseError, SettingsError
 from torchbeats.files import held, replacing
 from torchbeats.training.corpus import Failure
 from torchbeats.training.listener import Listener
-from torchbeats.training.processes import leads
+from torchbeats.training.processes import leader_first, leads
 
 _LOCK = ".lock"
 
@@ -41,6 +41,9 @@ class RunFolder:
         Raises:
             SettingsError: the folder holds a run with other settings, or something else.
         """
+        leader_first(lambda: self._claim(about, defaults, may_change))
+
+    def _claim(self, about: dict[str, Any], defaults: dict[str, Any], may_change: Sequence[str]) -> None:
         file = self.path / "run.yaml"
         if file.exists():
             existing = _filled(yaml.safe_load(file.read_text("utf-8")), defaults)
@@ -56,14 +59,13 @@ class RunFolder:
                 )
         elif self.path.exists() and any(entry.name != _LOCK for entry in self.path.iterdir()):
             raise SettingsError(f"{self.path} is not empty, and holds no run that could go on. Name another --out.")
-        if leads():
-            self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                self._held = held(self.path / _LOCK)
-            except FileInUseError:
-                raise SettingsError(f"Another run is at work in {self.path}; wait for it, or stop it.") from None
-            with replacing(file) as temporary:
-                temporary.write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True), "utf-8")
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._held = held(self.path / _LOCK)
+        except FileInUseError:
+            raise SettingsError(f"Another run is at work in {self.path}; wait for it, or stop it.") from None
+        with replacing(file) as temporary:
+            temporary.write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True), "utf-8")
 
     def skip(self, failure: Failure) -> None:
         """Tell of a sound that is left out, and add it to the list, once."""

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from torchbeats.errors import TrainingError
 from torchbeats.files import replacing
+from torchbeats.training.environment import environment_for
 from torchbeats.training.feed import Feed
 from torchbeats.training.folder import RunFolder
+from torchbeats.training.processes import leader_finds
 from torchbeats.training.reporter import Reporter
 from torchbeats.training.saving import Saver
 from torchbeats.training.settings import TrainerSettings
@@ -57,12 +59,13 @@ def fit(
         TrainingError: several steps in a row had no finite gradient.
     """
     saver = Saver(task, state, max(1, round(t.save_every / reporter.every)) * reporter.every)
+    environment, devices, nodes = environment_for(t)
     with _quiet(), saver.listening():
         trainer = L.Trainer(
             accelerator=t.accelerator,
-            devices=t.devices,
-            num_nodes=t.nodes,
-            strategy=_strategy(t, task.leaves_out),
+            devices=devices,
+            num_nodes=nodes,
+            strategy=_strategy(t, nodes, devices, task.leaves_out),
             precision=_precision(t),
             accumulate_grad_batches=t.accumulate,
             gradient_clip_val=t.clip or None,
@@ -72,7 +75,7 @@ def fit(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            plugins=[_States()],
+            plugins=[_States(), environment],
             logger=TensorBoardLogger(folder.path, name="tensorboard", version=reporter.name),
             log_every_n_steps=reporter.every,
             callbacks=[
@@ -82,7 +85,7 @@ def fit(
                 saver,
             ],
         )
-        trainer.fit(task, feed, ckpt_path=state if state.exists() else None, weights_only=True)
+        trainer.fit(task, feed, ckpt_path=state if leader_finds(state) else None, weights_only=True)
     if saver.stopped is not None:
         raise saver.stopped
     weights = trainer.strategy.lightning_module_state_dict()
@@ -101,14 +104,16 @@ class _States(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-def _strategy(t: TrainerSettings, leaves_out: bool) -> Any:
+def _strategy(t: TrainerSettings, nodes: int, devices: int | str, leaves_out: bool) -> Any:
     """How processes work together; ours differs from Lightning's in leaving codebooks to their own arithmetic.
 
     Args:
         t: settings.
+        nodes: number of machines.
+        devices: of each.
         leaves_out: a step may leave layers out.
     """
-    several = t.nodes > 1 or (isinstance(t.devices, int) and t.devices > 1)
+    several = nodes > 1 or (str(devices).isdigit() and int(devices) > 1)
     if t.devices in ("auto", "-1", -1) and t.accelerator in ("auto", "gpu", "cuda"):
         several = several or torch.cuda.device_count() > 1
     if t.strategy == "ddp" or (t.strategy == "auto" and several):

@@ -15,6 +15,7 @@ A phase is done when its ``.safetensors`` is there. Until then its state lies be
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ from torchbeats.training.folder import RunFolder
 from torchbeats.training.listener import Listener
 from torchbeats.training.loop import fit
 from torchbeats.training.pretraining import Pretraining
-from torchbeats.training.processes import leads
+from torchbeats.training.processes import leader_finds, leader_first, leads, meet, wait_for
 from torchbeats.training.reporter import Reporter
 from torchbeats.training.settings import Settings
 from torchbeats.training.statistics import fbank_statistics
@@ -77,6 +78,7 @@ class Run:
     ) -> None:
         self.folder, self.inputs, self.settings, self.teacher = Path(folder), list(inputs), settings, teacher
         self.grid = PatchGrid(settings.beats_config().input_patch_size)
+        meet(settings.trainer.accelerator)
         self.place = RunFolder(self.folder, listener)
         self.listener = self.place.listener
         about = {"inputs": self.inputs, "teacher": self.teacher, **settings.to_dict()}
@@ -100,35 +102,45 @@ class Run:
 
     def _corpus(self) -> Corpus:
         file = self.folder / "corpus.parquet"
-        if not file.exists():
-            with self.listener.work("Looking at the sounds", None, "files") as advance:
-
-                def on_file(failure: Failure | None) -> None:
-                    advance(1, "")
-                    if failure:
-                        self.place.skip(failure)
-
-                index(self.inputs, on_file=on_file).save(file)
+        if not leader_finds(file):
+            leader_first(lambda: self._index(file))
+        wait_for(file)
         corpus = Corpus.load(file)
         known = f", {corpus.hours:,.2f} h" if corpus.hours else ""
         self.listener.say(f"Corpus: {len(corpus):,} sounds{known}.")
         return corpus
 
+    def _index(self, file: Path) -> None:
+        with self.listener.work("Looking at the sounds", None, "files") as advance:
+
+            def on_file(failure: Failure | None) -> None:
+                advance(1, "")
+                if failure:
+                    self.place.skip(failure)
+
+            index(self.inputs, on_file=on_file).save(file)
+
     def _statistics(self) -> dict[str, float]:
         """The corpus's own ``fbank_mean`` and ``fbank_std``."""
         file = self.folder / "statistics.json"
-        if not file.exists():
-            data = self.settings.data
-            with self.listener.work("Measuring loudness", data.statistics_seconds, "s of sound") as advance:
-
-                def on_batch(batch: Batch) -> None:
-                    advance(float(batch.samples.sum()) / SAMPLE_RATE, "")
-
-                mean, std = fbank_statistics(self.corpus, data, self.settings.seed, on_batch)
-            with replacing(file) as temporary:
-                temporary.write_text(json.dumps({"fbank_mean": round(mean, 5), "fbank_std": round(std, 5)}), "utf-8")
+        if not leader_finds(file):
+            leader_first(lambda: self._measure(file))
+        wait_for(file)
         statistics: dict[str, float] = json.loads(file.read_text("utf-8"))
+        if not all(isinstance(value, float) and math.isfinite(value) for value in statistics.values()):
+            raise SettingsError(f"{file} holds {statistics}, and not finite numbers; delete it, and it is made again.")
         return statistics
+
+    def _measure(self, file: Path) -> None:
+        data = self.settings.data
+        with self.listener.work("Measuring loudness", data.statistics_seconds, "s of sound") as advance:
+
+            def on_batch(batch: Batch) -> None:
+                advance(float(batch.samples.sum()) / SAMPLE_RATE, "")
+
+            mean, std = fbank_statistics(self.corpus, data, self.settings.seed, on_batch)
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps({"fbank_mean": round(mean, 5), "fbank_std": round(std, 5)}), "utf-8")
 
     # --- the phases ---
 
@@ -138,13 +150,13 @@ class Run:
     def _tokenizer(self, iteration: int) -> None:
         """The iteration's labels: by random projection first, then distilled from the model before."""
         file = self._file(iteration, "tokenizer")
-        if file.exists():
+        if leader_finds(file):
+            wait_for(file)
             return
         settings = self.settings
         if iteration == 1 and self.teacher is None:
-            if leads():
-                cfg = RandomProjectionConfig(vars(settings.tokens), **self.fbank, input_patch_size=self.grid.patch_size)
-                checkpoint.save(RandomProjectionTokenizer(cfg, seed=settings.seed), file)
+            leader_first(lambda: self._random_projection(file))
+            wait_for(file)
             return
         teacher = load(self.teacher if iteration == 1 else self._file(iteration - 1, "model"), expect=BEATs)
         torch.manual_seed(self._seed(iteration, 0))
@@ -155,10 +167,15 @@ class Run:
         task = Distillation(tokenizer, teacher, settings.distillation, self._seed(iteration, 1))
         self._fit(task, iteration, "tokenizer", self._crops())
 
+    def _random_projection(self, file: Path) -> None:
+        cfg = RandomProjectionConfig(vars(self.settings.tokens), **self.fbank, input_patch_size=self.grid.patch_size)
+        checkpoint.save(RandomProjectionTokenizer(cfg, seed=self.settings.seed), file)
+
     def _model(self, iteration: int) -> None:
         """The iteration's model, from fresh weights."""
         file = self._file(iteration, "model")
-        if file.exists():
+        if leader_finds(file):
+            wait_for(file)
             return
         settings = self.settings
         tokenizer = load(self._file(iteration, "tokenizer"), engine="torch")
@@ -206,6 +223,7 @@ class Run:
             checkpoint.save(task.finished(weights), file)
             state.unlink(missing_ok=True)
         trainer.strategy.barrier()
+        wait_for(file)
 
 
 def _copy_backbone(teacher: BEATs, tokenizer: Tokenizers) -> bool:
