@@ -32,6 +32,7 @@ from torchbeats.errors import CheckpointError
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer
 from torchbeats.training import saving
 from torchbeats.training.distillation import Distillation
+from torchbeats.training.embeddings import COLUMNS
 from torchbeats.training.listener import Listener
 from torchbeats.training.pretraining import Pretraining
 from torchbeats.training.reporter import Reporter
@@ -460,6 +461,34 @@ def test_rows_behind_the_state_are_written_anew(whole, sounds, tmp_path, monkeyp
     run(sounds, out)
     same(weights(out), weights(whole[0]))
     assert rows(out) == rows(whole[0])
+
+
+def test_what_a_killed_run_left_half_written_is_cleaned(whole, sounds, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    left = [
+        tmp_path / "run" / ".metrics.csv.999999999.tmp",
+        tmp_path / "run" / "iteration-1" / ".model.ckpt.999999999.tmp",
+    ]
+    for file in left:
+        file.write_bytes(b"half")
+    run(sounds, tmp_path / "run")
+    assert not any(file.exists() for file in left)
+
+
+def test_the_table_of_an_earlier_version_is_continued(whole, sounds, tmp_path):
+    """It has no figures of embeddings."""
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    (out / "iteration-2" / "model.safetensors").unlink()
+    names = [name for name in rows(out)[0] if name not in COLUMNS]
+    with (out / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows(whole[0])[:-3])
+    run(sounds, out)
+    assert [{n: row[n] for n in names} for row in rows(out)] == [{n: row[n] for n in names} for row in rows(whole[0])]
+    assert rows(out)[0]["effective_rank"] == ""
+    assert rows(out)[-1]["effective_rank"] == rows(whole[0])[-1]["effective_rank"]
 
 
 # --- stops ------------------------------------------------------------------------------------------------------------

@@ -106,6 +106,7 @@ class Distillation(Task[Batch]):
             fbank = self.teacher.fbank(batch.wav)
             target = self._target(fbank, batch.samples)
         encoded, z = self._project(batch, fbank)
+        self.encoded = encoded.x.detach(), encoded.padding_mask
         B, T, _ = z.shape
         real = torch.zeros(B * T, dtype=torch.bool, device=z.device).index_fill(0, batch.asked, True).view(B, T)
         # Padding takes no part in the codebook: only real vectors are quantised.
@@ -138,5 +139,5 @@ class Distillation(Task[Batch]):
         return f"{super().remark(report)}, {report['perplexity']:.0f} codes"
 
     def complaint(self, report: Mapping[str, float]) -> str | None:
-        """A sentence, if the labels have collapsed."""
-        return collapse(report, self.tokenizer.cfg.quant_n)
+        """A sentence, if the labels have collapsed, or the embeddings."""
+        return collapse(report, self.tokenizer.cfg.quant_n) or super().complaint(report)

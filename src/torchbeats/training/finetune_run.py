@@ -17,6 +17,7 @@ from torchbeats.data.labelled import Labelled
 from torchbeats.errors import InputError, quoted
 from torchbeats.model import BEATs
 from torchbeats.training.batches import Batches
+from torchbeats.training.embeddings import COLUMNS
 from torchbeats.training.examples import (
     Collate,
     LabelledBatch,
@@ -38,7 +39,7 @@ from torchbeats.training.work import work_of
 from torchbeats.weights import checkpoint
 
 MAY_CHANGE = ("trainer", "data.workers")
-_COLUMNS = ("loss", "train_accuracy", "score", "accuracy", "mAP", "macro_f1")
+_COLUMNS = ("loss", "train_accuracy", "score", "accuracy", "mAP", "macro_f1", *COLUMNS)
 
 
 class Finetune:

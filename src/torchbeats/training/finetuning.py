@@ -133,6 +133,7 @@ class Finetuning(Task[LabelledBatch]):
                 fbank = equalise(fbank, batch.curves)
             features = mask_spectrum(model.normalise(fbank), self.augment.time_mask, self.augment.mel_mask)
         encoded, _ = model.encode_features(features, batch.samples)
+        self.encoded = encoded.x.detach(), encoded.padding_mask
         logits, targets = model.pooled_logits(encoded).float(), batch.targets
         smoothing = self.settings.label_smoothing
         if model.cfg.problem_type == "single_label":

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from torchbeats.errors import FileInUseError, SettingsError
-from torchbeats.files import held, replacing
+from torchbeats.files import held, remove_leftovers, replacing
 from torchbeats.training.corpus import Failure
 from torchbeats.training.listener import Listener
 from torchbeats.training.processes import leader_first, leads
@@ -64,6 +64,8 @@ class RunFolder:
             self._held = held(self.path / _LOCK)
         except FileInUseError:
             raise SettingsError(f"Another run is at work in {self.path}; wait for it, or stop it.") from None
+        for folder in (self.path, *filter(Path.is_dir, self.path.iterdir())):  # as nobody else is at work here
+            remove_leftovers(folder)
         with replacing(file) as temporary:
             temporary.write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True), "utf-8")
 

@@ -83,8 +83,17 @@ class MaskedModel(nn.Module):
         self.model = model
         self.predictor = LabelPredictor(model.cfg, labels, settings.predictor_layers, settings.predictor_width)
 
-    def forward(self, features: Tensor, batch: Batch) -> Tensor:
-        """Logits for the patches that are asked for, ``(M, N)``, from normalised log-mel ``(B, frames, 128)``."""
+    def forward(self, features: Tensor, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Say the labels of patches.
+
+        Args:
+            features: normalised log-mel, ``(B, frames, 128)``.
+            batch: what is seen of it, and asked.
+
+        Returns:
+            Logits for the patches that are asked for, ``(M, N)``; the encoder's output for the visible ones,
+            ``(B, K, C)``, and what of that is padding, ``(B, K)``.
+        """
         model = self.model
         x = model.embed_patches(features)
         T = x.size(1)
@@ -92,7 +101,8 @@ class MaskedModel(nn.Module):
         kept_padding = mask_behind(batch.kept_counts, batch.kept.size(1))
         x, _ = model.encoder(kept.pick(x), kept_padding, places=kept)
         padding = mask_behind(model.grid.patches(batch.samples), T)
-        return self.predictor(x, kept, kept_padding, batch.hidden, padding, batch.asked)
+        logits = self.predictor(x, kept, kept_padding, batch.hidden, padding, batch.asked)
+        return logits, (x.detach(), kept_padding)
 
 
 class Pretraining(Task[Batch]):
@@ -127,7 +137,7 @@ class Pretraining(Task[Batch]):
                 fbank = shift_mel(fbank, batch.shifts)
             if self.settings.equaliser_db:
                 fbank = equalise(fbank, batch.curves)
-        logits = self.network(model.normalise(fbank), batch)
+        logits, self.encoded = self.network(model.normalise(fbank), batch)
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing)
         hits = (logits.detach().argmax(-1) == labels).sum()
         self.statistics.update(labels, batch.asked % model.grid.bands, hits)
@@ -150,5 +160,5 @@ class Pretraining(Task[Batch]):
         return f"{super().remark(report)}, {accuracy}, {report['perplexity']:.0f} codes"
 
     def complaint(self, report: Mapping[str, float]) -> str | None:
-        """A sentence, if the labels have collapsed."""
-        return collapse(report, self.tokenizer.cfg.quant_n)
+        """A sentence, if the labels have collapsed, or the embeddings."""
+        return collapse(report, self.tokenizer.cfg.quant_n) or super().complaint(report)

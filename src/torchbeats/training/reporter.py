@@ -147,9 +147,13 @@ class Reporter(Callback):
         with self.file.open(newline="") as file:
             header, *rows = list(csv.reader(file))
         mine, n = [str(value) for value in self.key.values()], len(self.key)
-        kept = [row for row in rows if len(row) == len(self.columns) and (row[:n] != mine or int(row[n]) <= step)]
+        whole = [row for row in rows if len(row) == len(header)]  # the last may be cut off
+        kept = [dict(zip(header, row, strict=True)) for row in whole if row[:n] != mine or int(row[n]) <= step]
         with replacing(self.file) as temporary, temporary.open("w", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([header, *kept])
+            # An earlier version may have written fewer columns.
+            writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
 
 
 def _short(value: Any) -> Any:

@@ -37,6 +37,7 @@ from torchbeats.training.batches import Batches
 from torchbeats.training.corpus import Corpus, Failure, index
 from torchbeats.training.crops import Batch, Collate, Crops
 from torchbeats.training.distillation import Distillation
+from torchbeats.training.embeddings import COLUMNS
 from torchbeats.training.feed import Feed
 from torchbeats.training.folder import RunFolder
 from torchbeats.training.listener import Listener
@@ -51,7 +52,7 @@ from torchbeats.weights import checkpoint
 
 # Of run.yaml, what may change when a run goes on: the machine, and how far it is to go.
 _MAY_CHANGE = ("trainer", "iterations", "data.workers")
-_COLUMNS = ("loss", "distance", "commitment", "accuracy", "majority", "codes_used", "perplexity")
+_COLUMNS = ("loss", "distance", "commitment", "accuracy", "majority", "codes_used", "perplexity", *COLUMNS)
 
 
 class Run:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchbeats.model import BEATs
 from torchbeats.tokenizers import Tokenizers
 from torchbeats.training.corpus import Failure
+from torchbeats.training.embeddings import embedding_collapse, embedding_figures
 from torchbeats.training.processes import all_sum
 from torchbeats.training.settings import OptimiserSettings
 
@@ -100,6 +101,7 @@ class Task(L.LightningModule, Generic[B]):
         self.clips = 0
         self.bad_batches: list[tuple[int, list[str]]] = []  # step, and its sounds, where the gradient was not finite
         self.bad_steps = 0  # how many of those the training ends with
+        self.encoded: tuple[Tensor, Tensor] | None = None  # the last batch's embeddings, and what of them is padding
         self._sums: dict[str, Tensor] = {}
         self._steps: Tensor | float = 0.0
         self._current: list[tuple[Tensor, Sequence[str]]] = []  # of this step's batches: finite?, their sounds
@@ -140,7 +142,7 @@ class Task(L.LightningModule, Generic[B]):
 
     def complaint(self, report: Mapping[str, float]) -> str | None:
         """A sentence, where a report shows that something is wrong."""
-        return None
+        return embedding_collapse(report)
 
     # --- what all have in common ---
 
@@ -200,6 +202,9 @@ class Task(L.LightningModule, Generic[B]):
         steps = float(all_sum(torch.as_tensor(self._steps, device=self.device)))
         means = {name: float(all_sum(value)) / steps if steps else math.nan for name, value in self._sums.items()}
         self._sums, self._steps = {}, 0.0
+        if self.encoded is not None:  # of the last batch, in this process
+            means |= embedding_figures(*self.encoded)
+            self.encoded = None
         return means if self._statistics is None else {**means, **self._statistics.report()}
 
     @property
