@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from torchbeats import files
 from torchbeats.errors import FileInUseError, SettingsError
-from torchbeats.files import held, remove_leftovers, replacing
+from torchbeats.files import held, replacing
 from torchbeats.training.corpus import Failure
 from torchbeats.training.listener import Listener
 from torchbeats.training.processes import leader_first, leads
@@ -64,8 +65,7 @@ class RunFolder:
             self._held = held(self.path / _LOCK)
         except FileInUseError:
             raise SettingsError(f"Another run is at work in {self.path}; wait for it, or stop it.") from None
-        for folder in (self.path, *filter(Path.is_dir, self.path.iterdir())):  # as nobody else is at work here
-            remove_leftovers(folder)
+        _clean(self.path)
         with replacing(file) as temporary:
             temporary.write_text(yaml.safe_dump(about, sort_keys=False, allow_unicode=True), "utf-8")
 
@@ -83,6 +83,14 @@ class RunFolder:
             fresh = [line for line in lines if line not in listed]
             file.writelines(fresh)
         return bool(fresh)
+
+
+def _clean(path: Path) -> None:
+    """Delete what killed runs left half written in a folder and those right below, where nobody else is at work."""
+    remove_leftovers = getattr(files, "remove_leftovers", None)
+    for folder in (path, *filter(Path.is_dir, path.iterdir())):
+        if remove_leftovers is not None:
+            remove_leftovers(folder)
 
 
 def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
