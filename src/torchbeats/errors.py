@@ -11,7 +11,8 @@
     ├── MissingPackageError   (ImportError)   an optional package that is not installed
     ├── ModelError            (ValueError)    a model that does not give what is asked of it
     ├── SettingsError         (ValueError)    a setting that does not exist or makes no sense
-    └── StoreError                            a table that cannot be written or continued
+    ├── StoreError                            a table that cannot be written or continued
+    └── TrainingError         (RuntimeError)  a training that cannot go on
 
 Each is a sentence for the user: what is wrong, with which input, and what to do.
 
@@ -127,6 +128,10 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int = signal.SIGINT) -> None:
         super().__init__(number)
         self.status = 128 + number
+
+
+class TrainingError(TorchbeatsError, RuntimeError):
+    """A training that cannot go on; the message says what happened and what to try."""
 
 
 # --- names in sentences -----------------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ from torchbeats.data.folds import split
 from torchbeats.data.labelled import Example as Ex
 from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import InputError, SettingsError
+from torchbeats.patches import PatchGrid
 from torchbeats.training.augmentation import change_speed
-from torchbeats.training.data import Batches, Draw
+from torchbeats.training.batches import Batches, Draw
 from torchbeats.training.examples import (
     LabelledBatch,
     LabelledCorpus,
@@ -32,17 +33,20 @@ from torchbeats.training.examples import (
     class_weights,
     collate_labelled,
 )
-from torchbeats.training.finetuning import (
-    Finetune,
-    Finetuning,
-    Validate,
-    mask_spectrum,
-    with_head,
+from torchbeats.training.finetune_run import Finetune
+from torchbeats.training.finetuning import Finetuning, mask_spectrum, with_head
+from torchbeats.training.settings import (
+    AugmentationSettings,
+    FinetuneSettings,
+    LabelledDataSettings,
+    TuningSettings,
+    finetune_settings,
 )
-from torchbeats.training.settings import Augmentation, FinetuneSettings, LabelledData, Tuning, finetune_settings
+from torchbeats.training.validation import Validate
+from torchbeats.training.work import work_of
 
 RATE = 16_000
-PLAIN = Augmentation(gain_db=0.0, roll=False, mixup=0.0, time_mask=0.0, mel_mask=0.0)
+PLAIN = AugmentationSettings(gain_db=0.0, roll=False, mixup=0.0, time_mask=0.0, mel_mask=0.0)
 QUICK = [
     *("--set", "data.seconds=1", "--set", "data.batch_seconds=8", "--set", "data.workers=0"),
     *("--set", "trainer.accelerator=cpu", "--set", "trainer.log_every=2", "--set", "trainer.save_every=2"),
@@ -176,11 +180,11 @@ def corpus_of(folder):
 
 def test_mixing_mixes_sounds_and_labels_alike(folder):
     labelled, corpus = corpus_of(folder)
-    crops = LabelledCrops(corpus, LabelledData(seconds=1.0, batch_seconds=8.0), PLAIN, small_model().grid)
+    crops = LabelledCrops(corpus, PLAIN)
     plain = [crops[Draw(row, 1.0, (0, 0, row))] for row in (0, 12, 25)]
-    whole = collate_labelled(plain, crops.grid, 3)
+    whole = collate_labelled(plain, PatchGrid(), 3)
     assert torch.equal(whole.targets, torch.eye(3)[labelled.targets()[[0, 12, 25]]])
-    mixed = collate_labelled([crop._replace(mix=0.75) for crop in plain], crops.grid, 3)
+    mixed = collate_labelled([crop._replace(mix=0.75) for crop in plain], PatchGrid(), 3)
     torch.testing.assert_close(mixed.wav, 0.75 * whole.wav + 0.25 * whole.wav.roll(1, 0))
     torch.testing.assert_close(mixed.targets, 0.75 * whole.targets + 0.25 * whole.targets.roll(1, 0))
 
@@ -196,8 +200,7 @@ def test_a_faster_clip_is_shorter_and_higher():
 
 def test_clips_begin_at_different_times(folder):
     _, corpus = corpus_of(folder)
-    data = LabelledData(seconds=1.0, batch_seconds=8.0)
-    crops = LabelledCrops(corpus, data, dataclasses.replace(PLAIN, delay=0.16), small_model().grid)
+    crops = LabelledCrops(corpus, dataclasses.replace(PLAIN, delay=0.16))
     lengths = [len(crops[Draw(0, 1.0, (0, 0, i))].samples) / RATE for i in range(20)]
     assert 0.6 <= min(lengths) < 0.65
     assert 0.71 < max(lengths) <= 0.76 + 1e-3
@@ -205,8 +208,7 @@ def test_clips_begin_at_different_times(folder):
 
 def test_speeds_differ_from_clip_to_clip(folder):
     _, corpus = corpus_of(folder)
-    data = LabelledData(seconds=1.0, batch_seconds=8.0)
-    crops = LabelledCrops(corpus, data, dataclasses.replace(PLAIN, speed=0.2), small_model().grid)
+    crops = LabelledCrops(corpus, dataclasses.replace(PLAIN, speed=0.2))
     lengths = [len(crops[Draw(0, 1.0, (0, 0, i))].samples) / (0.6 * RATE) for i in range(20)]
     assert 0.83 - 1e-3 <= min(lengths) < 0.92
     assert 1.1 < max(lengths) <= 1.25 + 1e-3
@@ -241,14 +243,14 @@ def test_long_sounds_are_drawn_no_oftener_than_short_ones_of_rare_classes(tmp_pa
         soundfile.write(path, sound("Rauschen", 0, seconds), RATE)
         examples += [Ex(path, (name,), 0.0, seconds)] * 4
     corpus = LabelledCorpus(Labelled(examples, ["long", "short"], "single_label"))
-    data = as_data(LabelledData(seconds=1.0, batch_seconds=8.0))
+    data = as_data(LabelledDataSettings(seconds=1.0, batch_seconds=8.0))
     batches = Batches(corpus, data, 0, small_model().grid, weights=class_weights(corpus.targets), fill=False)
     drawn = [draw.row >= 4 for batch in islice(batches, 100) for draw in batch]
     assert np.mean(drawn) == pytest.approx(0.5, abs=0.1)
 
 
 def task_with(**tuning):
-    settings = Tuning(**tuning)
+    settings = TuningSettings(**tuning)
     return Finetuning(with_head(small_model(), ["a", "b"], "single_label", settings), settings, PLAIN, 10, 0)
 
 
@@ -381,7 +383,7 @@ def test_gradients_of_a_step_are_those_of_the_reference():
     about, tensors = golden("gradients")
     model = torchbeats.BEATs(BEATsConfig(about["cfg"]), freeze=False)
     model.load_state_dict(under(tensors, "model"), strict=True)
-    settings = Tuning(dropout=0.0, gradient_decay=model.cfg.layer_wise_gradient_decay_ratio)
+    settings = TuningSettings(dropout=0.0, gradient_decay=model.cfg.layer_wise_gradient_decay_ratio)
     labels = [str(i) for i in range(model.cfg.predictor_class)]
     model.label_dict = dict(enumerate(labels))
     task = Finetuning(with_head(model, labels, "multi_label", settings), settings, PLAIN, 10, 0)
@@ -427,7 +429,7 @@ def test_a_head_over_another_pooling(pool, values, folder, weights, tmp_path, mo
     assert f"no head over {pool}" in capsys.readouterr().err
     assert not (tmp_path / "m.pt").exists()
     # Another head is a fresh one.
-    tuned = with_head(model, model.labels, "single_label", Tuning())
+    tuned = with_head(model, model.labels, "single_label", TuningSettings())
     assert tuple(tuned.predictor.weight.shape) == (3, model.cfg.encoder_embed_dim)
 
 
@@ -504,10 +506,34 @@ def test_a_cross_validation_goes_on_with_the_same_sounds_only(folder, weights, t
     assert found["folds"] == ["1", "2"]
     write(5)
     assert run(monkeypatch, *command) == 2
-    assert "sounds was 8 + 2" in capsys.readouterr().err
+    assert "sounds was 8 sounds, " in capsys.readouterr().err
     write(4)
     assert run(monkeypatch, *command) == 0
     assert json.loads(capsys.readouterr().out) == found
+
+
+@pytest.mark.parametrize("how", ["--folds=2", "--set=data.validation=0.3"])
+def test_an_edited_file_is_noticed(weights, tmp_path, monkeypatch, capsys, how):
+    """Of the same size, in the same place: only its time of change tells."""
+    for name in ("tief", "Rauschen"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for seed in range(4):
+            soundfile.write(tmp_path / "in" / name / f"{seed}.wav", sound(name, seed), RATE)
+    command = ("finetune", tmp_path / "in", "-m", weights, "-o", tmp_path / "run", *QUICK, "--epochs", 1, how)
+    assert run(monkeypatch, *command) == 0
+    assert run(monkeypatch, *command) == 0
+    capsys.readouterr()
+    soundfile.write(tmp_path / "in" / "tief" / "2.wav", sound("tief", 9), RATE)
+    assert run(monkeypatch, *command) == 2
+    error = capsys.readouterr().err
+    assert "holds a run with other settings: sounds was 8 sounds, " in error
+
+
+def test_a_sound_on_the_other_side_of_the_split_is_noticed(folder):
+    labelled, _ = corpus_of(folder)
+    names = {work_of(labelled.examples, {"held out": rows}) for rows in ([], [0], [1], [0, 1])}
+    assert len(names) == 4
+    assert work_of(labelled.examples, {"held out": [0, 1]}) in names
 
 
 def test_patience_without_sounds_to_validate_on(folder, weights, tmp_path, monkeypatch, capsys):
@@ -535,8 +561,8 @@ def test_sounds_to_validate_on_that_cannot_be_read(folder, weights, tmp_path, mo
 
 def test_nothing_is_validated_before_the_first_step(folder, weights, tmp_path, monkeypatch):
     steps = []
-    ask = Validate._ask
-    monkeypatch.setattr(Validate, "_ask", lambda self, model: (steps.append(self.step), ask(self, model)))
+    ask = Validate._evaluate
+    monkeypatch.setattr(Validate, "_evaluate", lambda self, model: (steps.append(self.step), ask(self, model)))
     options = (*QUICK, *OPTIONS, "--epochs", 2, "--set", "trainer.accumulate=2", "--set", "data.batch_seconds=2")
     assert run(monkeypatch, "finetune", folder, "-m", weights, "-o", tmp_path / "run", *options) == 0
     assert len(steps) == 2

@@ -6,6 +6,7 @@ that has imported everything.
 
 import csv
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -27,9 +28,14 @@ from safetensors.torch import load_file
 import torchbeats
 from helpers import noise, small_model, tone
 from torchbeats import cli
-from torchbeats.errors import SettingsError
+from torchbeats.errors import CheckpointError
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer
-from torchbeats.training.loop import Listener, Report
+from torchbeats.training import saving
+from torchbeats.training.distillation import Distillation
+from torchbeats.training.embeddings import COLUMNS
+from torchbeats.training.listener import Listener
+from torchbeats.training.pretraining import Pretraining
+from torchbeats.training.reporter import Reporter
 from torchbeats.training.run import Run
 from torchbeats.training.settings import settings
 
@@ -350,7 +356,7 @@ def test_a_tokenizer_that_starts_as_its_teacher(sounds, tmp_path):
 
 def test_a_tokenizer_is_no_teacher(sounds, whole, tmp_path):
     teacher = str(whole[0] / "iteration-2" / "tokenizer.safetensors")
-    with pytest.raises(SettingsError, match="is a tokenizer; a model is needed"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.safetensors: this is a tokenizer checkpoint"):
         run(sounds, tmp_path, teacher=teacher)
 
 
@@ -387,7 +393,7 @@ def in_a_process(arguments, state):
     """The command, which takes its time once there is a state, so that a kill finds it in that phase."""
     os.setpgid(0, 0)
     torch.set_num_threads(1)
-    Report.on_train_batch_start = lambda *_: time.sleep(0.5 * state.exists())
+    Reporter.on_train_batch_start = lambda *_: time.sleep(0.5 * state.exists())
     sys_argv(arguments)
 
 
@@ -440,14 +446,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(server, whole, sounds, tmp_
 
 def test_rows_behind_the_state_are_written_anew(whole, sounds, tmp_path, monkeypatch):
     """A run that stops later than its last state has told of steps that are made again."""
-    out, write = tmp_path / "run", Report._write
+    out, write = tmp_path / "run", Reporter._write
 
     def write_and_stop(self, report):
         write(self, report)
         if (self.key["phase"], self._done) == ("tokenizer", 4):
             raise ZeroDivisionError
 
-    monkeypatch.setattr(Report, "_write", write_and_stop)
+    monkeypatch.setattr(Reporter, "_write", write_and_stop)
     with pytest.raises(ZeroDivisionError):
         run(sounds, out)
     assert rows(out)[-1]["step"] == "4"
@@ -455,6 +461,192 @@ def test_rows_behind_the_state_are_written_anew(whole, sounds, tmp_path, monkeyp
     run(sounds, out)
     same(weights(out), weights(whole[0]))
     assert rows(out) == rows(whole[0])
+
+
+def test_what_a_killed_run_left_half_written_is_cleaned(whole, sounds, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    left = [
+        tmp_path / "run" / ".metrics.csv.999999999.tmp",
+        tmp_path / "run" / "iteration-1" / ".model.ckpt.999999999.tmp",
+    ]
+    for file in left:
+        file.write_bytes(b"half")
+    run(sounds, tmp_path / "run")
+    assert not any(file.exists() for file in left)
+
+
+def test_the_table_of_an_earlier_version_is_continued(whole, sounds, tmp_path):
+    """It has no figures of embeddings."""
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    (out / "iteration-2" / "model.safetensors").unlink()
+    names = [name for name in rows(out)[0] if name not in COLUMNS]
+    with (out / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows(whole[0])[:-3])
+    run(sounds, out)
+    assert [{n: row[n] for n in names} for row in rows(out)] == [{n: row[n] for n in names} for row in rows(whole[0])]
+    assert rows(out)[0]["effective_rank"] == ""
+    assert rows(out)[-1]["effective_rank"] == rows(whole[0])[-1]["effective_rank"]
+
+
+# --- stops ------------------------------------------------------------------------------------------------------------
+
+
+def in_a_slow_process(arguments, report, seconds):
+    """The command, which takes its time over every step once the table of its reports is there."""
+    torch.set_num_threads(1)
+    Reporter.on_train_batch_start = lambda *_: time.sleep(seconds * report.exists())
+    sys_argv(arguments)
+
+
+def slow_run(server, sounds, out, seconds=0.5):
+    """A run that has saved nothing when it has made its first report, and then goes on slowly."""
+    arguments = command(sounds, out, trainer__save_every=1_000)
+    process = server.Process(target=in_a_slow_process, args=(arguments, out / "metrics.csv", seconds))
+    process.start()
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.csv").exists():
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_stopped_run_has_saved_its_step_and_says_so(server, whole, sounds, tmp_path, name, capfd):
+    """The state goes on in the middle of what a report counts, to the very same rows and weights."""
+    out = tmp_path / "run"
+    process = slow_run(server, sounds, out)
+    os.kill(process.pid, getattr(signal, name))
+    process.join(60)
+    assert process.exitcode == {"SIGTERM": 143, "SIGINT": 130}[name]
+    assert (out / "iteration-1" / "model.ckpt").exists()
+    assert not (out / "iteration-1" / "model.safetensors").exists()
+    run(sounds, out)
+    same(weights(out), weights(whole[0]))
+    assert rows(out) == rows(whole[0])
+
+
+def test_a_second_signal_ends_a_run_at_once(server, sounds, tmp_path):
+    process = slow_run(server, sounds, tmp_path / "run", seconds=60)
+    time.sleep(1)  # by now it is within the next step
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.is_alive()  # the step is not finished
+    begin = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode == 143
+    assert time.monotonic() - begin < 20
+
+
+def test_state_is_saved_every_few_minutes(sounds, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "SAVE_SECONDS", 0.0)
+    saved = []
+    save = saving.Saver._save
+    monkeypatch.setattr(
+        saving.Saver, "_save", lambda self, trainer: (saved.append(trainer.global_step), save(self, trainer))
+    )
+    run(sounds, tmp_path / "run", iterations=1, trainer__save_every=1_000)
+    assert saved == [1, 2, 3, 4, 5]
+
+
+def test_a_stop_is_told_in_a_sentence(sounds, tmp_path, monkeypatch, capsys):
+    def stop(self, trainer, *_):
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Reporter, "on_train_batch_start", stop, raising=False)
+    monkeypatch.setattr("sys.argv", ["torchbeats", *command(sounds, tmp_path / "run")])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as status:
+        cli.main()
+    assert status.value.code == 143
+    assert "Stopped at step 4; the same command goes on." in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# --- numbers that are not numbers -------------------------------------------------------------------------------------
+
+
+def broken_steps(monkeypatch, steps, loss=lambda loss: loss * math.nan):
+    """Let these steps of model training, counted from 1, have a loss that is no number."""
+    step = Pretraining.step
+
+    def broken(self, batch):
+        scalars = step(self, batch)
+        if self.global_step + 1 in steps:
+            scalars["loss"] = loss(scalars["loss"])
+        return scalars
+
+    monkeypatch.setattr(Pretraining, "step", broken)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda loss: loss * math.nan, lambda loss: loss * math.inf, lambda loss: loss + (loss * 0).sqrt()],
+    ids=["loss", "infinite", "gradient"],  # the last: 0 / 0 on the way back alone
+)
+def test_a_step_that_is_not_finite_is_left_out_and_its_sounds_are_named(sounds, tmp_path, monkeypatch, loss):
+    broken_steps(monkeypatch, {3}, loss)
+    notes, out = Notes(), tmp_path / "run"
+    run(sounds, out, notes, iterations=1, trainer__save_every=1)
+    assert all(tensor.isfinite().all() for tensor in load_file(out / "model.safetensors").values())
+    told = [message for message in notes.warned if "not finite" in message]
+    assert len(told) == 1
+    assert told[0].startswith("Iteration 1, model, step 3: the loss or its gradient is not finite.")
+    listed = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    bad = [line["path"] for line in listed if "not finite at step 3" in line["error"]]
+    assert bad
+    assert all(Path(path).parent == sounds for path in bad)
+    assert all(row["loss"] not in ("nan", "inf") for row in rows(out))
+
+
+def test_a_step_that_is_left_out_changes_nothing(sounds, tmp_path, monkeypatch):
+    """Three such steps and more: the weights stay those that the model began with."""
+    begun = {}
+    start = Reporter.on_train_start
+
+    def remember(self, trainer, task):
+        begun.update({name: value.clone() for name, value in task.network.model.state_dict().items()})
+        start(self, trainer, task)
+
+    monkeypatch.setattr(Reporter, "on_train_start", remember)
+    broken_steps(monkeypatch, {1, 2, 3})
+    run(sounds, tmp_path / "run", iterations=1, model__steps=3)
+    trained = load_file(tmp_path / "run" / "model.safetensors")
+    assert trained
+    assert all(torch.equal(begun[name], value) for name, value in trained.items())
+
+
+def test_several_steps_in_a_row_end_the_run_at_the_last_good_state(sounds, tmp_path, monkeypatch, capsys):
+    broken_steps(monkeypatch, set(range(3, 100)))
+    out = tmp_path / "run"
+    arguments = command(sounds, out, iterations=1, model__steps=30, trainer__save_every=1, trainer__log_every=1)
+    monkeypatch.setattr("sys.argv", ["torchbeats", *arguments])
+    with pytest.raises(SystemExit) as status:
+        cli.main()
+    assert status.value.code == 2
+    error = capsys.readouterr().err
+    assert "was not finite in 5 steps in a row, up to step 7. The last good state is" in error
+    assert not list(out.rglob("model.safetensors"))
+    state = torch.load(out / "iteration-1" / "model.ckpt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in state["state_dict"].values() if tensor.is_floating_point())
+
+
+def test_codes_never_follow_what_is_not_finite(sounds, tmp_path, monkeypatch):
+    project = Distillation._project
+
+    def broken(self, batch, fbank=None):
+        encoded, z = project(self, batch, fbank)
+        return encoded, z * math.nan if fbank is not None and self.global_step == 2 else z
+
+    monkeypatch.setattr(Distillation, "_project", broken)
+    run(sounds, tmp_path / "run", iterations=2)
+    tokenizer = load_file(tmp_path / "run" / "iteration-2" / "tokenizer.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tokenizer.values() if tensor.is_floating_point())
 
 
 # --- several processes ------------------------------------------------------------------------------------------------

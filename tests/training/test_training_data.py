@@ -26,25 +26,17 @@ from torchbeats.errors import CorpusError, InputError
 from torchbeats.fbank import Fbank
 from torchbeats.patches import PatchGrid, frames
 from torchbeats.training.augmentation import DECIBEL, augment_waveform, equalise, low_pass, shift_mel
-from torchbeats.training.data import (
-    Batches,
-    Corpus,
-    Crop,
-    Crops,
-    Draw,
-    Failure,
-    collate,
-    fbank_statistics,
-    index,
-    loader,
-    random_mask,
-)
-from torchbeats.training.settings import Data
+from torchbeats.training.batches import Batches, Draw
+from torchbeats.training.corpus import Corpus, Failure, index
+from torchbeats.training.crops import Collate, Crop, Crops, collate, random_mask
+from torchbeats.training.feed import loader
+from torchbeats.training.settings import DataSettings
+from torchbeats.training.statistics import fbank_statistics
 
 RATE = 16_000
 GRID = PatchGrid()
 SECONDS = [0.05, 0.3, 1.0, 1.2, 1.9, 2.0, 3.1, 5.0, 7.5, 0.5, 2.2]
-DATA = Data(crop_seconds=[0.5, 2.0], batch_seconds=6.0, workers=0)
+DATA = DataSettings(crop_seconds=[0.5, 2.0], batch_seconds=6.0, workers=0)
 
 
 def wav_bytes(samples, rate=RATE):
@@ -252,7 +244,7 @@ def test_shards_on_the_web(tmp_path, sounds):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         failures = []
-        corpus = index([f"http://127.0.0.1:{server.server_port}/s-{{00..01}}.tar"], on_found=failures.append)
+        corpus = index([f"http://127.0.0.1:{server.server_port}/s-{{00..01}}.tar"], on_file=failures.append)
         assert len(corpus) == 3
         assert [f is None or f.path.endswith("/s-01.tar") for f in failures] == [True, True]
         assert sum(f is not None for f in failures) == 1
@@ -275,7 +267,7 @@ def test_broken_files_are_named_and_left_out(tmp_path):
     (tmp_path / "none.tar").write_bytes(shard_bytes({"readme.txt": b"no sound"}))
     failures = []
     inputs = [str(tmp_path), str(tmp_path / "missing.wav"), str(tmp_path / "broken.tar"), str(tmp_path / "none.tar")]
-    corpus = index(inputs, on_found=lambda failure: failures.append(failure) if failure else None)
+    corpus = index(inputs, on_file=lambda failure: failures.append(failure) if failure else None)
     assert [corpus.path(0)] == [good]
     reasons = {failure.path.removeprefix(f"{tmp_path}/"): failure.reason for failure in failures}
     assert sorted(reasons) == ["broken.tar", "empty.wav", "missing.wav", "none.tar", "text.mp3"]
@@ -409,9 +401,9 @@ def test_processes_share_each_batch(corpus, world):
 
 
 def test_crops_are_the_same_in_any_process(corpus):
-    data = Data(crop_seconds=[0.5, 2.0], batch_seconds=6.0, gain_db=6.0, band_limited=0.5)
+    data = DataSettings(crop_seconds=[0.5, 2.0], batch_seconds=6.0, gain_db=6.0, band_limited=0.5)
     crops = Crops(corpus, data, GRID, mask=0.75, mel_shift=4)
-    alone, workers = (islice(loader(crops, Batches(corpus, data, 0, GRID), n), 8) for n in (0, 2))
+    alone, workers = (islice(loader(crops, Batches(corpus, data, 0, GRID), Collate(GRID), n), 8) for n in (0, 2))
     for here, there in zip(alone, workers, strict=True):
         for a, b in zip(here[:-1], there[:-1], strict=True):
             assert torch.equal(a, b)
@@ -549,7 +541,7 @@ def test_statistics_are_those_of_all_frames(tmp_path):
     clips = [noise(seconds, seed=i, level=10.0**-i) for i, seconds in enumerate([0.3, 0.9, 1.0, 0.7])]
     corpus = index([write(tmp_path / f"{i}.wav", clip) for i, clip in enumerate(clips)])
     heard = []
-    mean, std = fbank_statistics(corpus, Data(crop_seconds=[1.0], batch_seconds=5.0), 0, heard.append)
+    mean, std = fbank_statistics(corpus, DataSettings(crop_seconds=[1.0], batch_seconds=5.0), 0, heard.append)
     features = torch.cat([Fbank()(torch.from_numpy(audio.load(corpus.path(i)))[None])[0] for i in range(4)]).double()
     assert len(features) == sum(frames(len(clip)) for clip in clips)
     # float32 features, which round differently in a batch: 1e-4 is a thousand times that.
@@ -560,7 +552,7 @@ def test_statistics_are_those_of_all_frames(tmp_path):
 
 def test_statistics_stop_when_enough_is_heard(corpus):
     heard = []
-    data = Data(crop_seconds=[2.0], batch_seconds=4.0, statistics_seconds=1.0)
+    data = DataSettings(crop_seconds=[2.0], batch_seconds=4.0, statistics_seconds=1.0)
     fbank_statistics(corpus, data, 0, heard.append)
     assert len(heard) == 1
 

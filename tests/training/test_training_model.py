@@ -18,11 +18,11 @@ from torchbeats.patches import PatchGrid, mask_behind
 from torchbeats.tokenizers import RandomProjectionTokenizer
 from torchbeats.training import task as task_module
 from torchbeats.training.augmentation import shift_mel
-from torchbeats.training.data import Crop, Failure, collate, random_mask
+from torchbeats.training.corpus import Failure
+from torchbeats.training.crops import Crop, collate, random_mask
 from torchbeats.training.distillation import Distillation
 from torchbeats.training.pretraining import LabelPredictor, Pretraining
-from torchbeats.training.settings import Distillation as DistillationSettings
-from torchbeats.training.settings import Model as ModelSettings
+from torchbeats.training.settings import DistillationSettings, ModelSettings
 from torchbeats.training.task import LabelStatistics, collapse
 
 GRID = PatchGrid()

@@ -1,12 +1,14 @@
 """What a run can be told, and what is refused with a sentence that helps."""
 
 import dataclasses
+import os
+import time
 
 import pytest
 import yaml
 
 from torchbeats.errors import SettingsError
-from torchbeats.training.settings import PRESETS, Settings, settings
+from torchbeats.training.settings import PRESETS, Settings, finetune_settings, settings
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_an_unknown_setting_is_refused_with_those_that_there_are(file, key, ther
         ("model=3", "model must hold names and values, not 3"),
         ("config=3", "config must hold names and values"),
         ("model.lr", "key=value"),
-        ("model.lr=[1", "the value of model.lr is not YAML"),
+        ("model.lr=[1", "The value of model.lr is not YAML"),
         ("config.encoder_layers=x", "config: "),
     ],
 )
@@ -191,3 +193,75 @@ def test_an_empty_file_changes_nothing(file):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(SettingsError, match=r"none\.yaml cannot be read"):
         settings("nano", tmp_path / "none.yaml")
+
+
+def bomb(levels, merge=False):
+    """Nine aliases of nine aliases of … of a word: a kilobyte that stands for 9 ** levels values."""
+    lines = ["a0: &a0 {x: 1}" if merge else "a0: &a0 [x]"]
+    for level in range(1, levels):
+        many = f"[{', '.join([f'*a{level - 1}'] * 9)}]"
+        lines.append(f"a{level}: &a{level} {{'<<': {many}}}" if merge else f"a{level}: &a{level} {many}")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (bomb(200).encode(), "holds more than 10,000 values"),
+        (bomb(200, merge=True).encode(), "holds more than 10,000 values"),
+        (b"model: &m {lr: *m}", "holds more than 10,000 values"),
+        (b"seed: " + b"[" * 20_000, "is nested too deeply"),
+        (b"- " * 20_000, "is nested too deeply"),
+        ("größe: 1".encode("latin-1"), "is not UTF-8 text (byte 2)"),
+        ("seed: 1".encode("utf-16"), "is not UTF-8 text (byte 0)"),
+        (b"seed: " + b"9" * 6000, "holds a value that cannot be read"),
+        (b"seed: 2001-99-99", "holds a value that cannot be read"),
+        (b"#" * 100_000, "is larger than 64 kB"),
+    ],
+)
+@pytest.mark.parametrize("settle", [lambda file: settings("nano", file), finetune_settings])
+def test_files_that_are_no_settings_end_in_a_sentence_at_once(tmp_path, content, said, settle):
+    file = tmp_path / "c.yaml"
+    file.write_bytes(content)
+    begin = time.process_time()
+    with pytest.raises(SettingsError) as error:
+        settle(file)
+    assert time.process_time() - begin < 1
+    assert str(error.value).startswith(str(file))
+    assert said in str(error.value)
+
+
+def test_a_few_aliases_are_read(tmp_path):
+    (tmp_path / "c.yaml").write_text("\ufeffmodel:\n  betas: &b [0.8, 0.9]\ndistillation: {betas: *b}\n", "utf-8")
+    assert settings("nano", tmp_path / "c.yaml").distillation.betas == [0.8, 0.9]
+
+
+def test_a_pipe_is_no_file_of_settings(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingsError, match="a named pipe"):
+        settings("nano", tmp_path / "pipe")
+
+
+INTEGERS = ["iterations", "seed", "data.workers", "tokens.quant_n", "tokens.quant_dim", "model.steps", "model.warmup"]
+INTEGERS += ["model.predictor_layers", "model.predictor_width", "distillation.kmeans_batches", "trainer.accumulate"]
+INTEGERS += ["distillation.estimator_layers", "trainer.nodes", "trainer.devices", "trainer.log_every"]
+
+
+@pytest.mark.parametrize("name", [*INTEGERS, "data.batch_seconds", "model.lr", "model.betas", "data.crop_seconds"])
+@pytest.mark.parametrize("value", ["true", "1e30", str(10**30), "-1e30", ".nan", ".inf"])
+def test_no_number_that_a_setting_cannot_be(name, value):
+    with pytest.raises(SettingsError, match=name.split(".")[0]):
+        settings("nano", assignments=[f"{name}={value}"])
+
+
+@pytest.mark.parametrize("name", ["data.views", "model.epochs", "model.freeze", "model.patience", "trainer.save_every"])
+@pytest.mark.parametrize("value", ["true", "1e30", str(10**30), ".nan"])
+def test_no_number_that_a_setting_of_fine_tuning_cannot_be(name, value):
+    with pytest.raises(SettingsError, match=name):
+        finetune_settings(assignments=[f"{name}={value}"])
+
+
+@pytest.mark.parametrize("name", ["tokens.quant_n", "model.predictor_width", "distillation.estimator_layers"])
+def test_no_size_that_memory_cannot_hold(name):
+    with pytest.raises(SettingsError, match=name):
+        settings("nano", assignments=[f"{name}=1000000000"])

@@ -52,7 +52,7 @@ def finetune(
         typer.Option(min=2, help="Cross-validate with so many stratified folds, which keep groups together."),
     ] = None,
     group_from: GroupFrom = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of all randomness.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in YAML.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -73,16 +73,16 @@ def finetune(
     require("lightning", "train")
     import yaml
 
-    from torchbeats.cli.training import Display
+    from torchbeats.cli.training import Display, stopping
     from torchbeats.loading import load
     from torchbeats.model import BEATs
     from torchbeats.training.cross_validation import CrossValidation
-    from torchbeats.training.finetuning import Finetune
+    from torchbeats.training.finetune_run import Finetune
     from torchbeats.training.settings import finetune_settings
 
     named = {"model.epochs": epochs, "model.freeze": freeze, "trainer.precision": precision}
-    given = [f"{name}={value}" for name, value in named.items() if value is not None]
-    chosen = finetune_settings(config, [*(set_ or ()), *given], seed=seed)
+    options = [f"{name}={value}" for name, value in named.items() if value is not None]
+    chosen = finetune_settings(config, [*(set_ or ()), *options], seed=seed)
     if show_settings:
         print(yaml.safe_dump(chosen.to_dict(), sort_keys=False), end="")
         return
@@ -99,26 +99,28 @@ def finetune(
         assert plan is not None
         for warning in plan.warnings:
             complain(warning, "Warning")
-        found = CrossValidation(out, network, labelled, plan, chosen, about, Display()).run()
-        if found is not None:
-            show(format, plain(found.to_dict(plan)), lambda console: _print(console, found, plan))
+        with stopping():
+            result = CrossValidation(out, network, labelled, plan, chosen, about, Display()).run()
+        if result is not None:
+            show(format, plain(result.to_dict(plan)), lambda console: _print(console, result, plan))
             remark(f"{out}: a folder for each fold, and all figures in validation.json.")
         return
     if parts.rest.examples:
         complain(f"The {len(parts.rest.examples):,} sounds for testing are left alone: torchbeats evaluate.", "Note")
-    result = Finetune(out, network, parts.train, parts.validation, chosen, about, Display()).train()
+    with stopping():
+        file = Finetune(out, network, parts.train, parts.validation, chosen, about, Display()).train()
     views = f" --views {chosen.data.views}" if chosen.data.views > 1 else ""
-    remark(f"{result}: {len(labelled.classes)} classes. Try it: torchbeats tag FILE -m {result}{views}")
+    remark(f"{file}: {len(labelled.classes)} classes. Try it: torchbeats tag FILE -m {file}{views}")
 
 
-def _print(console: Console, found: CrossValidated, plan: Design) -> None:
-    kind = "accuracy" if found.report.problem_type == "single_label" else "mAP"
-    low, high = (f"{100 * end:.1f}" for end in found.interval)
-    by_fold = [f"{100 * value:.1f}" if value == value else "?" for value in found.by_fold]
-    console.print(f"{kind} {100 * found.report.figures[kind]:.1f} %, 95 %: {low} – {high}")
+def _print(console: Console, result: CrossValidated, plan: Design) -> None:
+    kind = "accuracy" if result.report.problem_type == "single_label" else "mAP"
+    low, high = (f"{100 * end:.1f}" for end in result.interval)
+    by_fold = [f"{100 * value:.1f}" if value == value else "?" for value in result.by_fold]
+    console.print(f"{kind} {100 * result.report.figures[kind]:.1f} %, 95 %: {low} – {high}")
     held_out = ", ".join(f"{name} {figure}" for name, figure in zip(plan.names, by_fold, strict=True))
     console.print(f"Held out: {held_out}")
-    console.print(f"{found.report.examples:,} sounds held out: {plan.name}. Interval: bootstrap over {plan.unit}.")
+    console.print(f"{result.report.examples:,} sounds held out: {plan.name}. Interval: bootstrap over {plan.unit}.")
 
 
 def _labelled(data: list[str], problem_type: str | None, group_from: str | None) -> Labelled:

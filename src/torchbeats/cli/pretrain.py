@@ -33,7 +33,7 @@ def pretrain(
         str | None,
         typer.Option(help="A model, by name or file, to distil the first labels from. Default: random projection."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of all randomness.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings in YAML, over those of the size.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -50,7 +50,8 @@ def pretrain(
     require("lightning", "train")
     import yaml
 
-    from torchbeats.cli.training import Display
+    from torchbeats.cli.training import Display, stopping
+    from torchbeats.training.processes import leads
     from torchbeats.training.run import Run
     from torchbeats.training.settings import settings
 
@@ -59,5 +60,7 @@ def pretrain(
         print(yaml.safe_dump(chosen.to_dict(), sort_keys=False), end="")
         return
 
-    model = Run(out, data, chosen, teacher, Display()).train()
-    remark(f"{model}: done. Try it: torchbeats embed FOLDER -m {model} -o embeddings.parquet")
+    with stopping():
+        model = Run(out, data, chosen, teacher, Display()).train()
+    if leads():
+        remark(f"{model}: done. Try it: torchbeats embed FOLDER -m {model} -o embeddings.parquet")

@@ -5,11 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from torchbeats.cli.console import complain, console, remark
 from torchbeats.files import printable
-from torchbeats.training.loop import Listener
+from torchbeats.training.listener import Listener
+from torchbeats.training.processes import leads
+from torchbeats.training.saving import TrainingStopped
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Around a training: one that is stopped ends the command with the status that schedulers expect of a signal."""
+    try:
+        yield
+    except TrainingStopped as stop:
+        if not leads():  # one process speaks for all, and a launcher need not end the rest
+            raise typer.Exit(0) from None
+        complain(str(stop), "Note")
+        raise typer.Exit(128 + stop.signum) from None
 
 
 class Display(Listener):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchbeats.audio import Floats
 from torchbeats.patches import SAMPLE_RATE
-
-Floats: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 
 TELEPHONE_HZ = 4_000  # what is left of sound that was sampled at 8 kHz
 _ROLL_OFF_HZ = 300  # over which it goes
@@ -52,6 +50,17 @@ def low_pass(samples: Floats, hz: float) -> Floats:
     frequencies = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
     spectrum *= np.clip((hz - frequencies) / _ROLL_OFF_HZ, 0, 1)
     return np.fft.irfft(spectrum, len(samples)).astype(np.float32)
+
+
+def equaliser_curve(decibels: float, random: np.random.Generator) -> tuple[float, ...]:
+    """Draw an equaliser's curve; see `equalise`.
+
+    Args:
+        decibels: about how deep it is.
+        random: decides.
+    """
+    curve = random.normal(0.0, decibels, CURVE_TERMS) / np.sqrt(np.arange(1, CURVE_TERMS + 1))
+    return tuple(curve.tolist())
 
 
 def shift_mel(fbank: Tensor, bins: Tensor) -> Tensor:

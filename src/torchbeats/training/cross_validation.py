@@ -21,10 +21,14 @@ from torchbeats.evaluation import metrics
 from torchbeats.evaluation.rows import rows_of
 from torchbeats.files import replacing, write_json
 from torchbeats.model import BEATs
-from torchbeats.training.data import Failure
-from torchbeats.training.finetuning import MAY_CHANGE, Finetune, figures, fingerprint, scores_for
-from torchbeats.training.loop import Listener, RunFolder, leads
+from torchbeats.training.corpus import Failure
+from torchbeats.training.finetune_run import MAY_CHANGE, Finetune
+from torchbeats.training.folder import RunFolder
+from torchbeats.training.listener import Listener
+from torchbeats.training.processes import leader_finds, leads, meet
 from torchbeats.training.settings import FinetuneSettings
+from torchbeats.training.validation import figures, scores_for
+from torchbeats.training.work import work_of
 
 
 class CrossValidation:
@@ -58,9 +62,12 @@ class CrossValidation:
     ) -> None:
         self.folder, self.model, self.labelled, self.plan, self.settings = folder, model, labelled, plan, settings
         self.about, self.listener = about, listener
+        meet(settings.trainer.accelerator)
         self.place = RunFolder(folder, listener)
         # The folds' results are kept by number, so they must be of these very sounds.
-        sounds = fingerprint(labelled.examples, [fold.test.tolist() for fold in plan.folds])
+        parts = {f"training {number}": fold.train.tolist() for number, fold in enumerate(plan.folds, start=1)}
+        parts |= {f"held out {number}": fold.test.tolist() for number, fold in enumerate(plan.folds, start=1)}
+        sounds = work_of(labelled.examples, parts)
         about = {**about, "held_out": plan.name, "sounds": sounds, "classes": labelled.classes, **settings.to_dict()}
         self.place.claim(about, FinetuneSettings().to_dict(), MAY_CHANGE)
 
@@ -76,19 +83,19 @@ class CrossValidation:
         truth = self.labelled.subset(asked.tolist()).targets()
         measure = metrics.accuracy if truth.ndim == 1 else metrics.mean_average_precision
         ends = np.cumsum([0, *(len(heard) for heard, _ in parts)])
-        found = CrossValidated(
+        result = CrossValidated(
             metrics.report(truth, scores, self.labelled.classes),
             metrics.bootstrap(truth, scores, self.plan.units[asked]),
             [measure(truth[a:b], scores[a:b]) if a < b else math.nan for a, b in pairwise(ends)],
         )
-        write_json(self.folder / "validation.json", found.to_dict(self.plan))
-        return found
+        write_json(self.folder / "validation.json", result.to_dict(self.plan))
+        return result
 
     def _fold(self, number: int, fold: Fold) -> tuple[metrics.Array, metrics.Array]:
         """Which of the examples were heard, and their scores ``(heard, classes)``."""
         folder = self.folder / f"fold-{number}"
         file = folder / "scores.npz"
-        if not file.exists():
+        if not leader_finds(file):
             training, validation = self.labelled.subset(fold.train.tolist()), None
             if self.settings.model.patience:
                 if drawn := share_of(training, self.settings.data.validation, self.settings.seed):
@@ -120,7 +127,7 @@ class CrossValidation:
 
 
 class CrossValidated(NamedTuple):
-    """What a cross-validation found.
+    """The result of a cross-validation.
 
     Attributes:
         report: figures over all sounds that were held out.
@@ -134,6 +141,6 @@ class CrossValidated(NamedTuple):
 
     def to_dict(self, plan: Design) -> dict[str, Any]:
         """As validation.json has it."""
-        found = {"held_out": plan.name, "interval": self.interval, "interval_over": plan.unit}
-        found |= {"folds": plan.names, "by_fold": self.by_fold}
-        return found | figures(self.report)
+        values = {"held_out": plan.name, "interval": self.interval, "interval_over": plan.unit}
+        values |= {"folds": plan.names, "by_fold": self.by_fold}
+        return values | figures(self.report)

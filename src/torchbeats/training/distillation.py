@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +14,10 @@ from torchbeats.config import BEATsConfig, TokenizersConfig
 from torchbeats.encoder import TransformerEncoder
 from torchbeats.model import BEATs
 from torchbeats.tokenizers import NormEMAVectorQuantizer, Tokenizers
-from torchbeats.training.data import Batch
-from torchbeats.training.settings import Distillation as Settings
-from torchbeats.training.task import LabelStatistics, Task
+from torchbeats.training.crops import Batch
+from torchbeats.training.processes import all_sum
+from torchbeats.training.settings import DistillationSettings
+from torchbeats.training.task import LabelStatistics, Task, collapse, part
 
 
 class Estimator(nn.Module):
@@ -39,17 +41,17 @@ class Estimator(nn.Module):
         return self.leave(self.encoder(self.enter(codes), padding)[0])
 
 
-class Distillation(Task):
+class Distillation(Task[Batch]):
     """Trains a tokenizer to keep what the teacher's output says.
 
     Args:
         tokenizer: to be trained.
         teacher: a pre-trained or fine-tuned model; it stays as it is.
         settings: of the training.
-        seed: of its randomness.
+        seed: random seed.
     """
 
-    def __init__(self, tokenizer: Tokenizers, teacher: BEATs, settings: Settings, seed: int) -> None:
+    def __init__(self, tokenizer: Tokenizers, teacher: BEATs, settings: DistillationSettings, seed: int) -> None:
         super().__init__(settings, seed, LabelStatistics(tokenizer.grid.bands, tokenizer.cfg.quant_n))
         self.settings = settings
         cfg = tokenizer.cfg
@@ -67,14 +69,14 @@ class Distillation(Task):
 
     @torch.no_grad()
     def begin(self, batches: Iterable[Batch]) -> None:
-        """Start the codes as the k-means of what the tokenizer makes of some batches.
+        """Start the codes as the k-means of what the tokenizer makes of the first batches.
 
         One batch may be of few sounds, and with it many codes would start where nothing else ever falls.
         """
         self.tokenizer.eval()
         vectors = []
-        for batch in batches:
-            encoded, z = self._project(batch)
+        for batch in islice(batches, self.settings.kmeans_batches):
+            encoded, z = self._project(batch.to(self.device))
             vectors.append(F.normalize(z[~encoded.padding_mask].float(), dim=-1))
         torch.manual_seed(self.seed)
         self.tokenizer.quantize.embedding.init_from(torch.cat(vectors))
@@ -104,9 +106,13 @@ class Distillation(Task):
             fbank = self.teacher.fbank(batch.wav)
             target = self._target(fbank, batch.samples)
         encoded, z = self._project(batch, fbank)
+        self.encoded = encoded.x.detach(), encoded.padding_mask
         B, T, _ = z.shape
         real = torch.zeros(B * T, dtype=torch.bool, device=z.device).index_fill(0, batch.asked, True).view(B, T)
         # Padding takes no part in the codebook: only real vectors are quantised.
+        # Codes follow vectors in the forward pass already, and must never follow what is not finite.
+        finite = not float(all_sum((~torch.isfinite(z[real])).any().float()))
+        self.tokenizer.quantize.train(finite and self.training)
         codes, commitment, labels = self.tokenizer.quantize(z[real])
         estimate = self.estimator(z.new_zeros(z.shape).masked_scatter(real.unsqueeze(-1), codes), encoded.padding_mask)
         distance = 1 - F.cosine_similarity(estimate[real].float(), target[real].float(), dim=-1)
@@ -116,3 +122,22 @@ class Distillation(Task):
         # A process that only fills up has no vectors, and their mean is not a number.
         commitment = self.share_of_mean(commitment * patches if patches else z.sum() * 0, patches)
         return {"loss": away + commitment, "distance": away, "commitment": commitment}
+
+    def finished(self, weights: Mapping[str, Tensor]) -> Tokenizers:
+        """The tokenizer, without teacher and estimator."""
+        tokenizer = Tokenizers(self.tokenizer.cfg)
+        tokenizer.load_state_dict(part(weights, "tokenizer"))
+        return tokenizer
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a step may leave layers out."""
+        return self.tokenizer.cfg.encoder_layerdrop > 0
+
+    def remark(self, report: Mapping[str, float]) -> str:
+        """Loss and codes in use."""
+        return f"{super().remark(report)}, {report['perplexity']:.0f} codes"
+
+    def complaint(self, report: Mapping[str, float]) -> str | None:
+        """A sentence, if the labels have collapsed, or the embeddings."""
+        return collapse(report, self.tokenizer.cfg.quant_n) or super().complaint(report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from torchbeats import audio
+from torchbeats.audio import Floats
 from torchbeats.data.labelled import Example, Labelled
 from torchbeats.errors import AudioError
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
-from torchbeats.training.augmentation import CURVE_TERMS, augment_waveform, change_speed
-from torchbeats.training.data import Corpus, Crops, Draw, Failure, Floats
-from torchbeats.training.settings import Augmentation, Data, LabelledData
+from torchbeats.training.augmentation import CURVE_TERMS, augment_waveform, change_speed, equaliser_curve
+from torchbeats.training.batches import Draw
+from torchbeats.training.corpus import Corpus, Failure
+from torchbeats.training.crops import Excerpts
+from torchbeats.training.settings import AugmentationSettings, DataSettings, LabelledDataSettings
 
 
 class LabelledCorpus(Corpus):
@@ -79,6 +82,7 @@ class LabelledCrop(NamedTuple):
     shift: int
     curve: tuple[float, ...]
     counts: bool
+    path: str = ""
 
 
 class LabelledBatch(NamedTuple):
@@ -92,6 +96,7 @@ class LabelledBatch(NamedTuple):
         curves: ``(B, K)``, the equaliser that it is heard through.
         counts: ``(B,)``, one, or zero for what only fills up.
         failures: sounds that could not be read, and are not in the batch.
+        paths: names of the sounds in it.
     """
 
     wav: Tensor
@@ -101,25 +106,24 @@ class LabelledBatch(NamedTuple):
     curves: Tensor
     counts: Tensor
     failures: list[Failure]
+    paths: Sequence[str] = ()
 
 
-class LabelledCrops(Crops):
+class LabelledCrops(Excerpts["LabelledCrop | Failure"]):
     """Reads and changes crops of examples.
 
     Args:
         corpus: the examples.
-        data: settings.
         augment: how crops are changed.
-        grid: of the model's patches.
     """
 
     corpus: LabelledCorpus
 
-    def __init__(self, corpus: LabelledCorpus, data: LabelledData, augment: Augmentation, grid: PatchGrid) -> None:
-        super().__init__(corpus, as_data(data), grid, mel_shift=augment.mel_shift, equaliser_db=augment.equaliser_db)
+    def __init__(self, corpus: LabelledCorpus, augment: AugmentationSettings) -> None:
+        super().__init__(corpus)
         self.augment = augment
 
-    def __getitem__(self, draw: Draw) -> LabelledCrop | Failure:  # type: ignore[override]
+    def __getitem__(self, draw: Draw) -> LabelledCrop | Failure:
         random = np.random.default_rng(draw.seed)
         samples = self.sound(draw, random)
         if isinstance(samples, Failure):
@@ -135,13 +139,15 @@ class LabelledCrops(Crops):
             samples = np.roll(samples, random.integers(len(samples)))
         mix = max(share := random.beta(a.mixup, a.mixup), 1 - share) if a.mixup else 1.0
         shift = int(random.integers(-a.mel_shift, a.mel_shift + 1))
-        curve = random.normal(0.0, a.equaliser_db, CURVE_TERMS) / np.sqrt(np.arange(1, CURVE_TERMS + 1))
-        return LabelledCrop(samples, self.corpus.targets[draw.row], mix, shift, tuple(curve.tolist()), draw.counts)
+        curve = equaliser_curve(a.equaliser_db, random)
+        return LabelledCrop(
+            samples, self.corpus.targets[draw.row], mix, shift, curve, draw.counts, self.corpus.path(draw.row)
+        )
 
 
-def as_data(data: LabelledData) -> Data:
+def as_data(data: LabelledDataSettings) -> DataSettings:
     """The same settings, as a corpus without labels has them."""
-    return Data(crop_seconds=[data.seconds], batch_seconds=data.batch_seconds, workers=data.workers)
+    return DataSettings(crop_seconds=[data.seconds], batch_seconds=data.batch_seconds, workers=data.workers)
 
 
 def collate_labelled(items: Iterable[LabelledCrop | Failure], grid: PatchGrid, classes: int) -> LabelledBatch:
@@ -168,6 +174,7 @@ def collate_labelled(items: Iterable[LabelledCrop | Failure], grid: PatchGrid, c
         curves=torch.tensor([crop.curve for crop in crops]),
         counts=torch.tensor([float(crop.counts) for crop in crops]),
         failures=[item for item in items if isinstance(item, Failure)],
+        paths=[crop.path for crop in crops if crop.counts],
     )
 
 

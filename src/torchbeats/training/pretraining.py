@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,9 +14,9 @@ from torchbeats.model import BEATs
 from torchbeats.patches import mask_behind
 from torchbeats.tokenizers.tokens import AcousticTokenizer
 from torchbeats.training.augmentation import equalise, shift_mel
-from torchbeats.training.data import Batch
-from torchbeats.training.settings import Model, predictor_heads
-from torchbeats.training.task import LabelStatistics, Task
+from torchbeats.training.crops import Batch
+from torchbeats.training.settings import ModelSettings, predictor_heads
+from torchbeats.training.task import LabelStatistics, Task, collapse, part
 
 
 class LabelPredictor(nn.Module):
@@ -76,13 +78,22 @@ class MaskedModel(nn.Module):
         settings: of the predictor.
     """
 
-    def __init__(self, model: BEATs, labels: int, settings: Model) -> None:
+    def __init__(self, model: BEATs, labels: int, settings: ModelSettings) -> None:
         super().__init__()
         self.model = model
         self.predictor = LabelPredictor(model.cfg, labels, settings.predictor_layers, settings.predictor_width)
 
-    def forward(self, features: Tensor, batch: Batch) -> Tensor:
-        """Logits for the patches that are asked for, ``(M, N)``, from normalised log-mel ``(B, frames, 128)``."""
+    def forward(self, features: Tensor, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Say the labels of patches.
+
+        Args:
+            features: normalised log-mel, ``(B, frames, 128)``.
+            batch: what is seen of it, and asked.
+
+        Returns:
+            Logits for the patches that are asked for, ``(M, N)``; the encoder's output for the visible ones,
+            ``(B, K, C)``, and what of that is padding, ``(B, K)``.
+        """
         model = self.model
         x = model.embed_patches(features)
         T = x.size(1)
@@ -90,20 +101,21 @@ class MaskedModel(nn.Module):
         kept_padding = mask_behind(batch.kept_counts, batch.kept.size(1))
         x, _ = model.encoder(kept.pick(x), kept_padding, places=kept)
         padding = mask_behind(model.grid.patches(batch.samples), T)
-        return self.predictor(x, kept, kept_padding, batch.hidden, padding, batch.asked)
+        logits = self.predictor(x, kept, kept_padding, batch.hidden, padding, batch.asked)
+        return logits, (x.detach(), kept_padding)
 
 
-class Pretraining(Task):
+class Pretraining(Task[Batch]):
     """Trains a model on a tokenizer's labels.
 
     Args:
         model: to be trained.
         tokenizer: gives the labels, on the fly.
         settings: of the training.
-        seed: of its randomness.
+        seed: random seed.
     """
 
-    def __init__(self, model: BEATs, tokenizer: AcousticTokenizer, settings: Model, seed: int) -> None:
+    def __init__(self, model: BEATs, tokenizer: AcousticTokenizer, settings: ModelSettings, seed: int) -> None:
         super().__init__(settings, seed, LabelStatistics(model.grid.bands, tokenizer.cfg.quant_n))
         self.settings = settings
         self.tokenizer = tokenizer.requires_grad_(False).eval()
@@ -125,8 +137,28 @@ class Pretraining(Task):
                 fbank = shift_mel(fbank, batch.shifts)
             if self.settings.equaliser_db:
                 fbank = equalise(fbank, batch.curves)
-        logits = self.network(model.normalise(fbank), batch)
+        logits, self.encoded = self.network(model.normalise(fbank), batch)
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing)
         hits = (logits.detach().argmax(-1) == labels).sum()
         self.statistics.update(labels, batch.asked % model.grid.bands, hits)
         return {"loss": self.share_of_mean(loss, len(labels))}
+
+    def finished(self, weights: Mapping[str, Tensor]) -> BEATs:
+        """The pre-trained model."""
+        model = BEATs(self.network.model.cfg)
+        model.load_state_dict(part(weights, "network.model"))
+        return model
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a step may leave layers out."""
+        return self.network.model.cfg.encoder_layerdrop > 0
+
+    def remark(self, report: Mapping[str, float]) -> str:
+        """Loss, accuracy and codes in use."""
+        accuracy = f"accuracy {report['accuracy']:.1%} (commonest label {report['majority']:.1%})"
+        return f"{super().remark(report)}, {accuracy}, {report['perplexity']:.0f} codes"
+
+    def complaint(self, report: Mapping[str, float]) -> str | None:
+        """A sentence, if the labels have collapsed, or the embeddings."""
+        return collapse(report, self.tokenizer.cfg.quant_n) or super().complaint(report)

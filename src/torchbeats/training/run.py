@@ -15,14 +15,13 @@ A phase is done when its ``.safetensors`` is there. Until then its state lies be
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import lightning as L
 import torch
 
 from torchbeats.config import RandomProjectionConfig
@@ -34,17 +33,26 @@ from torchbeats.patches import SAMPLE_RATE, PatchGrid
 from torchbeats.protocol import TOKENS
 from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
 from torchbeats.tokenizers.tokens import AcousticTokenizer
-from torchbeats.training.data import Batch, Batches, Corpus, Crops, Failure, collate, fbank_statistics, index, loader
+from torchbeats.training.batches import Batches
+from torchbeats.training.corpus import Corpus, Failure, index
+from torchbeats.training.crops import Batch, Collate, Crops
 from torchbeats.training.distillation import Distillation
-from torchbeats.training.loop import Listener, Report, RunFolder, fit, leads, workers
+from torchbeats.training.embeddings import COLUMNS
+from torchbeats.training.feed import Feed
+from torchbeats.training.folder import RunFolder
+from torchbeats.training.listener import Listener
+from torchbeats.training.loop import fit
 from torchbeats.training.pretraining import Pretraining
+from torchbeats.training.processes import leader_finds, leader_first, leads, meet, wait_for
+from torchbeats.training.reporter import Reporter
 from torchbeats.training.settings import Settings
-from torchbeats.training.task import Task, collapse
+from torchbeats.training.statistics import fbank_statistics
+from torchbeats.training.task import Task
 from torchbeats.weights import checkpoint
 
 # Of run.yaml, what may change when a run goes on: the machine, and how far it is to go.
 _MAY_CHANGE = ("trainer", "iterations", "data.workers")
-_COLUMNS = ("loss", "distance", "commitment", "accuracy", "majority", "codes_used", "perplexity")
+_COLUMNS = ("loss", "distance", "commitment", "accuracy", "majority", "codes_used", "perplexity", *COLUMNS)
 
 
 class Run:
@@ -52,7 +60,7 @@ class Run:
 
     Args:
         folder: of the run; one that was stopped goes on where it was.
-        inputs: sounds: what `torchbeats.training.data.index` takes.
+        inputs: sounds: what `torchbeats.training.corpus.index` takes.
         settings: what to do.
         teacher: a model to distil the first iteration's tokenizer from, in place of random projection; a file or name.
         listener: told of the progress.
@@ -70,6 +78,8 @@ class Run:
         listener: Listener | None = None,
     ) -> None:
         self.folder, self.inputs, self.settings, self.teacher = Path(folder), list(inputs), settings, teacher
+        self.grid = PatchGrid(settings.beats_config().input_patch_size)
+        meet(settings.trainer.accelerator)
         self.place = RunFolder(self.folder, listener)
         self.listener = self.place.listener
         about = {"inputs": self.inputs, "teacher": self.teacher, **settings.to_dict()}
@@ -93,35 +103,45 @@ class Run:
 
     def _corpus(self) -> Corpus:
         file = self.folder / "corpus.parquet"
-        if not file.exists():
-            with self.listener.work("Looking at the sounds", None, "files") as advance:
-
-                def on_found(failure: Failure | None) -> None:
-                    advance(1, "")
-                    if failure:
-                        self.place.skip(failure)
-
-                index(self.inputs, on_found=on_found).save(file)
+        if not leader_finds(file):
+            leader_first(lambda: self._index(file))
+        wait_for(file)
         corpus = Corpus.load(file)
         known = f", {corpus.hours:,.2f} h" if corpus.hours else ""
         self.listener.say(f"Corpus: {len(corpus):,} sounds{known}.")
         return corpus
 
+    def _index(self, file: Path) -> None:
+        with self.listener.work("Looking at the sounds", None, "files") as advance:
+
+            def on_file(failure: Failure | None) -> None:
+                advance(1, "")
+                if failure:
+                    self.place.skip(failure)
+
+            index(self.inputs, on_file=on_file).save(file)
+
     def _statistics(self) -> dict[str, float]:
         """The corpus's own ``fbank_mean`` and ``fbank_std``."""
         file = self.folder / "statistics.json"
-        if not file.exists():
-            data = self.settings.data
-            with self.listener.work("Measuring loudness", data.statistics_seconds, "s of sound") as advance:
-
-                def on_batch(batch: Batch) -> None:
-                    advance(float(batch.samples.sum()) / SAMPLE_RATE, "")
-
-                mean, std = fbank_statistics(self.corpus, data, self.settings.seed, on_batch)
-            with replacing(file) as temporary:
-                temporary.write_text(json.dumps({"fbank_mean": round(mean, 5), "fbank_std": round(std, 5)}), "utf-8")
+        if not leader_finds(file):
+            leader_first(lambda: self._measure(file))
+        wait_for(file)
         statistics: dict[str, float] = json.loads(file.read_text("utf-8"))
+        if not all(isinstance(value, float) and math.isfinite(value) for value in statistics.values()):
+            raise SettingsError(f"{file} holds {statistics}, and not finite numbers; delete it, and it is made again.")
         return statistics
+
+    def _measure(self, file: Path) -> None:
+        data = self.settings.data
+        with self.listener.work("Measuring loudness", data.statistics_seconds, "s of sound") as advance:
+
+            def on_batch(batch: Batch) -> None:
+                advance(float(batch.samples.sum()) / SAMPLE_RATE, "")
+
+            mean, std = fbank_statistics(self.corpus, data, self.settings.seed, on_batch)
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps({"fbank_mean": round(mean, 5), "fbank_std": round(std, 5)}), "utf-8")
 
     # --- the phases ---
 
@@ -131,29 +151,32 @@ class Run:
     def _tokenizer(self, iteration: int) -> None:
         """The iteration's labels: by random projection first, then distilled from the model before."""
         file = self._file(iteration, "tokenizer")
-        if file.exists():
+        if leader_finds(file):
+            wait_for(file)
             return
         settings = self.settings
         if iteration == 1 and self.teacher is None:
-            if leads():
-                cfg = RandomProjectionConfig(vars(settings.tokens), **self.fbank, input_patch_size=self._patch_size())
-                checkpoint.save(RandomProjectionTokenizer(cfg, seed=settings.seed), file)
+            leader_first(lambda: self._random_projection(file))
+            wait_for(file)
             return
-        teacher = load(self.teacher if iteration == 1 else self._file(iteration - 1, "model"))
-        if not isinstance(teacher, BEATs):
-            raise SettingsError(f"The teacher {self.teacher} is a tokenizer; a model is needed.")
+        teacher = load(self.teacher if iteration == 1 else self._file(iteration - 1, "model"), expect=BEATs)
         torch.manual_seed(self._seed(iteration, 0))
         tokenizer = Tokenizers(settings.tokenizers_config(**self.fbank), freeze=False)
         start = settings.distillation.start
         if start != "fresh" and not _copy_backbone(teacher, tokenizer) and start == "teacher":
             raise SettingsError("distillation.start=teacher needs a teacher of the tokenizer's own size.")
         task = Distillation(tokenizer, teacher, settings.distillation, self._seed(iteration, 1))
-        self._fit(task, tokenizer, iteration, "tokenizer", mask=0.0)
+        self._fit(task, iteration, "tokenizer", self._crops())
+
+    def _random_projection(self, file: Path) -> None:
+        cfg = RandomProjectionConfig(vars(self.settings.tokens), **self.fbank, input_patch_size=self.grid.patch_size)
+        checkpoint.save(RandomProjectionTokenizer(cfg, seed=self.settings.seed), file)
 
     def _model(self, iteration: int) -> None:
         """The iteration's model, from fresh weights."""
         file = self._file(iteration, "model")
-        if file.exists():
+        if leader_finds(file):
+            wait_for(file)
             return
         settings = self.settings
         tokenizer = load(self._file(iteration, "tokenizer"), engine="torch")
@@ -162,74 +185,46 @@ class Run:
         model = BEATs(settings.beats_config(**self.fbank), freeze=False)
         task = Pretraining(model, cast("AcousticTokenizer", tokenizer), settings.model, self._seed(iteration, 3))
         m = settings.model
-        self._fit(task, model, iteration, "model", mask=m.mask, mel_shift=m.mel_shift, equaliser_db=m.equaliser_db)
+        crops = self._crops(mask=m.mask, mel_shift=m.mel_shift, equaliser_db=m.equaliser_db)
+        self._fit(task, iteration, "model", crops)
 
-    def _patch_size(self) -> int:
-        return self.settings.beats_config().input_patch_size
+    def _crops(self, **changes: Any) -> Crops:
+        return Crops(self.corpus, self.settings.data, self.grid, **changes)
 
     def _seed(self, iteration: int, what: int) -> int:
         return self.settings.seed * 1_000 + iteration * 10 + what
 
-    def _fit(self, task: Task, product: BEATs | Tokenizers, iteration: int, phase: str, **crops: Any) -> None:
+    def _fit(self, task: Task[Batch], iteration: int, phase: str, crops: Crops) -> None:
         """Train, from the beginning or from where an earlier run was stopped, and save what comes of it."""
         file = self._file(iteration, phase)
         state = file.with_suffix(".ckpt")
-        report = Report(
+        settings = self.settings
+        reporter = Reporter(
+            task,
             self.place,
             f"Iteration {iteration}, {phase}",
             {"iteration": iteration, "phase": phase},
             _COLUMNS,
-            min(self.settings.trainer.log_every, task.optimiser.steps),
-            _remark,
-            lambda seen: collapse(seen, self.settings.tokens.quant_n),
+            min(settings.trainer.log_every, task.optimiser.steps),
         )
-        feed = _Feed(self, task, crops, self._seed(iteration, 4))
-        leaves_out = product.cfg.encoder_layerdrop > 0
-        trainer, trained = fit(task, feed, self.place, state, self.settings.trainer, report, leaves_out=leaves_out)
+
+        def batches(first: int, rank: int, world: int) -> Batches:
+            return Batches(self.corpus, settings.data, self._seed(iteration, 4), self.grid, first, rank, world)
+
+        feed = Feed(
+            task,
+            batches,
+            crops,
+            Collate(self.grid),
+            workers=settings.data.workers,
+            accumulate=settings.trainer.accumulate,
+        )
+        trainer, weights = fit(task, feed, self.place, state, settings.trainer, reporter)
         if trainer.is_global_zero:
-            prefix = next(name for name, module in task.named_modules() if module is product) + "."
-            weights = {name.removeprefix(prefix): value for name, value in trained.items() if name.startswith(prefix)}
-            whole: BEATs | Tokenizers
-            whole = Tokenizers(product.cfg) if isinstance(product, Tokenizers) else BEATs(product.cfg)
-            whole.load_state_dict(weights)
-            checkpoint.save(whole, file)
+            checkpoint.save(task.finished(weights), file)
             state.unlink(missing_ok=True)
         trainer.strategy.barrier()
-
-
-class _Feed(L.LightningDataModule):
-    """Batches from the one that the training has come to."""
-
-    def __init__(self, run: Run, task: Task, crops: dict[str, Any], seed: int) -> None:
-        super().__init__()
-        self.run, self.task, self.seed = run, task, seed
-        self.grid = PatchGrid(run.settings.beats_config().input_patch_size)
-        self.crops = Crops(run.corpus, run.settings.data, self.grid, **crops)
-
-    def _batches(self, first: int, rank: int, world: int) -> Batches:
-        return Batches(self.run.corpus, self.run.settings.data, self.seed, self.grid, first, rank, world)
-
-    def train_dataloader(self) -> Any:
-        trainer = self.trainer
-        assert trainer is not None
-        first = trainer.global_step * self.run.settings.trainer.accumulate
-        if first == 0 and isinstance(self.task, Distillation):
-            batches = self._batches(0, 0, 1)  # every process the same, so that all get the same codes
-            draws = islice(batches, self.task.settings.kmeans_batches)
-            made = (collate((self.crops[draw] for draw in batch), self.grid) for batch in draws)
-            self.task.begin(batch.to(self.task.device) for batch in made)
-        return loader(
-            self.crops,
-            self._batches(first, trainer.global_rank, trainer.world_size),
-            workers(self.run.settings.data.workers, trainer.num_devices),
-        )
-
-
-def _remark(report: Mapping[str, float]) -> str:
-    said = f"loss {report['loss']:.3f}"
-    if "accuracy" in report:
-        said += f", accuracy {report['accuracy']:.1%} (commonest label {report['majority']:.1%})"
-    return f"{said}, {report['perplexity']:.0f} codes"
+        wait_for(file)
 
 
 def _copy_backbone(teacher: BEATs, tokenizer: Tokenizers) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -11,15 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from torchbeats.config import PATCH_NORMALISATIONS, SIZES, BEATsConfig, TokenizersConfig
 from torchbeats.errors import SettingsError
 from torchbeats.pooling import WINDOW_POOLINGS
+from torchbeats.training.yaml_values import read_yaml, read_yaml_file
+
+LARGEST = 2**31 - 1  # number that a setting may be, seeds apart
+LARGEST_SEED = 10**15  # what is derived from it has to fit into 64 bits
+LARGEST_SIZE = 2**20  # of anything that weights are made for
 
 
 @dataclass
-class Data:
+class DataSettings:
     """How clips are drawn from the corpus."""
 
     crop_seconds: list[float] = field(default_factory=lambda: [10.0])  # each clip's longest length is one of these
@@ -31,7 +35,7 @@ class Data:
 
 
 @dataclass
-class Tokens:
+class TokenSettings:
     """The labels' vocabulary, and what the first iteration's frozen tokenizer looks at."""
 
     quant_n: int = 1024
@@ -40,7 +44,7 @@ class Tokens:
 
 
 @dataclass
-class Optimiser:
+class OptimiserSettings:
     """AdamW, a linear warm-up, then a cosine down to a tenth."""
 
     steps: int = 400_000
@@ -51,7 +55,7 @@ class Optimiser:
 
 
 @dataclass
-class Model(Optimiser):
+class ModelSettings(OptimiserSettings):
     """Masked audio modelling."""
 
     mask: float = 0.75  # share of patches that are hidden
@@ -63,7 +67,7 @@ class Model(Optimiser):
 
 
 @dataclass
-class Distillation(Optimiser):
+class DistillationSettings(OptimiserSettings):
     """The self-distilled tokenizer."""
 
     beta: float = 1.0  # weight of the commitment loss
@@ -76,7 +80,7 @@ class Distillation(Optimiser):
 
 
 @dataclass
-class Trainer:
+class TrainerSettings:
     """The machine and the loop; may differ when a run is continued."""
 
     accelerator: str = "auto"
@@ -98,11 +102,11 @@ class Settings:
     iterations: int = 3
     seed: int = 0
     config: dict[str, Any] = field(default_factory=dict)  # fields of BEATsConfig over those of the size
-    data: Data = field(default_factory=Data)
-    tokens: Tokens = field(default_factory=Tokens)
-    model: Model = field(default_factory=Model)
-    distillation: Distillation = field(default_factory=Distillation)
-    trainer: Trainer = field(default_factory=Trainer)
+    data: DataSettings = field(default_factory=DataSettings)
+    tokens: TokenSettings = field(default_factory=TokenSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    distillation: DistillationSettings = field(default_factory=DistillationSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
 
     def beats_config(self, **fields: Any) -> BEATsConfig:
         """The architecture of the models."""
@@ -119,7 +123,7 @@ class Settings:
 
 
 @dataclass
-class LabelledData:
+class LabelledDataSettings:
     """How labelled clips are drawn."""
 
     seconds: float = 10.0  # the most that the model hears at once, in training and in validation
@@ -131,7 +135,7 @@ class LabelledData:
 
 
 @dataclass
-class Augmentation:
+class AugmentationSettings:
     """How clips are changed, so that there seem to be more of them."""
 
     gain_db: float = 6.0  # each clip becomes louder or softer by up to this much
@@ -147,7 +151,7 @@ class Augmentation:
 
 
 @dataclass
-class Tuning:
+class TuningSettings:
     """AdamW with a learning rate that falls from the head to the input."""
 
     epochs: float = 20.0
@@ -173,10 +177,10 @@ class FinetuneSettings:
     """Everything that decides what a fine-tuning computes."""
 
     seed: int = 0
-    data: LabelledData = field(default_factory=LabelledData)
-    augment: Augmentation = field(default_factory=Augmentation)
-    model: Tuning = field(default_factory=Tuning)
-    trainer: Trainer = field(default_factory=Trainer)
+    data: LabelledDataSettings = field(default_factory=LabelledDataSettings)
+    augment: AugmentationSettings = field(default_factory=AugmentationSettings)
+    model: TuningSettings = field(default_factory=TuningSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
 
     def to_dict(self) -> dict[str, Any]:
         """As nested dictionaries of plain values."""
@@ -231,7 +235,7 @@ def settings(
     Raises:
         SettingsError: no such setting, or a value that it cannot have.
     """
-    given = _from_file(file) if file is not None else {}
+    given = read_yaml_file(file) if file is not None else {}
     assignments = list(assignments)
     size = given.get("size", size) if isinstance(given, Mapping) else size
     for assignment in assignments:
@@ -249,7 +253,7 @@ def settings(
 def finetune_settings(file: Path | None = None, assignments: Iterable[str] = (), **named: Any) -> FinetuneSettings:
     """Settle what a fine-tuning is to do. Arguments and errors as in `settings`."""
     chosen = FinetuneSettings()
-    _apply(chosen, _from_file(file) if file is not None else {}, assignments, named)
+    _apply(chosen, read_yaml_file(file) if file is not None else {}, assignments, named)
     _check_finetune(chosen)
     return chosen
 
@@ -261,41 +265,11 @@ def _apply(chosen: Any, given: Any, assignments: Iterable[str], named: Mapping[s
         key, equals, value = assignment.partition("=")
         if not equals:
             raise SettingsError(f"{assignment!r} sets nothing; write it as key=value, as in model.lr=1e-3.")
-        nested: Any = _yaml(value, f"the value of {key}")
+        nested: Any = read_yaml(value, f"The value of {key}")
         for name in reversed(key.strip().split(".")):
             nested = {name: nested}
         _merge(chosen, nested, "")
     _merge(chosen, {name: value for name, value in named.items() if value is not None}, "")
-
-
-def _from_file(file: Path) -> Any:
-    try:
-        text = file.read_text("utf-8")
-    except OSError as error:
-        raise SettingsError(f"The settings {file} cannot be read: {error.strerror}.") from error
-    return _yaml(text, str(file)) or {}
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{where} is not YAML: {error}") from error
-    return _number(value)
-
-
-def _number(value: Any) -> Any:
-    """YAML takes 1e-3 for a word, since it has no point; people do not."""
-    if isinstance(value, dict):
-        return {name: _number(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_number(inner) for inner in value]
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _merge(target: Any, values: Any, where: str) -> None:
@@ -311,7 +285,7 @@ def _merge(target: Any, values: Any, where: str) -> None:
             _merge(current, value, f"{where}{name}.")
         elif isinstance(current, dict):
             if not isinstance(value, Mapping):
-                raise SettingsError(f"{where}{name} must hold names and values, not {value!r}.")
+                raise SettingsError(f"{where}{name} must hold names and values, not {reprlib.repr(value)}.")
             current.update(value)
         else:
             setattr(target, name, _as(kinds[name], value, where + name))
@@ -324,22 +298,27 @@ def _as(kind: Any, value: Any, name: str) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
         return [_as(typing.get_args(kind)[0], item, name) for item in items]
     choices = typing.get_args(kind) if origin in (typing.Union, types.UnionType) else (kind,)
+    most = LARGEST_SEED if name == "seed" else LARGEST
+    if isinstance(value, (int, float)) and not abs(value) <= most:
+        raise SettingsError(f"{name} must be a number of at most {most}, not {reprlib.repr(value)}.")
     if float in choices and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if int in choices and isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, choices) and (bool in choices or not isinstance(value, bool)):
         return value
-    if str in choices and isinstance(value, (int, float)):
+    if str in choices and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    raise SettingsError(f"{name} must be of type {' or '.join(c.__name__ for c in choices)}, not {value!r}.")
+    raise SettingsError(
+        f"{name} must be of type {' or '.join(c.__name__ for c in choices)}, not {reprlib.repr(value)}."
+    )
 
 
 def _check(chosen: Settings) -> None:
     """Refuse values that would only fail later, or quietly do nothing."""
     if unknown := sorted(chosen.config.keys() - {field.name for field in dataclasses.fields(BEATsConfig)}):
-        there = ", ".join(f"config.{field.name}" for field in dataclasses.fields(BEATsConfig))
-        raise SettingsError(f"There is no setting config.{unknown[0]}; there are {there}.")
+        names = ", ".join(f"config.{field.name}" for field in dataclasses.fields(BEATsConfig))
+        raise SettingsError(f"There is no setting config.{unknown[0]}; there are {names}.")
     try:
         chosen.beats_config().check()
     except (TypeError, ValueError) as error:
@@ -352,6 +331,17 @@ def _check(chosen: Settings) -> None:
     width = model.predictor_width or config.encoder_embed_dim
     rules = {
         "iterations must be at least 1": chosen.iterations >= 1,
+        f"tokens.quant_n, tokens.quant_dim and model.predictor_width must be at most {LARGEST_SIZE}": max(
+            tokens.quant_n, tokens.quant_dim, width
+        )
+        <= LARGEST_SIZE,
+        "model.predictor_layers and distillation.estimator_layers must be at most 1000": max(
+            model.predictor_layers, distillation.estimator_layers
+        )
+        <= 1000,
+        "data.batch_seconds must be at most 1000000": data.batch_seconds <= 1e6,
+        "data.workers must be at most 1000": data.workers <= 1000,
+        "trainer.nodes must be at least 1": trainer.nodes >= 1,
         "seed must be at least 0": chosen.seed >= 0,
         "data.workers must be at least 0, or -1": data.workers >= -1,
         "data.crop_seconds must name at least one length of 0.175 s or more": len(data.crop_seconds) > 0
@@ -408,7 +398,10 @@ def _check_finetune(chosen: FinetuneSettings) -> None:
             "data.seconds must be at least 0.175": 0.175 <= data.seconds < math.inf,
             "data.batch_seconds must be at least data.seconds": data.seconds <= data.batch_seconds < math.inf,
             "data.workers must be at least 0, or -1": data.workers >= -1,
-            "data.views must be at least 1": data.views >= 1,
+            "data.views must lie between 1 and 1000": 1 <= data.views <= 1000,
+            "data.batch_seconds must be at most 1000000": data.batch_seconds <= 1e6,
+            "data.workers must be at most 1000": data.workers <= 1000,
+            "trainer.nodes must be at least 1": trainer.nodes >= 1,
             "data.balance must lie between 0 and 1": 0 <= data.balance <= 1,
             "data.validation must be at least 0 and less than 1": 0 <= data.validation < 1,
             "augment.gain_db and equaliser_db must be at least 0": 0 <= augment.gain_db < math.inf

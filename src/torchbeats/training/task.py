@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 import lightning as L
 import torch
-import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from torchbeats.training.data import Batch, Failure
-from torchbeats.training.settings import Optimiser
+from torchbeats.model import BEATs
+from torchbeats.tokenizers import Tokenizers
+from torchbeats.training.corpus import Failure
+from torchbeats.training.embeddings import embedding_collapse, embedding_figures
+from torchbeats.training.processes import all_sum
+from torchbeats.training.settings import OptimiserSettings
+
+
+class TrainingBatch(Protocol):
+    """What every batch has."""
+
+    @property
+    def wav(self) -> Tensor:
+        """``(B, samples)``, zero behind each crop."""
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Sounds that could not be read, and are not in the batch."""
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Names of the sounds in it."""
+
+
+B = TypeVar("B", bound=TrainingBatch)
 
 COLLAPSED = 0.02  # a codebook whose perplexity is below this share of its size says next to nothing
 
@@ -62,60 +85,126 @@ class LabelStatistics(nn.Module):
         return {"accuracy": float(hits / total), "majority": float(counts.max(1).values.sum() / total), **use}
 
 
-def all_sum(x: Tensor) -> Tensor:
-    """Sum over the processes, if there are several; ``x`` stays as it is."""
-    x = x.detach().clone()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(x)
-    return x
-
-
-def all_items(items: list[Any]) -> list[Any]:
-    """What the lists of all processes hold."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return items
-    lists: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(lists, items)
-    return [item for part in lists for item in part]
-
-
-class Task(L.LightningModule):
-    """A network in training.
+class Task(L.LightningModule, Generic[B]):
+    """A network in training, and all that is particular to it; a run asks for nothing else.
 
     Args:
         optimiser: settings.
-        seed: of all randomness.
+        seed: random seed.
         statistics: counts the labels of a codebook, where there is one.
     """
 
-    def __init__(self, optimiser: Optimiser, seed: int, statistics: LabelStatistics | None = None) -> None:
+    def __init__(self, optimiser: OptimiserSettings, seed: int, statistics: LabelStatistics | None = None) -> None:
         super().__init__()
         self.optimiser, self.seed, self._statistics = optimiser, seed, statistics
         self.failures: list[Failure] = []
         self.clips = 0
+        self.bad_batches: list[tuple[int, list[str]]] = []  # step, and its sounds, where the gradient was not finite
+        self.bad_steps = 0  # how many of those the training ends with
+        self.encoded: tuple[Tensor, Tensor] | None = None  # the last batch's embeddings, and what of them is padding
         self._sums: dict[str, Tensor] = {}
-        self._steps = 0
+        self._steps: Tensor | float = 0.0
+        self._current: list[tuple[Tensor, Sequence[str]]] = []  # of this step's batches: finite?, their sounds
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
+    # --- what each kind of training decides for itself ---
+
+    def step(self, batch: B) -> dict[str, Tensor]:
         """The loss under "loss", and other scalars to report."""
         raise NotImplementedError
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def begin(self, batches: Iterable[B]) -> None:
+        """Get ready for the first step of a fresh training; ``batches`` are as many as are taken."""
+
+    def finished(self, weights: Mapping[str, Tensor]) -> BEATs | Tokenizers:
+        """The model that the training was for, in one piece.
+
+        Args:
+            weights: the task's state dict, in one piece however it was spread over processes.
+        """
+        raise NotImplementedError
+
+    def callbacks(self) -> Sequence[Callback]:
+        """Lightning's callbacks that the training needs."""
+        return ()
+
+    def rate_factor(self, name: str) -> float:
+        """What the learning rate is multiplied with for the parameter of this name."""
+        return 1.0
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether a step may leave layers out."""
+        return False
+
+    def remark(self, report: Mapping[str, float]) -> str:
+        """A few words about a report, for the display."""
+        return f"loss {report['loss']:.3f}"
+
+    def complaint(self, report: Mapping[str, float]) -> str | None:
+        """A sentence, where a report shows that something is wrong."""
+        return embedding_collapse(report)
+
+    # --- what all have in common ---
+
+    def training_step(self, batch: B, batch_idx: int) -> Tensor:
         """One batch. Dropout and the like depend on its number alone, so that a run can go on from any."""
         torch.manual_seed(hash((self.seed, self.global_step, batch_idx, self.global_rank)) % 2**63)
         self.failures += batch.failures
         self.clips += len(batch.wav)
         scalars = self.step(batch)
+        finite = torch.isfinite(scalars["loss"].detach())
         for name, value in scalars.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach()
-        self._steps += 1
-        return scalars["loss"]
+            self._sums[name] = self._sums.get(name, 0) + value.detach().where(finite, 0)
+        self._steps = self._steps + finite.float()
+        self._current.append((finite, batch.paths))
+        return scalars["loss"] * torch.where(finite, 1.0, math.nan)  # so that the gradient in no process is finite
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave a step out, in all processes, whose gradient is not finite."""
+        batches, self._current = self._current, []
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        bad = ~torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+        if all_sum(bad.float()).item() == 0:
+            self.bad_steps = 0
+            return
+        scales = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if scales and all_sum(torch.stack([~finite for finite, _ in batches]).any().float()).item() == 0:
+            return  # the scaler of float16 leaves the step out, and tries a smaller scale
+        for parameter in self.parameters():
+            parameter.grad = None  # what has none stays as it is
+        culprits = [path for finite, paths in batches if not finite for path in paths]
+        self.bad_batches.append((self.global_step + 1, culprits or [path for _, paths in batches for path in paths]))
+        self.bad_steps += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what was counted since the last report, in all processes together."""
+        counted: dict[str, Any] = {"sums": {name: all_sum(value) for name, value in self._sums.items()}}
+        counted["steps"] = float(all_sum(torch.as_tensor(self._steps, device=self.device)))
+        if self._statistics is not None:
+            counted["predicted"] = self._statistics.predicted
+            counted["statistics"] = {name: all_sum(value) for name, value in self._statistics.named_buffers()}
+        checkpoint["counted"] = counted
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what was counted, in one of the processes."""
+        counted = checkpoint.get("counted")
+        if counted is None or self.trainer.global_rank:
+            return
+        self._sums = {name: value.to(self.device) for name, value in counted["sums"].items()}
+        self._steps = counted["steps"]
+        if self._statistics is not None:
+            for name, value in self._statistics.named_buffers():
+                value.copy_(counted["statistics"][name])
+            self._statistics.predicted = bool(counted.get("predicted", self._statistics.predicted))
 
     def report(self) -> dict[str, float]:
         """What happened since the last report, over all processes."""
-        world = self.trainer.world_size
-        means = {name: float(all_sum(value)) / (self._steps * world) for name, value in self._sums.items()}
-        self._sums, self._steps = {}, 0
+        steps = float(all_sum(torch.as_tensor(self._steps, device=self.device)))
+        means = {name: float(all_sum(value)) / steps if steps else math.nan for name, value in self._sums.items()}
+        self._sums, self._steps = {}, 0.0
+        if self.encoded is not None:  # of the last batch, in this process
+            means |= embedding_figures(*self.encoded)
+            self.encoded = None
         return means if self._statistics is None else {**means, **self._statistics.report()}
 
     @property
@@ -149,10 +238,6 @@ class Task(L.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def rate_factor(self, name: str) -> float:
-        """What the learning rate is multiplied with for the parameter of this name."""
-        return 1.0
-
     def share_of_mean(self, total: Tensor, count: int) -> Tensor:
         """A sum over ``count`` things, as this process's share of the mean over those of all processes.
 
@@ -171,3 +256,13 @@ def collapse(report: Mapping[str, Any], labels: int) -> str | None:
         f"{report['perplexity']:.1f}. Try distillation.reseed_below=0.1, another tokens.normalisation, or a lower "
         "learning rate."
     )
+
+
+def part(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Of a state dict, that of the module of this name."""
+    return {key.removeprefix(name + "."): value for key, value in weights.items() if key.startswith(name + ".")}
+
+
+def all_finite(weights: Mapping[str, Tensor]) -> bool:
+    """Whether every number of a state dict is finite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in weights.values() if tensor.is_floating_point())

@@ -1,0 +1,21 @@
+"""What a display of a training's progress is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Listener:
+    """What a display of the run's progress is told; this one shows nothing."""
+
+    def say(self, message: str) -> None:
+        """Something good to know."""
+
+    def warn(self, message: str) -> None:
+        """Something that is wrong, though the run goes on."""
+
+    @contextmanager
+    def work(self, name: str, total: float | None, unit: str) -> Iterator[Callable[[float, str], None]]:
+        """Around a piece of work; what it gives is called with how much more is done, and a remark."""
+        yield lambda more, remark: None

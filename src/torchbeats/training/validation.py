@@ -1,0 +1,114 @@
+"""What a fine-tuning makes of held-out sounds, epoch by epoch; the best is kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from torchbeats.data.labelled import Labelled
+from torchbeats.errors import InputError
+from torchbeats.evaluation import metrics
+from torchbeats.evaluation.rows import rows_of
+from torchbeats.files import write_json
+from torchbeats.model import BEATs
+from torchbeats.plans import ScorePlan
+from torchbeats.training.corpus import Failure
+from torchbeats.training.folder import RunFolder
+from torchbeats.training.settings import FinetuneSettings, LabelledDataSettings
+from torchbeats.weights import checkpoint
+
+
+class Validate(Callback):
+    """At every epoch's end, find out what the result so far makes of held-out examples; keep the best.
+
+    Args:
+        tuned: gives the model that the training has come to so far.
+        labelled: the examples.
+        settings: of the fine-tuning.
+        every: steps of an epoch.
+        folder: of the run.
+        file: where the best goes.
+    """
+
+    def __init__(
+        self,
+        tuned: Callable[[], BEATs],
+        labelled: Labelled,
+        settings: FinetuneSettings,
+        every: int,
+        folder: RunFolder,
+        file: Path,
+    ) -> None:
+        self.tuned, self.labelled, self.settings = tuned, labelled, settings
+        self.every, self.folder, self.file = every, folder, file
+        self.best, self.since, self.latest = -math.inf, 0, dict[str, float]()
+        self.step = 0  # of the last validation; there is none before the first step
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on has to know."""
+        return {"best": self.best, "since": self.since, "latest": self.latest, "step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+        self.best, self.since, self.latest = state_dict["best"], state_dict["since"], state_dict["latest"]
+        self.step = state_dict["step"]
+
+    def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, *_: Any) -> None:
+        """Validate behind an epoch."""
+        step = trainer.global_step
+        if (step % self.every and step != trainer.max_steps) or step == self.step:  # gradients may accumulate
+            return
+        self.step = step
+        if trainer.is_global_zero:
+            self._evaluate(self.tuned())
+        stop = 0 < self.settings.model.patience <= self.since
+        trainer.should_stop = bool(trainer.strategy.broadcast(stop))
+
+    def _evaluate(self, model: BEATs) -> None:
+        try:
+            report = evaluate(model, self.labelled, self.settings.data, self.folder.skip)
+        except InputError as error:  # no reason to lose an epoch's work; the last one is the result then
+            self.folder.listener.warn(f"Nothing to validate on: {error}")
+            return
+        self.latest = _brief(report)
+        if self.latest["score"] > self.best or not self.file.exists():
+            self.best, self.since = self.latest["score"], 0
+            checkpoint.save(model, self.file)
+            write_json(self.folder.path / "validation.json", figures(report))
+        else:
+            self.since += 1
+
+
+def scores_for(data: LabelledDataSettings) -> ScorePlan:
+    """How a model is asked about held-out examples."""
+    return ScorePlan(window=data.seconds, views=data.views)
+
+
+def evaluate(
+    model: BEATs, labelled: Labelled, data: LabelledDataSettings, skip: Callable[[Failure], None]
+) -> metrics.Report:
+    """What a model makes of examples; of those that cannot be read ``skip`` is told."""
+    training = model.training
+    try:
+        plan = scores_for(data)
+        rows = rows_of(labelled.examples, model.eval(), plan, on_failure=lambda path, why: skip(Failure(path, why)))
+    finally:
+        model.train(training)
+    return metrics.report(labelled.subset(rows.heard.tolist()).targets(), rows.values, labelled.classes)
+
+
+def _brief(report: metrics.Report) -> dict[str, float]:
+    """Of a validation, what goes into metrics.csv; "score" is what decides."""
+    score = report.figures["accuracy" if report.problem_type == "single_label" else "mAP"]
+    decides = {"score": -math.inf if math.isnan(score) else score}
+    return decides | {n: report.figures[n] for n in ("accuracy", "mAP", "macro_f1") if n in report.figures}
+
+
+def figures(report: metrics.Report) -> dict[str, Any]:
+    """A report as validation.json has it."""
+    return {"figures": report.figures, "classes": [row._asdict() for row in report.classes]}
