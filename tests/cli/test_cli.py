@@ -26,7 +26,8 @@ from safetensors import safe_open
 import torchbeats
 from helpers import noise, small_model, small_tokenizer
 from hub_server import HubServer
-from torchbeats import cli
+from torchbeats import RandomProjectionTokenizer, cli
+from torchbeats.cli import convert
 from torchbeats.tables import store
 from torchbeats.weights import hub
 
@@ -297,6 +298,22 @@ def test_convert_round_trip(run, model, tmp_path):
     assert f"{there} exists; use --overwrite" in said.replace("- ", "-")
     assert run("convert", back, back, "--overwrite")[0] == 0
     assert stored(back) == stored(model)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: RandomProjectionTokenizer(), "RandomProjectionTokenizer, 1,024 codes, 1.3 MB."),
+        (small_tokenizer, r"Tokenizers, 2 layers of 48, \d\.\d M parameters, [\d,]+ codes, \d\.\d MB\."),
+        (lambda: small_model(finetuned_model=True, predictor_class=2), r"BEATs, 2 layers of 48, \d\.\d M param.* MB\."),
+    ],
+)
+def test_convert_says_what_it_wrote(run, tmp_path, make, said):
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    torchbeats.save(make(), source)
+    assert run("convert", source, target) == (0, "", "")
+    assert stored(target) == stored(source)
+    assert re.fullmatch(said, convert._described(torchbeats.load(target)) + f", {target.stat().st_size / 1e6:,.1f} MB.")
 
 
 def stored(path):

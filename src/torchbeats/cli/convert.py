@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from torchbeats.cli.console import remark
+from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
 from torchbeats.loading import load
 from torchbeats.weights import checkpoint
 
@@ -39,9 +40,18 @@ def convert(
         checkpoint.save(model, target, torch.float16 if half else None)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    labels = f", {len(model.label_dict)} labels" if model.label_dict else ""
-    remark(
-        f"{target}: {type(model).__name__}, {model.cfg.encoder_layers} layers of {model.cfg.encoder_embed_dim}, "
-        f"{parameters / 1e6:.1f} M parameters{labels}, {target.stat().st_size / 1e6:,.0f} MB."
-    )
+    remark(f"{target}: {_described(model)}, {target.stat().st_size / 1e6:,.1f} MB.")
+
+
+def _described(model: Any) -> str:
+    """What kind of model it is, and how large."""
+    said = [type(model).__name__]
+    if isinstance(model.cfg, BEATsConfig):
+        said.append(f"{model.cfg.encoder_layers} layers of {model.cfg.encoder_embed_dim}")
+    if parameters := sum(parameter.numel() for parameter in model.parameters()):
+        said.append(f"{parameters / 1e6:.1f} M parameters")
+    if isinstance(model.cfg, (TokenizersConfig, RandomProjectionConfig)):
+        said.append(f"{model.cfg.quant_n:,} codes")
+    if model.label_dict:
+        said.append(f"{len(model.label_dict)} labels")
+    return ", ".join(said)
