@@ -123,3 +123,13 @@ def test_another_classification_type_is_refused(tmp_path, kind):
     config(tmp_path, kind)
     with pytest.raises(CheckpointError, match="classification_type must be one of multi-class, multi-label"):
         torchbeats.load(tmp_path / "m.pth")
+
+
+def test_statistics_of_the_config_beside_win_over_those_of_the_pre_trained_model(tmp_path):
+    """ESPnet itself never looks at those in ``cfg``."""
+    source = fine_tuned(fbank_mean=11.7, fbank_std=4.5)
+    stored = converted(source)
+    stored["cfg"] |= {"fbank_mean": 15.66, "fbank_std": 6.38}
+    torch.save(stored, tmp_path / "m.pt")
+    config(tmp_path, "multi-class", fbank_mean=11.7, fbank_std=4.5)
+    assert_reads(tmp_path / "m.pt", source)

@@ -58,7 +58,7 @@ def settings_of_converted(path: Path, cfg: Mapping[str, Any]) -> dict[str, Any]:
     """
     if sidecars.beside(path, CONFIG) is not None:
         theirs: dict[str, Any] = settings_beside(path)["cfg"]
-        return {**theirs, **cfg, "problem_type": theirs["problem_type"]}
+        return {**cfg, **theirs}  # as ESPnet does: what it was fine-tuned with wins
     if cfg.get("problem_type") is not None:
         return dict(cfg)
     if cfg.get("classification_type") is not None:
