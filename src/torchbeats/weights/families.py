@@ -6,7 +6,8 @@ The formats are told apart by what is in the file, never by its name:
 |---|---|---|
 | ours | safetensors; config and labels in its metadata | |
 | Microsoft: BEATs, its fine-tuned models and tokenizers | ``{"cfg", "model", "label_dict"}`` | |
-| OpenBEATs (ESPnet), pre-trained | ``{"cfg", "model"}`` and two frozen convolutions | |
+| OpenBEATs (ESPnet), pre-trained | ``{"cfg", "model"}`` and two frozen convolutions | ``config.yaml``, else a warning |
+| ESPnet's pre-training, as it stands | tensors under ``encoder.``, ``decoder.mask_token`` | ``config.yaml`` |
 | OpenBEATs (ESPnet), fine-tuned | tensors under ``encoder.``, a head under ``decoder.`` | ``config.yaml`` |
 | the same, converted | ``{"cfg", "model", "token_list"}`` | ``config.yaml``, else a warning |
 | AVEX, NatureBEATs | safetensors, flat or under ``backbone.``, a head under ``classifier.`` | ``label_map.json`` |
@@ -41,8 +42,6 @@ KINDS: dict[str, Any] = {  # what our files may hold, and the configuration that
 }
 
 POSITION_TABLE = re.compile(r"encoder\.layers\.\d+\.self_attn\.relative_attention_bias\.weight")
-# Frozen helpers of ESPnet's front end, which hold nothing that was learned.
-_UNUSED = ("patch_embedding_pad.", "raw2fbank_pad.")
 # What no shape tells, where no config does: every publisher of such files has these.
 _PUBLISHERS = {"deep_norm": True, "max_distance": 800}
 # Where ESPnet's models and AVEX's keep a label head; ours and Microsoft's is called "predictor".
@@ -118,12 +117,14 @@ def _theirs(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     """The research code's files, ESPnet's, AVEX's, and whatever training programs have put around them."""
     weights, container = trainers.weights_in(path, content)
     tensors = trainers.unwrapped(path, _tensors(path, weights, container))
-    tensors = {name: tensor for name, tensor in tensors.items() if not _without_parent(name).startswith(_UNUSED)}
     cfg = _settings_in(content) if container else None
     if cfg is not None:
         return _described(path, tensors, cfg, content)
+    if _is_espnet_pretraining(tensors):
+        return _espnet_pretraining(path, tensors)
     if _is_espnet_finetuned(tensors):
-        return _espnet_finetuned(path, tensors, espnet.settings_beside(path), content)
+        return _espnet_finetuned(path, tensors, espnet.settings_of_finetuned(path, tensors), content)
+    tensors = _learned(tensors)
     if container == "model" and content.keys() <= {"model", "cfg", "label_dict"}:
         raise CheckpointError(path, 'it has weights under "model" but no "cfg" that describes them.')
     if container and not _layers(_under(tensors, "backbone.")):
@@ -144,16 +145,19 @@ def _settings_in(content: Mapping[str, Any]) -> Any:
 def _described(path: Path, tensors: dict[str, Tensor], cfg: Any, content: Mapping[str, Any]) -> Checkpoint:
     """Weights with the settings that they were trained with."""
     _check_mapping(path, cfg)
-    if _is_espnet_finetuned(tensors):
-        said = {"cfg": espnet.settings_of_converted(path, cfg)}
+    if _is_espnet_pretraining(tensors):
+        tensors = _encoder_alone(tensors)
+    elif _is_espnet_finetuned(tensors):
+        said = {"cfg": espnet.settings_of_converted(path, cfg, tensors)}
         return _espnet_finetuned(path, tensors, said, content)
     if "token_list" in content:  # of ESPnet's too, under the research code's names
-        cfg = espnet.settings_of_converted(path, cfg)
+        cfg = espnet.settings_of_converted(path, cfg, tensors)
         tensors = _with_predictor(tensors)
         labels = _labels_of_outputs(content["token_list"], tensors)
     else:
+        cfg = espnet.settings_of_pretrained(path, cfg, tensors)
         labels = content.get("label_dict")
-    tensors = front_end.without_front_end(path, tensors)
+    tensors = front_end.without_front_end(path, _learned(tensors))
     tokenizer = any(name.startswith("quantize.") for name in tensors)
     config = _config(path, cfg, TokenizersConfig if tokenizer else BEATsConfig, tensors)
     return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
@@ -181,6 +185,27 @@ def _bare(path: Path, tensors: dict[str, Tensor], content: Mapping[str, Any], co
     return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
 
 
+def _learned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors less the frozen helpers of ESPnet's front end."""
+    return {name: tensor for name, tensor in tensors.items() if not _without_parent(name).startswith(espnet.FROZEN)}
+
+
+def _is_espnet_pretraining(tensors: Mapping[str, Tensor]) -> bool:
+    return "encoder.patch_embedding.weight" in tensors and "decoder.mask_token" in tensors
+
+
+def _espnet_pretraining(path: Path, tensors: dict[str, Tensor]) -> Checkpoint:
+    """The encoder of a checkpoint that ESPnet's pre-training goes on from, beside its predictor of labels."""
+    cfg, complete = espnet.settings_of_pretraining(path, tensors)
+    tensors = front_end.without_front_end(path, _learned(_encoder_alone(tensors)))
+    config = _config(path, {**({} if complete else _PUBLISHERS), **cfg, **_sizes(path, tensors)}, BEATsConfig, tensors)
+    return Checkpoint(path, config, tensors)
+
+
+def _encoder_alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return _under({name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}, "encoder.")
+
+
 def _is_espnet_finetuned(tensors: Mapping[str, Tensor]) -> bool:
     return "encoder.patch_embedding.weight" in tensors
 
@@ -189,7 +214,7 @@ def _espnet_finetuned(
     path: Path, tensors: dict[str, Tensor], said: Mapping[str, Any], content: Mapping[str, Any]
 ) -> Checkpoint:
     """An encoder under ``encoder.`` with a head; ``said`` has ``token_list`` and, in ``cfg``, how it was trained."""
-    tensors = front_end.without_front_end(path, _with_predictor(_under(tensors, "encoder.")))
+    tensors = front_end.without_front_end(path, _with_predictor(_under(_learned(tensors), "encoder.")))
     config = _config(path, {**_PUBLISHERS, **said["cfg"], **_sizes(path, tensors)}, BEATsConfig, tensors)
     symbols = content.get("token_list", said.get("token_list"))
     labels = content.get("label_dict") if symbols is None else _labels_of_outputs(symbols, tensors)
