@@ -26,7 +26,7 @@ from torchbeats.onnx.outputs import OUTPUTS, write_outputs
 from torchbeats.patches import SAMPLE_RATE
 from torchbeats.protocol import PROBABILITIES
 from torchbeats.version import __version__
-from torchbeats.weights.checkpoint import plain_settings
+from torchbeats.weights.checkpoint import described, plain_settings
 from torchbeats.weights.families import FORMAT_VERSION, METADATA_KEY
 
 SUFFIX = ".onnx"
@@ -93,6 +93,7 @@ def serialized(
 ) -> bytes:
     """What `export` writes."""
     chosen = check(model, takes, outputs, layer)
+    config, label_dict = described(model)
     onnx = require("onnx", "onnx")
 
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
@@ -106,15 +107,15 @@ def serialized(
     about = {
         "version": FORMAT_VERSION,
         "kind": "beats",
-        "config": plain_settings(model.cfg.to_dict()),
-        "labels": model.label_dict,
+        "config": plain_settings(config.to_dict()),
+        "labels": label_dict,
         "takes": takes,
         "layer": layer,
         "int8": int8,
     }
     metadata = {METADATA_KEY: json.dumps(about), "torchbeats_version": __version__, "sample_rate": str(SAMPLE_RATE)}
     if PROBABILITIES in chosen:
-        metadata["labels"] = json.dumps(class_names(model.label_dict, model.cfg.predictor_class), ensure_ascii=False)
+        metadata["labels"] = json.dumps(class_names(label_dict, config.predictor_class), ensure_ascii=False)
     proto = onnx.helper.make_model(
         graph.proto("beats"),
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],

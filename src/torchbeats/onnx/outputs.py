@@ -115,7 +115,8 @@ def write_outputs(g: Graph, features: Features, model: BEATs, names: Sequence[st
     for name in names:
         if name == PROBABILITIES:
             probabilities = _probabilities(g, pool(model.cfg.predictor_pool), model)
-            g.output(probabilities, name, "FLOAT", ("batch", model.cfg.predictor_class))
+            assert model.predictor is not None
+            g.output(probabilities, name, "FLOAT", ("batch", model.predictor.out_features))
         else:
             mode = BY_OUTPUT[name]
             g.output(pool(mode), name, "FLOAT", POOLINGS[mode].shape(features.bands, features.width))

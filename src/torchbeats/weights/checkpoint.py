@@ -172,7 +172,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
     path = Path(path)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{path}: an exported model cannot be saved; save the checkpoint that it was made from.")
-    config, label_dict = _described(model)
+    config, label_dict = described(model)
     suffixes = SUFFIXES if isinstance(config, BEATsConfig) else SUFFIXES[:1]
     if path.suffix not in suffixes:
         because = "" if path.suffix not in SUFFIXES else ": the research code has no such tokenizer, and reads none"
@@ -213,11 +213,11 @@ def _write_pickle(path: Path, config: BEATsConfig, label_dict: dict[int, str] | 
         torch.save(content, temporary)
 
 
-def _described(model: nn.Module) -> tuple[BEATsConfig, dict[int, str] | None]:
+def described(model: nn.Module) -> tuple[BEATsConfig, dict[int, str] | None]:
     """Config and labels of a model as it is: its label head may have been taken off or exchanged since it was built.
 
     Raises:
-        ValueError: its head is no linear layer.
+        ModelError: its head is no linear layer.
     """
     config: BEATsConfig = copy.copy(model.cfg)  # type: ignore[assignment]
     label_dict: dict[int, str] | None = model.label_dict  # type: ignore[assignment]

@@ -17,6 +17,7 @@ The formats are told apart by what is in the file, never by its name:
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 import warnings
@@ -102,15 +103,20 @@ def _ours(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -
         version, kind, cfg, labels = about["version"], about["kind"], about["config"], about["labels"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(path, f"the metadata that describes the model is damaged ({error!r}).") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            path, f"it was written by a newer torchbeats (format {reprlib.repr(version)}); upgrade to read it."
-        )
+    check_version(path, version)
     if not isinstance(kind, str) or kind not in KINDS:
         raise CheckpointError(path, f"it holds a {reprlib.repr(kind)}, which this version of torchbeats does not know.")
     integrity.check_digest(path, about, tensors)
-    config = _config(path, cfg, KINDS[kind], tensors)
-    return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
+    config = settings_that_fit(path, cfg, KINDS[kind], tensors)
+    return Checkpoint(path, config, tensors, labels_by_index(path, labels, config))
+
+
+def check_version(path: str | os.PathLike[str], version: Any) -> None:
+    """Raise a `CheckpointError` where a file is in another form than this version writes."""
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise CheckpointError(
+            path, f"it was written by a newer torchbeats (format {reprlib.repr(version)}); upgrade to read it."
+        )
 
 
 def _theirs(path: Path, content: Mapping[str, Any]) -> Checkpoint:
@@ -159,8 +165,8 @@ def _described(path: Path, tensors: dict[str, Tensor], cfg: Any, content: Mappin
         labels = content.get("label_dict")
     tensors = front_end.without_front_end(path, _learned(tensors))
     tokenizer = any(name.startswith("quantize.") for name in tensors)
-    config = _config(path, cfg, TokenizersConfig if tokenizer else BEATsConfig, tensors)
-    return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
+    config = settings_that_fit(path, cfg, TokenizersConfig if tokenizer else BEATsConfig, tensors)
+    return Checkpoint(path, config, tensors, labels_by_index(path, labels, config))
 
 
 def _bare(path: Path, tensors: dict[str, Tensor], content: Mapping[str, Any], container: str | None) -> Checkpoint:
@@ -169,7 +175,7 @@ def _bare(path: Path, tensors: dict[str, Tensor], content: Mapping[str, Any], co
         # The head that the backbone had before is of no use; the trained one is the classifier.
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("backbone.predictor.")}
     tensors = front_end.without_front_end(path, _with_predictor(_under(tensors, "backbone.")))
-    config = _config(path, {**_PUBLISHERS, **_sizes(path, tensors)}, BEATsConfig, tensors)
+    config = settings_that_fit(path, {**_PUBLISHERS, **_sizes(path, tensors)}, BEATsConfig, tensors)
     labels = content.get("label_dict") if container else None
     beside = sidecars.beside(path, "label_map.json") if config.finetuned_model and labels is None else None
     labels = labels if beside is None else sidecars.read_json(beside)
@@ -182,7 +188,7 @@ def _bare(path: Path, tensors: dict[str, Tensor], content: Mapping[str, Any], co
             "trained it.",
             stacklevel=2,
         )
-    return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
+    return Checkpoint(path, config, tensors, labels_by_index(path, labels, config))
 
 
 def _learned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -198,7 +204,9 @@ def _espnet_pretraining(path: Path, tensors: dict[str, Tensor]) -> Checkpoint:
     """The encoder of a checkpoint that ESPnet's pre-training goes on from, beside its predictor of labels."""
     cfg, complete = espnet.settings_of_pretraining(path, tensors)
     tensors = front_end.without_front_end(path, _learned(_encoder_alone(tensors)))
-    config = _config(path, {**({} if complete else _PUBLISHERS), **cfg, **_sizes(path, tensors)}, BEATsConfig, tensors)
+    config = settings_that_fit(
+        path, {**({} if complete else _PUBLISHERS), **cfg, **_sizes(path, tensors)}, BEATsConfig, tensors
+    )
     return Checkpoint(path, config, tensors)
 
 
@@ -215,10 +223,10 @@ def _espnet_finetuned(
 ) -> Checkpoint:
     """An encoder under ``encoder.`` with a head; ``said`` has ``token_list`` and, in ``cfg``, how it was trained."""
     tensors = front_end.without_front_end(path, _with_predictor(_under(_learned(tensors), "encoder.")))
-    config = _config(path, {**_PUBLISHERS, **said["cfg"], **_sizes(path, tensors)}, BEATsConfig, tensors)
+    config = settings_that_fit(path, {**_PUBLISHERS, **said["cfg"], **_sizes(path, tensors)}, BEATsConfig, tensors)
     symbols = content.get("token_list", said.get("token_list"))
     labels = content.get("label_dict") if symbols is None else _labels_of_outputs(symbols, tensors)
-    return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
+    return Checkpoint(path, config, tensors, labels_by_index(path, labels, config))
 
 
 def _labels_of_outputs(symbols: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -270,7 +278,7 @@ def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return sizes
 
 
-def _config(path: Path, cfg: Any, kind: Any, tensors: Mapping[str, Tensor]) -> Any:
+def settings_that_fit(path: str | os.PathLike[str], cfg: Any, kind: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Settings that a model can be built from and that fit the tensors; looked at before anything of their size is."""
     _check_mapping(path, cfg)
     if clashes := [name for name in cfg if callable(getattr(kind, name, None))]:
@@ -297,7 +305,7 @@ def _config(path: Path, cfg: Any, kind: Any, tensors: Mapping[str, Tensor]) -> A
     return config
 
 
-def _check_mapping(path: Path, cfg: Any) -> None:
+def _check_mapping(path: str | os.PathLike[str], cfg: Any) -> None:
     if not isinstance(cfg, Mapping) or not all(isinstance(name, str) for name in cfg):
         raise CheckpointError(path, f"its config must be a dictionary of settings, not {type(cfg).__name__}.")
 
@@ -335,19 +343,21 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def _label_dict(path: Path, labels: Any, config: BEATsConfig) -> dict[int, str] | None:
+def labels_by_index(path: str | os.PathLike[str], labels: Any, config: BEATsConfig) -> dict[int, str] | None:
     """Labels by index from any form they come in: a list, index to label, or label to index."""
     if labels is None:
         return None
     try:
         if isinstance(labels, Mapping):
-            indexed = any(not isinstance(value, int) for value in labels.values())  # else its values are the indices
+            indexed = any(type(value) is not int for value in labels.values())  # else its values are the indices
             pairs = [(k, v) if indexed else (v, k) for k, v in labels.items()]
         else:
             pairs = list(enumerate(labels))
         table = {int(index): str(label) for index, label in pairs}
     except (TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(path, f"its labels cannot be read as a table from index to label ({error}).") from error
+        raise CheckpointError(
+            path, f"its labels cannot be read as a table from index to label ({error!s:.100})."
+        ) from error
     if len(table) != config.predictor_class or set(table) != set(range(len(table))):
         raise CheckpointError(path, f"it has {len(table)} labels for a head of {config.predictor_class} classes.")
     return dict(sorted(table.items()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,14 @@ def without_front_end(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Te
     return {name: tensor for name, tensor in tensors.items() if name not in (_WINDOW, _FILTERS)}
 
 
-def check_settings(path: Path, cfg: Mapping[str, Any]) -> None:
+def check_settings(path: str | PathLike[str], cfg: Mapping[str, Any]) -> None:
     """Raise a `CheckpointError` where settings ask for another front end."""
     for name, ours in _SETTINGS.items():
         theirs = cfg.get(name, ours)
         if isinstance(theirs, (int, float)) and theirs != ours:
             raise CheckpointError(
-                path, f"it was trained with another front end: {name} {theirs:g}. torchbeats has {ours:g} only."
+                path,
+                f"it was trained with another front end: {name} {reprlib.repr(theirs)}. torchbeats has {ours:g} only.",
             )
 
 
