@@ -87,7 +87,7 @@ HOSTILE = {
     "other classes": (config(predictor_class=4), "3 labels for a head of 4"),
     "other classes, no labels": (
         {**config(predictor_class=4), "labels": None},
-        "predictor_class 4 .*probabilities .*3",
+        "predictor_class 4;.*probabilities .*3",
     ),
     "no head": ({**config(finetuned_model=False), "labels": None}, "finetuned_model .*probabilities"),
     "two labels": ({"labels": {"0": "a", "1": "b"}}, "2 labels for a head of 3"),
