@@ -80,7 +80,7 @@ def test_numbers(tmp_path, form, setting, value):
 @pytest.mark.parametrize("setting", ["problem_type", "predictor_pool", "activation_fn"])
 @pytest.mark.parametrize("value", [LONG, 10**30, True, [], "sigmoid"], ids=lambda value: repr(value)[:20])
 def test_names(tmp_path, form, setting, value):
-    assert setting in refused(tmp_path, form, config={**SMALL, **HEAD, setting: value})
+    assert setting.removesuffix("_fn") in refused(tmp_path, form, config={**SMALL, **HEAD, setting: value})
 
 
 @pytest.mark.parametrize("setting", ["sample_frequency", "num_mel_bins"])

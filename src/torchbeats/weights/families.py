@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
+from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig, shown
 from torchbeats.encoder import PARAMETRIZED_NAMES
 from torchbeats.errors import CheckpointError, some_of
 from torchbeats.weights import espnet, front_end, integrity, sidecars, trainers
@@ -287,7 +287,7 @@ def settings_that_fit(path: str | os.PathLike[str], cfg: Any, kind: Any, tensors
     config = kind(cfg)
     layers, told = _layers(tensors), getattr(config, "encoder_layers", None)
     if layers and type(told) is int and told >= 1 and told != layers:
-        raise CheckpointError(path, f"its config speaks of {told} layers; it holds {layers}.")
+        raise CheckpointError(path, f"its config speaks of {shown(told)} layers; it holds {layers}.")
     try:
         config.check()
     except ValueError as error:
@@ -348,13 +348,21 @@ def labels_by_index(path: str | os.PathLike[str], labels: Any, config: BEATsConf
     if labels is None:
         return None
     try:
+        if isinstance(labels, str) or not hasattr(labels, "__len__"):
+            raise TypeError(f"they are of type {type(labels).__name__}")
+        if len(labels) != config.predictor_class:  # before each of them is looked at
+            raise CheckpointError(path, f"it has {len(labels)} labels for a head of {config.predictor_class} classes.")
         if isinstance(labels, Mapping):
             indexed = any(type(value) is not int for value in labels.values())  # else its values are the indices
             pairs = [(k, v) if indexed else (v, k) for k, v in labels.items()]
         else:
             pairs = list(enumerate(labels))
+        if any(isinstance(label, (Mapping, list, tuple, set)) for _, label in pairs):
+            raise TypeError("a label is a list")
         table = {int(index): str(label) for index, label in pairs}
     except (TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(
             path, f"its labels cannot be read as a table from index to label ({error!s:.100})."
         ) from error

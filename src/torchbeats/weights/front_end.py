@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchbeats.config import shown
 from torchbeats.errors import CheckpointError
 from torchbeats.fbank import mel_filters, povey_window
 from torchbeats.patches import FRAME_LENGTH, FRAME_SHIFT, N_MELS, SAMPLE_RATE
@@ -51,7 +51,7 @@ def check_settings(path: str | PathLike[str], cfg: Mapping[str, Any]) -> None:
         if isinstance(theirs, (int, float)) and theirs != ours:
             raise CheckpointError(
                 path,
-                f"it was trained with another front end: {name} {reprlib.repr(theirs)}. torchbeats has {ours:g} only.",
+                f"it was trained with another front end: {name} {shown(theirs)}. torchbeats has {ours:g} only.",
             )
 
 
