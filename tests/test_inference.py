@@ -54,6 +54,7 @@ def alone(model, samples, pool, layer=None):
     return {
         "mean": x.mean(0)[None],
         "bands": by_step.mean(0).reshape(1, -1),
+        "statistics": np.concatenate([by_step.mean(0), by_step.std(0)]).reshape(1, -1),
         "steps": by_step.mean(1),
         "patches": by_step.reshape(len(by_step), -1),
     }[pool]
@@ -192,11 +193,12 @@ def test_pools_are_what_the_model_says(model, pool):
     expected = {
         "mean": encoded.pooled(),
         "bands": encoded.pooled_bands(),
+        "statistics": encoded.pool("statistics"),
         "steps": torch.cat([x[:n] for x, n in zip(encoded.steps(), steps, strict=True)]),
         "patches": torch.cat([x[:n].flatten(1) for x, n in zip(encoded.by_step(), steps, strict=True)]),
     }[pool]
     found = stacked(embed(sounds, model=model, pool=pool))
-    assert found.shape == expected.shape == ({"mean": 2, "bands": 2}.get(pool, 12 + 7), expected.shape[1])
+    assert found.shape == expected.shape == ({"steps": 12 + 7, "patches": 12 + 7}.get(pool, 2), expected.shape[1])
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
@@ -308,7 +310,7 @@ def test_error_of_the_model_reaches_the_caller_and_threads_end(folder):
 
 
 SETTINGS = [
-    ({"pool": "max"}, "no pooling called 'max'; choose one of mean, bands, steps, patches"),
+    ({"pool": "max"}, "no pooling called 'max'; choose one of mean, bands, statistics, steps, patches"),
     ({"window": 0.4}, "at least 0.5 s, not 0.4"),
     ({"window": float("nan")}, "at least 0.5 s, not nan"),
     ({"window": float("inf")}, "[Ww]indow"),

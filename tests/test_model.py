@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import torchbeats
 from helpers import SMALL, golden, noise, small_model, under
 from torchbeats import BEATs, BEATsConfig, Tokenizers, TokenizersConfig
+from torchbeats.backbone import Encoded
 
 VARIANTS = ["base", "finetuned", "glu", "plain_relu", "prenorm", "same_width", "ungated_bias"]
 # From the reference's features on, the tolerance is that of the reference numbers. From the waveform on it is wider:
@@ -194,6 +195,29 @@ def test_a_head_over_bands_knows_which_is_which():
     means = [row[:n].unflatten(0, (-1, 8)).mean(0).flatten() for row, n in zip(x, (48, 16), strict=True)]
     expected = model.predictor(torch.stack(means))
     torch.testing.assert_close(model.logits(wav, lengths=lengths), expected, atol=1e-5, rtol=0)
+
+
+def test_a_head_over_statistics_knows_steady_from_changing():
+    model = small_model(finetuned_model=True, predictor_class=7, predictor_pool="statistics")
+    wav, lengths = torch.randn(2, 16_000), torch.tensor([16_000, 6000])
+    x = model(wav, lengths=lengths)[0]
+    by_step = [row[:n].unflatten(0, (-1, 8)) for row, n in zip(x, (48, 16), strict=True)]
+    pooled = [torch.cat([row.mean(0).flatten(), row.std(0, unbiased=False).flatten()]) for row in by_step]
+    expected = model.predictor(torch.stack(pooled))
+    torch.testing.assert_close(model.logits(wav, lengths=lengths), expected, atol=1e-5, rtol=0)
+
+
+def test_dropout_of_a_head_over_statistics_is_no_deviation():
+    """Zeros among the steps of a constant clip would be; the pooled values are what is dropped."""
+    model = small_model(finetuned_model=True, predictor_class=7, predictor_pool="statistics", predictor_dropout=0.5)
+    model.unfreeze()
+    seen = []
+    model.predictor.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    x = torch.ones(4, 80, 48)
+    model.pooled_logits(Encoded(x, torch.zeros(4, 80, dtype=torch.bool), torch.full((4,), 80)))
+    means, deviations = seen[0].chunk(2, dim=1)
+    assert set(means.unique().tolist()) == {0.0, 2.0}
+    assert deviations.abs().max() == 0
 
 
 def test_logits_need_a_head():

@@ -4,6 +4,7 @@ Sources are parsed, not imported, so an import inside a function or under TYPE_C
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+DESIGN = ROOT / "docs" / "design.md"
+TESTS = {path.name for path in (ROOT / "tests").rglob("*.py")}
 
 # Rooms and flat files, lowest first, line by line and from left to right: each may import what stands before it, and
-# what stands in the same room. docs/design.md has the reasons.
+# what stands in the same room. docs/design.md has the same, and the reasons.
 DRAWING = """
 version errors extras files
 patches containers decoders audio
@@ -24,7 +27,7 @@ protocol labels model tokenizers
 onnx loading
 data batching
 plans inference tagging embedder
-tables plots evaluation description
+tables plots evaluation heads description
 training
 torchbeats
 integrations serve cli __main__
@@ -203,6 +206,18 @@ def long_bodies(modules: dict[str, str]) -> list[str]:
 def test_every_module_has_its_place():
     homeless = sorted({room(name) for name in OURS} - set(ORDER))
     assert not homeless, f"Give {', '.join(homeless)} a place in ORDER, and a line in docs/design.md."
+
+
+def test_the_page_about_the_design_is_true():
+    """It draws the same picture, has a word for every room and flat file, and names no file that is not there."""
+    page = DESIGN.read_text("utf-8")
+    assert f"```{DRAWING}```" in page
+    text = page.replace(f"```{DRAWING}```", "")
+    files = {path.name for path in (ROOT / "src").rglob("*.py")}
+    rooms = {room(name) for name in OURS} - {"torchbeats", "__main__"}
+    assert sorted(name for name in rooms if not {f"`{name}.py`", f"`{name}/`"} & set(re.findall("`[^`]+`", text))) == []
+    named = re.findall(r"`(?:[a-z_]+/)*([A-Za-z_]+\.py)`", text)
+    assert sorted(name for name in named if name not in files | {"NAME.py", *TESTS}) == []
 
 
 def test_nothing_imports_upwards():

@@ -106,7 +106,7 @@ class BEATsConfig(_Settings):
     | relative_position_embedding, num_buckets, max_distance | T5-style position bias, in patches |
     | gru_rel_pos | the bias is gated by the query (WavLM, arXiv 2110.13900) |
     | finetuned_model, predictor_class | a head with this many classes |
-    | predictor_pool | what the head sees of a clip: "mean", over all patches, or "bands", over time |
+    | predictor_pool | what the head sees of a clip: "mean" over all patches, "bands" or "statistics" over time |
     | problem_type | "multi_label" (sigmoid) or "single_label" (softmax) |
     | fbank_mean, fbank_std | normalisation of the log-mel features |
     """

@@ -133,7 +133,8 @@ def embed(
         inputs: a file, a folder or a list of files (.csv, .txt, .jsonl); an array or tensor at 16 kHz, mono or
             channels by samples; a pair (array, its sample rate); or an iterable of any of these.
         model: a `BEATs`, an `OnnxModel`, or what `load` takes; None for the small built-in one.
-        pool: "mean" or "bands", a row a window; "steps" or "patches", a row a step of 160 ms. See `EmbeddingPlan`.
+        pool: "mean", "bands" or "statistics", a row a window; "steps" or "patches", a row a step of 160 ms. See
+            `EmbeddingPlan`.
         layer: whose output; the model's where not given.
         window: seconds that the model sees at once; a last piece shorter than half a second joins the window before.
             None for all of a sound at once, however long: memory grows with its length, time with the square of it.

@@ -368,8 +368,8 @@ def _onednn_product(layer: nn.Module, x: Tensor) -> Callable[..., Tensor] | None
 
 
 def _find_onednn_product() -> Callable[..., Tensor] | None:
-    found = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if found else None
+    available = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if available else None
 
 
 _ONEDNN_PRODUCT = _find_onednn_product()

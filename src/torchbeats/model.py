@@ -136,7 +136,7 @@ class BEATs(Backbone):
             ``(x,)``, or ``(x, lprobs, padding_mask)`` with a label head.
             x: ``(B, T, C)``, or ``(layers + 1, B, T, C)`` with ``output_all_hiddens``.
             lprobs: ``(B, classes)``, sigmoid (softmax for single-label models) of the mean of the patches' logits;
-                with ``predictor_pool="bands"``, of logits of the mean over time.
+                with another ``predictor_pool`` than "mean", of logits of the pooled features.
             padding_mask: ``(B, T)`` bool, True = behind the clip's own patches.
 
         Raises:
@@ -199,6 +199,9 @@ class BEATs(Backbone):
         """As `logits`, from what `encode` gave."""
         if self.predictor is None:
             raise ModelError("This model has no label head: it was pre-trained, not fine-tuned.")
-        dropped = encoded._replace(x=self.predictor_dropout(encoded.x))
-        # The mean of linear outputs is the linear output of the mean.
-        return self.predictor(dropped.pool(self.cfg.predictor_pool))
+        if pooling(self.cfg.predictor_pool).linear:
+            # The mean of linear outputs is the linear output of the mean.
+            dropped = encoded._replace(x=self.predictor_dropout(encoded.x))
+            return self.predictor(dropped.pool(self.cfg.predictor_pool))
+        # Zeros among a clip's steps would be taken for deviation.
+        return self.predictor(self.predictor_dropout(encoded.pool(self.cfg.predictor_pool)))

@@ -120,8 +120,9 @@ class EmbeddingPlan(Plan):
 
     Args:
         pool: a mode of `torchbeats.pooling.POOLINGS`. "mean": one row a window, the mean over its patches, C values.
-            "bands": the mean over time with the bands kept, 8 × C. "steps": a row a step of 160 ms, the mean over its
-            bands, C. "patches": a row a step with all its bands, 8 × C.
+            "bands": the mean over time with the bands kept, 8 × C. "statistics": that, and then the standard deviation
+            over time, 2 × 8 × C. "steps": a row a step of 160 ms, the mean over its bands, C. "patches": a row a step
+            with all its bands, 8 × C.
         layer: whose output: 0 is the encoder's input to the first, None the model's output, "all" every one, side by
             side.
         hop: seconds from a window's start to the next; the window's length where not given.

@@ -25,12 +25,15 @@ class Pooling:
         shape: of a row, from the number of bands and the width C. D is its product.
         by_step: a row for every step of 160 ms, rather than for every window.
         about: what a row is, for help texts.
+        linear: a mean of features. Dropout in front of it then leaves its expected value as it is; the others have
+            theirs behind them.
     """
 
     function: Callable[[Tensor, Tensor, Tensor, int], Tensor]
     shape: Callable[[int, int], tuple[int, ...]]
     by_step: bool
     about: str
+    linear: bool = True
 
 
 def masked_mean(x: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
@@ -55,6 +58,21 @@ def mean_by_band(x: Tensor, mask: Tensor, counts: Tensor, bands: int) -> Tensor:
     return masked_mean(by_step(x, bands).flatten(2), mask[:, ::bands], counts // bands)
 
 
+def mean_and_deviation(x: Tensor, mask: Tensor, counts: Tensor, bands: int) -> Tensor:
+    """Mean over time and standard deviation about it, the bands kept: ``(B, 2 * bands * C)``, all means first.
+
+    The deviation is that of a clip's own steps as they are (divided by their number, not by one less), so 0 for a
+    clip of one step; there its gradient is 0 too.
+    """
+    x, mask, counts = by_step(x, bands).flatten(2), mask[:, ::bands], counts // bands
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))  # a difference of means in half precision is noise
+    mean = masked_mean(exact, mask, counts)
+    variance = masked_mean((exact - mean.unsqueeze(1)).square(), mask, counts)
+    constant = variance == 0  # the square root has no gradient there
+    deviation = variance.masked_fill(constant, 1).sqrt().masked_fill(constant, 0)
+    return torch.cat([mean, deviation], dim=1).to(x.dtype)
+
+
 def steps(x: Tensor, mask: Tensor, counts: Tensor, bands: int) -> Tensor:
     """Mean over the bands of each step, ``(B, steps, C)``."""
     return by_step(x, bands).mean(2)
@@ -73,9 +91,20 @@ def _all_bands(bands: int, width: int) -> tuple[int, ...]:
     return (bands, width)
 
 
+def _two_of_all_bands(bands: int, width: int) -> tuple[int, ...]:
+    return (2, bands, width)
+
+
 POOLINGS = {
     "mean": Pooling(mean, _one, by_step=False, about="mean over all patches of a window"),
     "bands": Pooling(mean_by_band, _all_bands, by_step=False, about="mean over time of each of the 8 frequency bands"),
+    "statistics": Pooling(
+        mean_and_deviation,
+        _two_of_all_bands,
+        by_step=False,
+        about="mean and standard deviation over time of each of the 8 frequency bands",
+        linear=False,
+    ),
     "steps": Pooling(steps, _one, by_step=True, about="one row every 160 ms, the mean over its bands"),
     "patches": Pooling(patches, _all_bands, by_step=True, about="one row every 160 ms, all its bands"),
 }

@@ -3,7 +3,7 @@
 `BEATs`, `Tokenizers`, `RandomProjectionTokenizer` and `OnnxModel` keep it. Plans, inference, evaluation and tables ask
 a model for an output by name and never for its class, so a new kind of model is one class that keeps this contract.
 
-Outputs are called as the poolings of `torchbeats.pooling` ("mean", "bands", "steps", "patches"), "probabilities" of
+Outputs are called as the poolings of `torchbeats.pooling` ("mean", "bands", "statistics" and so on), "probabilities" of
 classes, and "tokens", a tokenizer's labels.
 """
 

@@ -209,7 +209,10 @@ USAGE = {
     "missing model": ("{s} -o {t}/t.npz -m {f}/none.pt", "no checkpoint at .*none.pt"),
     "web page": ("{s} -o {t}/t.npz -m {f}/page.pt", "page.pt: this is a web page, not a checkpoint"),
     "tokenizer": ("{s} -o {t}/t.npz -m {f}/tokenizer.pt", "This is a tokenizer; embeddings need a BEATs model"),
-    "pool": ("{s} -o {t}/t.npz -m {m} --pool max", "'max' is not one of 'mean', 'bands', 'steps', 'patches'"),
+    "pool": (
+        "{s} -o {t}/t.npz -m {m} --pool max",
+        "'max' is not one of 'mean', 'bands', 'statistics', 'steps'",
+    ),
     "window": ("{s} -o {t}/t.npz -m {m} --window 0.1", "window must have at least 0.5 s, not 0.1"),
     "window nan": ("{s} -o {t}/t.npz -m {m} --window nan", "window must have"),
     "window infinite": ("{s} -o {t}/t.npz -m {m} --window inf", "window must have"),

@@ -21,6 +21,7 @@ from torchbeats.evaluation import probe as probing
 from torchbeats.evaluation.metrics import bootstrap
 from torchbeats.evaluation.rows import rows_of
 from torchbeats.plans import EmbeddingPlan
+from torchbeats.pooling import WINDOW_POOLINGS
 
 RATE = 16_000
 
@@ -214,7 +215,7 @@ def test_all_layers_at_once_are_those_of_a_plan_each(sounds):
     model = small_model(layer_norm_first=True, deep_norm=False)  # has a norm behind its last layer
     rows = [Example(str(path), ("x",)) for path in sorted(sounds.glob("*.wav"))[:5]]
     rows[1] = rows[1]._replace(start=0.1, end=0.3)
-    for pool in ("mean", "bands"):
+    for pool in WINDOW_POOLINGS:
         found = rows_of(rows, model, EmbeddingPlan(pool=pool, layer="all"))
         together = found.values.reshape(5, 3, -1)
         for layer in (0, 1, 2):

@@ -38,6 +38,7 @@ def test_models(tmp_path):
     about = describe(tmp_path / "m.safetensors")
     assert (about["kind"], about["labels"], about["config"]["encoder_layers"]) == ("model", None, 2)
     assert about["outputs"]["bands"] == [8, 48]
+    assert about["outputs"]["statistics"] == [2, 8, 48]
     torchbeats.save(small_tokenizer(), tmp_path / "t.safetensors")
     assert describe(tmp_path / "t.safetensors")["outputs"] == {"tokens": [8]}
     assert "speech" in " ".join(describe("beats-nano-tagger")["labels"])

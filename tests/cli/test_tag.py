@@ -428,9 +428,9 @@ def test_the_built_in_tagger_tells_silence_tones_and_noise():
         (["--top", "0"], "--top"),
         (["--threshold", "2"], "--threshold"),
         (["--threshold", "nan"], "--threshold"),
-        (["-o", "t.parquet"], "must be named .csv, .json, .jsonl, .txt or .png"),
+        (["-o", "t.parquet"], " or .png; t.parquet is not"),
         (["-o", "t.csv", "--format", "csv"], "--format is for standard output"),
-        (["-o", "t.txt"], "A label track is of one recording, and the inputs name 3"),
+        (["-o", "t.txt"], "A .txt file (label track for Audacity) is of one recording, and the inputs name 3"),
         (["--device", "nowhere"], "nowhere"),
     ],
 )

@@ -97,8 +97,8 @@ def test_windows_get_labels_by_overlap(table, collection, tmp_path):
     assert [example.start for example in label_windows(table, beyond).unused] == [90.0]
     with pytest.raises(SettingsError, match="more than 0 and at most 1, not 0"):
         label_windows(table, labelled, min_overlap=0.0)
+    elsewhere = Labelled([Example("other.wav", ("low",)), Example("x.wav", ("low",))], ["low"], "single_label")
     with pytest.raises(InputError, match="Do both name the same files"):
-        elsewhere = Labelled([Example("other.wav", ("low",)), Example("x.wav", ("low",))], ["low"], "single_label")
         label_windows(table, elsewhere)
 
 

@@ -1,8 +1,15 @@
 """Every Python block of a page runs, one after the other, in a folder with the files that the pages name."""
 
+import csv
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -17,6 +24,8 @@ PAGES = {
     "integrations/hear.md": [],
     "integrations/x-ares.md": [],
     "integrations/datasets.md": ["datasets"],
+    "many-machines.md": ["ray", "datasets"],
+    "teach.md": ["sklearn"],
 }
 
 
@@ -36,18 +45,35 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "sounds").mkdir()
     for index, samples in enumerate((tone(1), noise(2), tone(0.7, 44_100))):
         soundfile.write(tmp_path / "sounds" / f"{index}.wav", samples, 44_100 if index == 2 else 16_000)
+    (tmp_path / "recordings").mkdir()
+    rows = [("path", "label", "start", "end")]
+    for index in range(6):  # a hiss, then a tone
+        samples = np.concatenate([noise(2, seed=index), tone(2, hertz=300 + 50 * index)])
+        soundfile.write(tmp_path / "recordings" / f"{index}.wav", samples, 16_000)
+        if index < 4:
+            rows += [(f"recordings/{index}.wav", "hiss", 0, 2), (f"recordings/{index}.wav", "tone", 2, 4)]
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     return tmp_path
 
 
 def run(page):
-    """All that the page's blocks define."""
-    blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
+    """All that the page's Python blocks define, and what its shell blocks print, under ``printed``."""
+    blocks = re.findall(r"^```(python|sh)\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
     assert blocks
-    names = {"__name__": "page"}
-    for number, block in enumerate(blocks):
-        exec(compile(block, f"{page}, block {number + 1}", "exec"), names)
+    names = {"__name__": "page", "printed": []}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for number, (language, block) in enumerate(blocks):
+        if language == "python":
+            exec(compile(block, f"{page}, block {number + 1}", "exec"), names)
+        else:
+            result = subprocess.run(
+                ["sh", "-ec", block], env={**os.environ, "PATH": path}, capture_output=True, text=True
+            )
+            assert result.returncode == 0, result.stderr
+            names["printed"].append(result.stdout)
     return names
 
 
@@ -76,3 +102,13 @@ def test_page_runs(page, folder):
         for row in names["table"]:
             (expected,) = torchbeats.embed(row["audio"]["path"], model, window=None)
             torch.testing.assert_close(torch.tensor(row["embedding"]), torch.as_tensor(expected.embedding))
+    if page == "many-machines.md":
+        stored = pq.read_table("embeddings").to_pylist()
+        expected = {row.path: row.embedding for row in torchbeats.embed("sounds", "beats-nano", pool="bands")}
+        assert len(stored) == len(expected) == len(names["embedded"])
+        for row in [*stored, *names["embedded"]]:
+            np.testing.assert_allclose(row["embedding"], expected[row["path"]], atol=1e-4)  # other batches
+    if page == "teach.md":
+        windows = [json.loads(line) for line in names["printed"][2].splitlines()][:24]
+        said = [row["labels"][0]["label"] for row in windows]
+        assert said == ["hiss", "hiss", "tone", "tone"] * 6

@@ -339,10 +339,15 @@ def test_reference_padding_averages_over_its_own_mask():
     x, patch_mask = model.extract_features(wav, mask, feature_only=True)
     by_hand = torch.stack([model.predictor(row[~own]).mean(0) for row, own in zip(x, patch_mask, strict=True)])
     close(model.extract_features(wav, mask)[0], by_hand.sigmoid())
-    bands, _ = build("reference", finetuned_model=True, predictor_class=7, predictor_pool="bands")
-    bands.extract_features(wav)
-    with pytest.raises(ModelError, match='use "exact"'):
-        bands.extract_features(wav, mask)
+
+
+@pytest.mark.parametrize("pool", ["bands", "statistics"])
+def test_reference_padding_is_refused_by_heads_that_need_whole_steps(pool):
+    model, ours = build("reference", finetuned_model=True, predictor_class=7, predictor_pool=pool)
+    wav, mask, _ = waves(1.1875, 0.65)
+    close(model.extract_features(wav)[0], ours(wav)[1])
+    with pytest.raises(ModelError, match=f'over {pool} needs whole: use "exact"'):
+        model.extract_features(wav, mask)
 
 
 def test_masks_of_other_lengths():

@@ -20,8 +20,10 @@ import onnx
 import torchbeats
 from helpers import noise, small_model, small_tokenizer, tone, write_sounds
 from torchbeats import audio
+from torchbeats.errors import ModelError
 from torchbeats.onnx import export as onnx_export
 from torchbeats.onnx.engine import OnnxModel
+from torchbeats.pooling import POOLINGS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RATE = 16_000
@@ -120,7 +122,8 @@ def test_numbers_are_the_models(settings):
 
 
 @pytest.mark.parametrize(
-    ("problem_type", "pool"), [("multi_label", "mean"), ("single_label", "mean"), ("single_label", "bands")]
+    ("problem_type", "pool"),
+    [("multi_label", "mean"), ("single_label", "mean"), ("single_label", "bands"), ("single_label", "statistics")],
 )
 def test_probabilities(problem_type, pool):
     model = small_model(finetuned_model=True, predictor_class=7, problem_type=problem_type, predictor_pool=pool)
@@ -133,6 +136,13 @@ def test_probabilities(problem_type, pool):
             warnings.simplefilter("ignore")
             expected = model(wav, lengths=lengths)[1]
         torch.testing.assert_close(found["probabilities"], expected, atol=1e-6, rtol=0)
+
+
+def test_a_pooling_that_cannot_be_exported_is_said(monkeypatch):
+    model = small_model(finetuned_model=True, predictor_class=7)
+    model.cfg.predictor_pool = "median"
+    with pytest.raises(ModelError, match=r"pooling 'median' .*cannot be exported"):
+        session(model)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
@@ -259,6 +269,58 @@ def test_classes_without_names():
     assert json.loads(opened.get_modelmeta().custom_metadata_map["labels"]) == ["class 0", "class 1", "class 2"]
 
 
+def test_a_head_that_was_exchanged_is_exported_as_it_is(tmp_path):
+    model = small_model(finetuned_model=True, predictor_class=3)
+    model.label_dict = {0: "a", 1: "b", 2: "c"}
+    model.predictor = torch.nn.Linear(48, 5)
+    torchbeats.export(model, tmp_path / "m.onnx")
+    opened, wav = OnnxModel(tmp_path / "m.onnx"), batch([16_000])[0]
+    assert opened.outputs["probabilities"].shape == (5,)
+    assert opened.labels is None  # those of the head before
+    torch.testing.assert_close(
+        opened.compute("probabilities", wav), model.compute("probabilities", wav), atol=1e-4, rtol=0
+    )
+    model.predictor = None
+    torchbeats.export(model, tmp_path / "m.onnx")
+    assert not OnnxModel(tmp_path / "m.onnx").cfg.finetuned_model
+    model.predictor = torch.nn.Sequential(torch.nn.Linear(48, 5))
+    with pytest.raises(torchbeats.ModelError, match=r"predictor is a Sequential.*model\.predictor = None"):
+        torchbeats.export(model, tmp_path / "m.onnx")
+
+
+def test_replaced_parts_are_refused_by_name():
+    """An adapter has the weights of the layer that it changes: without a look at its class it would be left out."""
+
+    class Adapter(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + x.mean()
+
+    model = small_model()
+    model.encoder.layers[1].fc2 = Adapter(96, 48)
+    with pytest.raises(torchbeats.ModelError, match=r"encoder\.layers\.1\.fc2 is a .*Adapter.*Merge adapters"):
+        onnx_export.serialized(model)
+    quantised = torch.ao.quantization.quantize_dynamic(small_model(), {torch.nn.Linear}, torch.qint8)
+    with pytest.raises(torchbeats.ModelError, match=r"post_extract_proj is a .*Linear, which cannot be exported"):
+        onnx_export.serialized(quantised)
+
+
+def test_a_parametrised_layer_is_exported_with_its_weight():
+    model = small_model()
+    torch.nn.utils.parametrizations.weight_norm(model.encoder.layers[0].fc2)
+    wav = batch([16_000])[0]
+    torch.testing.assert_close(OnnxModel.of(model).compute("mean", wav), model.compute("mean", wav), atol=1e-4, rtol=0)
+
+
+def test_only_beats_models_are_exported():
+    class Other(torch.nn.Module):
+        """A model kind of somebody else's."""
+
+        outputs = {"mean": None}  # noqa: RUF012
+
+    with pytest.raises(torchbeats.ModelError, match="Only a BEATs model can be exported; this has the type Other"):
+        onnx_export.serialized(Other())
+
+
 def test_chosen_outputs(tagger):
     def names(**settings):
         return [output.name for output in session(tagger, **settings).get_outputs()]
@@ -363,7 +425,7 @@ def test_the_engine_encodes_as_the_model(tagger, saved):
         engine.to(dtype=torch.float16)
 
 
-@pytest.mark.parametrize("pool", ["mean", "bands", "steps", "patches"])
+@pytest.mark.parametrize("pool", POOLINGS)
 def test_embed_with_either_engine(tagger, saved, sounds, pool):
     expected, *others = (
         list(torchbeats.embed(sounds, model, pool=pool, window=1.5))

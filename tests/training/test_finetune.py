@@ -415,15 +415,16 @@ def test_the_result_can_be_written_for_code_that_expects_the_original_format(tun
     assert theirs.labels == ours.labels
 
 
-def test_a_head_over_bands(folder, weights, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("pool", "values"), [("bands", 8), ("statistics", 16)])
+def test_a_head_over_another_pooling(pool, values, folder, weights, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    options = (*QUICK, *OPTIONS, "--epochs", 12, "--set", "model.pool=bands")
+    options = (*QUICK, *OPTIONS, "--epochs", 12, "--set", f"model.pool={pool}")
     assert run(monkeypatch, "finetune", folder, "-m", weights, "-o", out, *options) == 0
     assert json.loads((out / "validation.json").read_text("utf-8"))["figures"]["accuracy"] == 1
     model = torchbeats.load(out / "model.safetensors")
-    assert tuple(model.predictor.weight.shape) == (3, 8 * model.cfg.encoder_embed_dim)
+    assert tuple(model.predictor.weight.shape) == (3, values * model.cfg.encoder_embed_dim)
     assert run(monkeypatch, "convert", out / "model.safetensors", tmp_path / "m.pt") != 0
-    assert "no head over bands" in capsys.readouterr().err
+    assert f"no head over {pool}" in capsys.readouterr().err
     assert not (tmp_path / "m.pt").exists()
     # Another head is a fresh one.
     tuned = with_head(model, model.labels, "single_label", Tuning())

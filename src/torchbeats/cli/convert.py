@@ -9,6 +9,7 @@ import torch
 import typer
 
 from torchbeats.cli.console import remark
+from torchbeats.errors import SettingsError
 from torchbeats.loading import load
 from torchbeats.weights import checkpoint
 
@@ -31,9 +32,9 @@ def convert(
 ) -> None:
     """Convert a checkpoint of any published family to one file."""
     if target.suffix not in checkpoint.SUFFIXES:
-        raise typer.BadParameter(f"The output must end in {', '.join(checkpoint.SUFFIXES)}; {target} does not.")
+        raise SettingsError(f"The output must end in {', '.join(checkpoint.SUFFIXES)}; {target} does not.")
     if target.exists() and not overwrite:
-        raise typer.BadParameter(f"{target} exists; use --overwrite to replace it.")
+        raise SettingsError(f"{target} exists; use --overwrite to replace it.")
     model = load(source, engine="torch")
     checkpoint.save(model, target, torch.float16 if half else None)
     labels = f", {len(model.label_dict)} labels" if model.label_dict else ""

@@ -99,7 +99,7 @@ def evaluate(
         "window": plan.window,
         "views": plan.views,
     }
-    everything = described(found, about, rows)
+    everything = _as_json(found, about, rows)
     if out is not None:
         _write(out, found, everything, heard, rows)
     show(format, everything, lambda console: _print(console, found))
@@ -114,7 +114,7 @@ def evaluate(
         remark(f"{out}: figures of {len(heard.examples):,} sounds.")
 
 
-def described(found: Report, about: dict[str, Any], rows: Rows) -> dict[str, Any]:
+def _as_json(found: Report, about: dict[str, Any], rows: Rows) -> dict[str, Any]:
     """A report as JSON has it; what is not defined is null."""
     return plain(
         {

@@ -10,6 +10,7 @@ import typer
 
 from torchbeats.cli.console import remark
 from torchbeats.cli.tables import NAMES
+from torchbeats.errors import SettingsError
 from torchbeats.extras import require
 from torchbeats.loading import load
 from torchbeats.model import BEATs
@@ -51,9 +52,9 @@ def export(
     Outputs: embedding, the mean over a clip; probabilities, if the model has a label head; steps of 160 ms; patches.
     """
     if target.suffix != SUFFIX:
-        raise typer.BadParameter(f"The output must end in {SUFFIX}; {target} does not.")
+        raise SettingsError(f"The output must end in {SUFFIX}; {target} does not.")
     if target.exists() and not overwrite:
-        raise typer.BadParameter(f"{target} exists; use --overwrite to replace it.")
+        raise SettingsError(f"{target} exists; use --overwrite to replace it.")
     require("onnx", "onnx")
     takes = "fbank" if fbank else "waveform"
     names = [name.value for name in output] if output else None

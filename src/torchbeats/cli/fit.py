@@ -97,7 +97,7 @@ def fit(
         complain(warning, "Warning")
     checkpoint.save(whole_model(base, head, stored.about), output)
     suggestions = suggest(stored, head, windows.indices, suggest_) if suggest_ else []
-    show(format, plain(_described(head, suggestions)), lambda out: _print(out, head, suggestions))
+    show(format, plain(_as_json(head, suggestions)), lambda out: _print(out, head, suggestions))
     if suggestions:
         _write(output.with_suffix(".suggestions.csv"), suggestions)
     remark(f"{output}: {len(head.classes)} classes. Try it: torchbeats tag {table} -m {output}")
@@ -127,7 +127,7 @@ def _notes(unused: list[Any]) -> list[str]:
     return [f"{len(unused):,} labelled stretches have no window in the table, and are not used: {names}."]
 
 
-def _described(head: Head, suggestions: list[Suggestion]) -> dict[str, Any]:
+def _as_json(head: Head, suggestions: list[Suggestion]) -> dict[str, Any]:
     return {
         "classes": head.classes,
         "problem_type": head.problem_type,

@@ -36,18 +36,21 @@ from torchbeats.files import readable, replacing
 from torchbeats.inference import Group, Progress, groups
 from torchbeats.labels import class_names
 from torchbeats.loading import load
+from torchbeats.model import BEATs
 from torchbeats.plans import BATCH_SECONDS, ScorePlan
 from torchbeats.plots import timeline
 from torchbeats.protocol import PROBABILITIES, Model
 from torchbeats.tables.reading import Table
 from torchbeats.tables.scoring import fitted_window, is_table, scored_groups
-from torchbeats.tables.tags import WRITERS, Writer, write_csv, write_jsonl, write_table
+from torchbeats.tables.tags import FORMATS, Writer, write_csv, write_jsonl, write_table
 from torchbeats.tagging import TOP, Tags, check_choice, likeliest, score_plan, scored, tags
 from torchbeats.weights import hub
 
-TIMELINES = {".txt": "label track", ".png": "picture"}  # of one recording each
-EVERY_SECONDS = 1.0  # of a track or a picture, where not given
-TRACK_THRESHOLD = 0.5  # likewise
+PICTURE = ".png"
+ENDINGS = {**{ending: form.about for ending, form in FORMATS.items()}, PICTURE: "picture"}
+TIMELINES = [*(ending for ending, form in FORMATS.items() if form.one_recording), PICTURE]  # of one recording each
+EVERY_SECONDS = 1.0  # of a timeline of one recording, where not given
+TRACK_THRESHOLD = 0.5  # of such a text, likewise
 
 
 class Format(str, Enum):
@@ -75,8 +78,8 @@ def tag(
             "--output",
             "-o",
             rich_help_panel=OUTPUT,
-            help="File to write: .csv, .json, .jsonl; .txt, a label track for Audacity; .png, a picture. The last two "
-            "are timelines of one recording. Default: standard output.",
+            help=f"File to write. {'; '.join(f'{ending}: {about}' for ending, about in ENDINGS.items())}. "
+            f"{' and '.join(TIMELINES)} are timelines of one recording. Default: standard output.",
         ),
     ] = None,
     form: Annotated[
@@ -136,13 +139,14 @@ def tag(
     if ending in TIMELINES and every is None:
         every = EVERY_SECONDS
     if threshold is None:
-        threshold = TRACK_THRESHOLD if ending == ".txt" else 0.0
+        threshold = TRACK_THRESHOLD if ending in TIMELINES and ending != PICTURE else 0.0
     check_choice(top, threshold)
     table = Table(inputs[0]) if len(inputs) == 1 and is_table(inputs[0]) else None
     if model is None:
         complain(hub.BUILT_IN_TAGGER_NOTE, "Note")
         model = hub.BUILT_IN_TAGGER
-    network = load(model, engine=engine and engine.value, device=device)
+    head = None if table is None else load(model, device=device, expect=BEATs)
+    network = head or load(model, engine=engine and engine.value, device=device)
     if window is None and every is None:
         window = fitted_window(network)
     plan = score_plan(every, window, batch_seconds, views)
@@ -150,10 +154,19 @@ def tag(
     sounds = [] if table is not None else find_sounds(inputs, follow_links=follow_links)
     _check_inputs(output, [*inputs, *(sound.path for sound in sounds)], len(sounds))
     names = class_names(network.label_dict, network.outputs[PROBABILITIES].shape[0])
-    work = _Work(sounds, network, plan, names, top, threshold, jobs, table)
+    work = _Work(
+        sounds,
+        network,
+        plan,
+        names,
+        top,
+        threshold,
+        jobs,
+        None if head is None or table is None else scored_groups(table, head),
+    )
     if output is None:
         work.print(form, by_file=every is None)
-    elif ending == ".png":
+    elif ending == PICTURE:
         assert every is not None
         work.draw(output, every)
     else:
@@ -167,13 +180,13 @@ def _check_output(output: Path | None, form: Format | None) -> None:
     if output is None:
         return
     ending = output.suffix.lower()
-    if ending not in (*WRITERS, ".png"):
-        raise SettingsError(f"The output must be named {', '.join(WRITERS)} or .png; {output} is not.")
+    if ending not in ENDINGS:
+        raise SettingsError(f"The output must be named {', '.join(FORMATS)} or {PICTURE}; {output} is not.")
     if form:
         raise SettingsError("--format is for standard output; the output's ending says how it is written.")
     if output.is_dir():
         raise SettingsError(f"{output} is a folder; name a file.")
-    if ending == ".png":
+    if ending == PICTURE:
         require("matplotlib", "plots")
 
 
@@ -183,10 +196,10 @@ def _check_inputs(output: Path | None, paths: list[str], sounds: int) -> None:
         return
     if _is_among(output, paths):
         raise SettingsError(f"The output {output} is one of the inputs; name another.")
-    if sounds > 1 and (kind := TIMELINES.get(output.suffix.lower())):
+    if sounds > 1 and (ending := output.suffix.lower()) in TIMELINES:
         raise SettingsError(
-            f"A {kind} is of one recording, and the inputs name {sounds:,}. Make one for each, or use .csv or "
-            ".jsonl for all of them."
+            f"A {ending} file ({ENDINGS[ending]}) is of one recording, and the inputs name {sounds:,}. Make one for "
+            "each, or use .csv or .jsonl for all of them."
         )
 
 
@@ -201,7 +214,7 @@ class _Work:
     top: int
     threshold: float
     jobs: int | None
-    table: Table | None = None
+    stored: Iterator[Group] | None = None  # of a table, in place of sounds
     failed: int = 0
 
     def print(self, form: Format | None, by_file: bool) -> None:
@@ -235,11 +248,11 @@ class _Work:
             temporary.open("w", encoding="utf-8", newline="\n") as file,
             audio_progress(len(self.sounds), 0) as progress,
         ):
-            file.writelines(WRITERS[output.suffix.lower()](counted(self._tags(progress))))
-        if not said and (self.table is not None or self.failed < len(self.sounds)):
+            file.writelines(FORMATS[output.suffix.lower()].write(counted(self._tags(progress))))
+        if not said and (self.stored is not None or self.failed < len(self.sounds)):
             complain(f"No label has a probability of {self.threshold:g}; try a lower --threshold.", "Note")
         of = f"{len(self.sounds) - self.failed:,} of {len(self.sounds):,} files"
-        remark(f"{output}: labels of {of if self.table is None else f'{self.table.count:,} stored windows'}.")
+        remark(f"{output}: labels of {of if self.stored is None else 'stored windows'}.")
 
     def draw(self, output: Path, every: float) -> None:
         """Draw a picture of the one recording."""
@@ -257,8 +270,8 @@ class _Work:
         return tags(scored(self._groups(progress), self.plan), self.names, self.top, self.threshold)
 
     def _groups(self, progress: Progress | None) -> Iterator[Group]:
-        if self.table is not None:
-            yield from scored_groups(self.table, self.network)
+        if self.stored is not None:
+            yield from self.stored
             return
         named = [(sound.path, sound) for sound in self.sounds]
         for group in groups(named, self.network, self.plan, jobs=self.jobs, progress=progress):

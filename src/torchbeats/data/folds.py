@@ -61,10 +61,10 @@ def groups_from(data: Labelled, pattern: str) -> Labelled:
         raise InputError(f"{pattern!r} is not a regular expression: {error}.") from error
     examples = []
     for example in data.examples:
-        found = compiled.search(example.path)
-        if found is None:
+        match = compiled.search(example.path)
+        if match is None:
             raise InputError(f"The pattern {pattern!r} finds no group in {example.path}.")
-        examples.append(example._replace(group=found[1] if compiled.groups else found[0]))
+        examples.append(example._replace(group=match[1] if compiled.groups else match[0]))
     return Labelled(examples, data.classes, data.problem_type)
 
 
@@ -129,12 +129,12 @@ def design(data: Labelled, folds: int | None = None, by_group: bool = False, see
 
 def _column(data: Labelled, name: str) -> Array | None:
     """What examples say of themselves, "" where one does not; None where none does. A missing group is an error."""
-    found = [getattr(example, name) for example in data.examples]
-    if all(value is None for value in found):
+    values = [getattr(example, name) for example in data.examples]
+    if all(value is None for value in values):
         return None
-    if name == "group" and None in found:
-        raise InputError(f"{data.examples[found.index(None)].path} has no group, and others have.")
-    return np.array([value or "" for value in found])
+    if name == "group" and None in values:
+        raise InputError(f"{data.examples[values.index(None)].path} has no group, and others have.")
+    return np.array([value or "" for value in values])
 
 
 def _train_and_test(splits: Array) -> Array | None:

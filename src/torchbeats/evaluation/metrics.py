@@ -33,13 +33,13 @@ def average_precision(truth: npt.ArrayLike, scores: npt.ArrayLike) -> Array:
     Returns:
         ``(classes,)``, NaN for a class without examples.
     """
-    found = []
+    averages = []
     for positive, score in _columns(truth, scores):
         order = np.argsort(-score, kind="stable")
         last = np.flatnonzero(np.append(np.diff(score[order]) != 0, True))  # of the examples that share a score
         hits = np.cumsum(positive[order])[last]
-        found.append(np.sum(np.diff(hits, prepend=0) * hits / (last + 1)) / hits[-1] if hits[-1] else math.nan)
-    return np.array(found)
+        averages.append(np.sum(np.diff(hits, prepend=0) * hits / (last + 1)) / hits[-1] if hits[-1] else math.nan)
+    return np.array(averages)
 
 
 def mean_average_precision(truth: npt.ArrayLike, scores: npt.ArrayLike) -> float:
@@ -62,15 +62,15 @@ def roc_auc(truth: npt.ArrayLike, scores: npt.ArrayLike) -> Array:
     Returns:
         ``(classes,)``, NaN for a class that no example has, or all.
     """
-    found = []
+    areas = []
     for positive, score in _columns(truth, scores):
         inside = int(positive.sum())
         outside = len(positive) - inside
         _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
         ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # from 1 on, the mean where scores are equal
         wins = ranks[positive].sum() - inside * (inside + 1) / 2
-        found.append(wins / (inside * outside) if inside and outside else math.nan)
-    return np.array(found)
+        areas.append(wins / (inside * outside) if inside and outside else math.nan)
+    return np.array(areas)
 
 
 def d_prime(auc: float) -> float:
@@ -136,8 +136,10 @@ def precision_recall_f1(truth: npt.ArrayLike, predicted: npt.ArrayLike) -> Array
         ``(classes, 3)``; zero where nothing was predicted, or nothing there to be found.
     """
     truth, predicted = _checked(truth, predicted)
-    both, said, there = (truth & predicted.astype(bool)).sum(0), predicted.astype(bool).sum(0), truth.sum(0)
-    return np.stack([_ratio(both, said), _ratio(both, there), _ratio(2 * both, said + there)], axis=1)
+    correct, predictions, actual = (truth & predicted.astype(bool)).sum(0), predicted.astype(bool).sum(0), truth.sum(0)
+    return np.stack(
+        [_ratio(correct, predictions), _ratio(correct, actual), _ratio(2 * correct, predictions + actual)], axis=1
+    )
 
 
 def bootstrap(truth: Array, scores: Array, units: Array, seed: int = 0) -> tuple[float, float]:
@@ -155,17 +157,17 @@ def bootstrap(truth: Array, scores: Array, units: Array, seed: int = 0) -> tuple
     if truth.ndim == 1:
         right, size = np.bincount(units, scores.argmax(1) == truth), np.bincount(units)
         draws = np.array([generator.integers(0, count, count) for _ in range(RESAMPLES["accuracy"])])
-        found = right[draws].sum(1) / size[draws].sum(1)
+        samples = right[draws].sum(1) / size[draws].sum(1)
     else:
         members = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])
-        found = np.empty(RESAMPLES["mAP"])
-        for i in range(len(found)):
+        samples = np.empty(RESAMPLES["mAP"])
+        for i in range(len(samples)):
             drawn = np.concatenate([members[unit] for unit in generator.integers(0, count, count)])
-            found[i] = mean_average_precision(truth[drawn], scores[drawn])
-        found = found[~np.isnan(found)]
-    if not len(found):
+            samples[i] = mean_average_precision(truth[drawn], scores[drawn])
+        samples = samples[~np.isnan(samples)]
+    if not len(samples):
         return math.nan, math.nan
-    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(samples, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
@@ -236,18 +238,18 @@ def report(truth: npt.ArrayLike, scores: npt.ArrayLike, names: Sequence[str]) ->
     predicted = scores.argmax(1)[:, np.newaxis] == every if single else scores >= THRESHOLD
     counts, ap, auc = belongs.sum(0), average_precision(belongs, scores), roc_auc(belongs, scores)
     exact = precision_recall_f1(belongs, predicted)
-    there = counts > 0
-    mean_auc = _mean(auc[there])
-    figures = {"mAP": _mean(ap[there]), "auc": mean_auc, "d_prime": d_prime(mean_auc)}
+    present = counts > 0
+    mean_auc = _mean(auc[present])
+    figures = {"mAP": _mean(ap[present]), "auc": mean_auc, "d_prime": d_prime(mean_auc)}
     if single:
         right = float((belongs & predicted).any(1).mean())
-        figures = {"accuracy": right, "balanced_accuracy": _mean(exact[there, 1]), **figures}
+        figures = {"accuracy": right, "balanced_accuracy": _mean(exact[present, 1]), **figures}
     else:
         figures["lwlrap"] = lwlrap(belongs, scores)
-    figures["macro_f1"] = _mean(exact[there, 2])
+    figures["macro_f1"] = _mean(exact[present, 2])
     columns = (names, counts.tolist(), ap.tolist(), auc.tolist(), *exact.T.tolist())
     classes = [ClassFigures(*row) for row in zip(*columns, strict=True)]
-    absent = [name for name, found in zip(names, there, strict=True) if not found]
+    absent = [name for name, exists in zip(names, present, strict=True) if not exists]
     kind = "single_label" if single else "multi_label"
     table = confusion(truth, scores.argmax(1), len(names)) if single else None
     return Report(kind, len(truth), figures, classes, absent, table)

@@ -158,13 +158,16 @@ def whole_model(base: BEATs, head: Head, about: dict[str, Any]) -> BEATs:
         predictor_class=len(head.classes),
         predictor_pool=pool,
         problem_type=head.problem_type,
-        thresholds=[None if math.isnan(value) else round(float(value), 6) for value in head.thresholds],
-        fitted={
-            "weights": about["weights"],
-            **{name: about[name] for name in ("pool", "layer", "window", "hop")},
-            "held_out": head.held_out,
-            "figures": head.figures,
-        },
+    )
+    cfg.update(
+        {
+            "thresholds": [None if math.isnan(value) else round(float(value), 6) for value in head.thresholds],
+            "fitted": {
+                **{name: about[name] for name in ("weights", "pool", "layer", "window", "hop")},
+                "held_out": head.held_out,
+                "figures": head.figures,
+            },
+        }
     )
     model = BEATs(cfg)
     weights = {name: value for name, value in base.state_dict().items() if name in model.state_dict()}

@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from typing import cast
 
 import torch
-from torch import nn
 
 from torchbeats.errors import ModelError, SettingsError
 from torchbeats.extras import require
@@ -129,8 +128,9 @@ def serialized(
 
 def check(model: BEATs, takes: str, outputs: Iterable[str] | None, layer: int | None) -> tuple[str, ...]:
     """The outputs that are meant; a `ModelError` or `SettingsError` where there are none. Arguments: see `export`."""
-    if not isinstance(model, nn.Module) or "mean" not in model.outputs:
+    if not hasattr(model, "predictor"):  # which a BEATs has, be it None
         raise ModelError(f"Only a BEATs model can be exported; this has the type {type(model).__name__}.")
+    _check_parts(model)
     if takes not in INPUTS:
         raise SettingsError(f"A graph takes {' or '.join(INPUTS)}, not {takes!r}.")
     depth = model.cfg.encoder_layers
@@ -148,3 +148,18 @@ def check(model: BEATs, takes: str, outputs: Iterable[str] | None, layer: int | 
         why = "stands behind the last layer" if model.predictor is not None else "is missing from this model"
         raise ModelError(f"Probabilities come from the label head, which {why}.")
     return tuple(name for name in OUTPUTS if name in wanted)
+
+
+def _check_parts(model: BEATs) -> None:
+    """Raise a `ModelError` where a part has been replaced: the graph has the operations of ours.
+
+    A label head may have been replaced; `described` looks at it.
+    """
+    for name, part in model.named_modules():
+        kind = type(part)
+        if name and name.split(".")[0] != "predictor" and not kind.__module__.startswith(("torch.nn.", "torchbeats.")):
+            raise ModelError(
+                f"The model's {name} is a {kind.__module__}.{kind.__name__}, which cannot be exported. Merge adapters "
+                "into the weights first (merge_and_unload in PEFT); instead of a quantised model, export the original "
+                "with int8."
+            )

@@ -61,9 +61,17 @@ def mean(g: Graph, features: Features) -> str:
 
 def mean_by_band(g: Graph, features: Features) -> str:
     """``(B, bands * C)``; see `pooling.mean_by_band`."""
-    by_step = g.add("Reshape", features.x, g.integers(0, -1, features.bands * features.width))
-    behind = g.behind(features.step_counts, g.size(by_step, 1))
+    by_step, behind = _steps_with_all_bands(g, features)
     return _masked_mean(g, by_step, behind, features.step_counts)
+
+
+def mean_and_deviation(g: Graph, features: Features) -> str:
+    """``(B, 2 * bands * C)``; see `pooling.mean_and_deviation`."""
+    x, behind = _steps_with_all_bands(g, features)
+    average = _masked_mean(g, x, behind, features.step_counts)
+    away = g.add("Sub", x, g.add("Unsqueeze", average, g.integers(1)))
+    variance = _masked_mean(g, g.add("Mul", away, away), behind, features.step_counts)
+    return g.add("Concat", average, g.add("Sqrt", variance), axis=1)
 
 
 def steps(g: Graph, features: Features) -> str:
@@ -77,6 +85,12 @@ def patches(g: Graph, features: Features) -> str:
     return features.x
 
 
+def _steps_with_all_bands(g: Graph, features: Features) -> tuple[str, str]:
+    """``(B, steps, bands * C)``, and the mask ``(B, steps)`` of what lies behind each clip's own."""
+    by_step = g.add("Reshape", features.x, g.integers(0, -1, features.bands * features.width))
+    return by_step, g.behind(features.step_counts, g.size(by_step, 1))
+
+
 def _masked_mean(g: Graph, x: str, mask: str, counts: str) -> str:
     """``(B, T, C)`` to ``(B, C)``; see `pooling.masked_mean`."""
     x = g.add("Where", g.add("Unsqueeze", mask, g.integers(2)), g.number(0), x)
@@ -87,6 +101,7 @@ def _masked_mean(g: Graph, x: str, mask: str, counts: str) -> str:
 POOLINGS = {
     "mean": Pooling(mean, "embedding", lambda bands, width: ("batch", width)),
     "bands": Pooling(mean_by_band, None, lambda bands, width: ("batch", bands * width)),
+    "statistics": Pooling(mean_and_deviation, None, lambda bands, width: ("batch", 2 * bands * width)),
     "steps": Pooling(steps, "steps", lambda bands, width: ("batch", "steps", width)),
     "patches": Pooling(patches, "patches", lambda bands, width: ("batch", "patches", width)),
 }
@@ -115,8 +130,7 @@ def write_outputs(g: Graph, features: Features, model: BEATs, names: Sequence[st
     for name in names:
         if name == PROBABILITIES:
             probabilities = _probabilities(g, pool(model.cfg.predictor_pool), model)
-            assert model.predictor is not None
-            g.output(probabilities, name, "FLOAT", ("batch", model.predictor.out_features))
+            g.output(probabilities, name, "FLOAT", ("batch", *model.outputs[PROBABILITIES].shape))
         else:
             mode = BY_OUTPUT[name]
             g.output(pool(mode), name, "FLOAT", POOLINGS[mode].shape(features.bands, features.width))

@@ -17,9 +17,9 @@ def writable(words: str, longest: int = LONGEST_LABEL) -> tuple[str, list[str]]:
     families, fonts = [FAMILY], _fonts()
     lacking = set(words) - _characters(fonts[FAMILY])
     for family, path in fonts.items() if lacking else ():
-        if there := lacking & _characters(path):
+        if covered := lacking & _characters(path):
             families.append(family)
-            lacking -= there
+            lacking -= covered
     return "".join("□" if c in lacking else c for c in words), families
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from torchbeats.errors import ModelError
 from torchbeats.inference import Group, Position
@@ -32,14 +33,14 @@ def fitted_window(model: Model) -> float | None:
     return float(window) if isinstance(window, (int, float)) else None
 
 
-def check_fits(table: Table, model: Model) -> BEATs:
-    """The model, if its label head is for a table's embeddings.
+def check_fits(table: Table, model: BEATs) -> nn.Module:
+    """A model's label head, if it is for a table's embeddings.
 
     Raises:
         ModelError: it is not; the message says what differs.
     """
     fitted = getattr(model.cfg, "fitted", None)
-    if not isinstance(model, BEATs) or model.predictor is None or not isinstance(fitted, dict):
+    if model.predictor is None or not isinstance(fitted, dict):
         raise ModelError(
             f"Only a head that `torchbeats fit` made scores a table, and this model has none. Tag the sounds of "
             f"{table.path} themselves."
@@ -51,22 +52,21 @@ def check_fits(table: Table, model: Model) -> BEATs:
     ]
     if different:
         raise ModelError(f"The head does not fit {table.path}: {'; '.join(different)}.")
-    return model
+    return model.predictor
 
 
-def scored_groups(table: Table, model: Model) -> Iterator[Group]:
+def scored_groups(table: Table, model: BEATs) -> Iterator[Group]:
     """Probabilities of a table's windows, as `inference.groups` gives those of sounds.
 
     Raises:
         ModelError: the head is not for this table's embeddings.
     """
-    network = check_fits(table, model)
-    assert network.predictor is not None
+    head = check_fits(table, model)
     inputs = 0
     for rows in table.rows():
-        values = torch.from_numpy(np.ascontiguousarray(rows.values)).to(network.device)
+        values = torch.from_numpy(np.ascontiguousarray(rows.values)).to(model.device)
         with torch.inference_mode():
-            probabilities = network.probabilities(network.predictor(values))
+            probabilities = model.probabilities(head(values))
         inputs += int(rows.begins.sum())
         last = rows.first + len(rows.paths) == table.count
         # A file may go on in the next rows: only the table's end is known to be one's.

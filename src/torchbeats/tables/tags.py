@@ -1,4 +1,7 @@
-"""Rows of labels → text: one function a format, and one table from the ending of a file's name to it."""
+"""Rows of labels → text: one function a format, and one table from the ending of a file's name to it.
+
+A new format is a function and an entry of `FORMATS`; the command takes its help, and what it accepts, from there.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from torchbeats.files import readable
@@ -83,9 +87,24 @@ def one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-WRITERS: dict[str, Writer] = {
-    ".csv": write_csv,
-    ".json": write_json,
-    ".jsonl": write_jsonl,
-    ".txt": write_track,
+@dataclass(frozen=True)
+class TextFormat:
+    """A format of text files.
+
+    Attributes:
+        write: from rows to the parts of the text.
+        about: what such a file is, for help and messages.
+        one_recording: a timeline of a single recording: there is nowhere to put the name of another.
+    """
+
+    write: Writer
+    about: str
+    one_recording: bool = False
+
+
+FORMATS: dict[str, TextFormat] = {
+    ".csv": TextFormat(write_csv, "one label per row"),
+    ".json": TextFormat(write_json, "one array"),
+    ".jsonl": TextFormat(write_jsonl, "one object per line"),
+    ".txt": TextFormat(write_track, "label track for Audacity", one_recording=True),
 }

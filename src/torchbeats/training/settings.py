@@ -161,7 +161,9 @@ class Tuning:
     layerdrop: float = 0.0
     gradient_decay: float = 1.0  # the config's layer_wise_gradient_decay_ratio
     dropout: float = 0.1  # in front of the head
-    pool: str = "mean"  # what the head sees: the mean over all patches, as in the original; or "bands", over time alone
+    pool: str = (
+        "mean"  # what the head sees: "mean", over all patches, as in the original; "bands", "statistics": over time
+    )
     average: float = 0.99  # the result is a moving average of the weights; a step keeps this share of it. 0: the last
     patience: int = 0  # epochs without a better validation before it ends early; 0: it does not
 

@@ -217,7 +217,7 @@ def described(model: nn.Module) -> tuple[BEATsConfig, dict[int, str] | None]:
     """Config and labels of a model as it is: its label head may have been taken off or exchanged since it was built.
 
     Raises:
-        ModelError: its head is no linear layer.
+        ModelError: its head is no linear layer with a bias.
     """
     config: BEATsConfig = copy.copy(model.cfg)  # type: ignore[assignment]
     label_dict: dict[int, str] | None = model.label_dict  # type: ignore[assignment]
@@ -229,7 +229,7 @@ def described(model: nn.Module) -> tuple[BEATsConfig, dict[int, str] | None]:
         return config, None
     if not isinstance(head, nn.Linear) or head.bias is None:
         raise ModelError(
-            f"A checkpoint holds a linear head with a bias; this model's predictor is a {type(head).__name__}. "
+            f"A file holds a linear head with a bias; this model's predictor is a {type(head).__name__}. "
             "Save its state_dict, or take it off first: model.predictor = None."
         )
     config.update({"finetuned_model": True, "predictor_class": head.out_features})

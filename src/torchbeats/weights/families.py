@@ -125,7 +125,7 @@ def _theirs(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     tensors = trainers.unwrapped(path, _tensors(path, weights, container))
     cfg = _settings_in(content) if container else None
     if cfg is not None:
-        return _described(path, tensors, cfg, content)
+        return _checkpoint(path, tensors, cfg, content)
     if _is_espnet_pretraining(tensors):
         return _espnet_pretraining(path, tensors)
     if _is_espnet_finetuned(tensors):
@@ -148,7 +148,7 @@ def _settings_in(content: Mapping[str, Any]) -> Any:
     return content.get("cfg")
 
 
-def _described(path: Path, tensors: dict[str, Tensor], cfg: Any, content: Mapping[str, Any]) -> Checkpoint:
+def _checkpoint(path: Path, tensors: dict[str, Tensor], cfg: Any, content: Mapping[str, Any]) -> Checkpoint:
     """Weights with the settings that they were trained with."""
     _check_mapping(path, cfg)
     if _is_espnet_pretraining(tensors):

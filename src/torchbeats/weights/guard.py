@@ -8,6 +8,7 @@ the client acts on them.
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -71,9 +72,10 @@ def _install() -> None:
 
     Once for good, so that downloads in several threads do not take the checks from each other.
     """
-    from huggingface_hub import file_download, hf_api
+    from huggingface_hub import file_download
 
-    hf_api.get_session = _listing(hf_api.get_session)
+    api: Any = importlib.import_module("huggingface_hub.hf_api")
+    api.get_session = _listing(api.get_session)
     file_download.get_hf_file_metadata = _checking_metadata(file_download.get_hf_file_metadata)
     file_download.http_get = _limiting(file_download.http_get)
 

@@ -108,9 +108,12 @@ class BEATs(ResearchInterface, model.BEATs):
 
         The published head is linear, so that the mean could come first; one that a caller has put in its place may not.
         """
-        if self.cfg.predictor_pool == "bands":
+        if self.cfg.predictor_pool != "mean":
             if bool((encoded.patch_counts % encoded.bands).any()):
-                raise ModelError('padding="reference" splits steps, which a head over bands needs whole: use "exact".')
+                raise ModelError(
+                    f'padding="reference" splits steps, which a head over {self.cfg.predictor_pool} needs whole: '
+                    'use "exact".'
+                )
             return super().pooled_logits(encoded)
         if self.predictor is None:
             raise ValueError("This model has no label head: it was pre-trained, not fine-tuned, or predictor is None.")
