@@ -93,7 +93,7 @@ HOSTILE = {
     "two labels": ({"labels": {"0": "a", "1": "b"}}, "2 labels for a head of 3"),
     "labels of another index": ({"labels": {"0": "a", "1": "b", "7": "c"}}, "3 labels for a head of 3"),
     "labels a number": ({"labels": 5}, "labels cannot be read"),
-    "labels indexed by a million letters": ({"labels": {LONG: "a"}}, "labels cannot be read"),
+    "labels indexed by a million letters": ({"labels": {LONG: "a", "1": "b", "2": "c"}}, "labels cannot be read"),
     "layer true": ({"layer": True}, "layer must be .* not True"),
     "layer 10^30": ({"layer": 10**30}, "layer must be .* not 1000"),
     "layer 3 of 2": ({"layer": 3}, "layer must be .* not 3"),
