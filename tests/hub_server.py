@@ -13,9 +13,10 @@ import multiprocessing
 import os
 import re
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -53,6 +54,8 @@ class HubServer:
     lies: dict[str, str] = field(default_factory=dict)  # headers in the place of the true ones
     more: bytes = b""  # sent behind every file
     sha: object = None  # of the commit, in listings, in the place of the true one
+    endless: bytes = b""  # sent in listings again and again, until the client hangs up
+    pause: float = 0.0  # seconds between them
     unlisted: bool = False  # a mirror that has files, but not the API
     down: bool = False  # 503 to everything from now on
     down_after_cut: bool = False  # as above, once a download has broken off
@@ -119,7 +122,19 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": file} for file in repo.files]
             sha = self.server_state.sha or repo.commit
             body = {"id": name.removeprefix("datasets/"), "sha": sha, "siblings": siblings}
+            if self.server_state.endless:
+                return self.answer_without_end(self.server_state.endless)
             self.answer(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
+        return None
+
+    def answer_without_end(self, block: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        with suppress(OSError):
+            while not self.server_state.down:
+                self.wfile.write(block)
+                time.sleep(self.server_state.pause)
 
     def resolve(self, name: str, revision: str, file: str) -> None:
         hub, repo = self.server_state, self.find(name, revision)

@@ -517,3 +517,36 @@ def test_a_layer_in_the_third_place_is_refused_by_name(third):
     for method in (model, model.extract_features):
         with pytest.raises(TypeError, match=r"output_all_hiddens must be True, False or None.*layers="):
             method(x, None, third)
+
+
+def test_layouts_are_those_in_the_docs():
+    """docs/weights.md has this table, for hooks."""
+    model = shaken(BEATs(BEATsConfig(SMALL))).eval()
+    B, T = 2, 48
+    expected = {
+        "patch_embedding": (B, SMALL["embed_dim"], T // 8 + 1, 8),  # with the padding behind the last step
+        "layer_norm": (B, T, SMALL["embed_dim"]),
+        "post_extract_proj": (B, T, C),
+        "encoder": (B, T, C),
+        "encoder.pos_conv": (B, C, T),
+        "encoder.layers.1": (T, B, C),
+        "encoder.layers.1.self_attn": (T, B, C),
+        "encoder.layers.1.self_attn.q_proj": (B, T, C),
+        "encoder.layers.1.self_attn.out_proj": (B, T, C),
+        "encoder.layers.1.self_attn.grep_linear": (B, H, T, 8),
+        "encoder.layers.1.final_layer_norm": (B, T, C),
+        "encoder.layers.1.fc1": (B, T, SMALL["encoder_ffn_embed_dim"]),
+    }
+    shapes = {}
+
+    def note(name):
+        return lambda _, __, out: shapes.update({name: tuple((out[0] if isinstance(out, tuple) else out).shape)})
+
+    for name in expected:
+        model.get_submodule(name).register_forward_hook(note(name))
+    bias = []
+    model.encoder.layers[0].register_forward_hook(lambda _, __, out: bias.append(tuple(out[2].shape)))
+    with torch.no_grad():
+        model(torch.randn(B, 16_000))
+    assert shapes == expected
+    assert bias == [(H, 2 * T - 1)]

@@ -52,20 +52,20 @@ class _Settings:
                 kind is bool or not isinstance(value, bool)
             )
             if not fits:
-                raise ValueError(f"{field.name} must be of type {kind.__name__}, not {_shown(value)}.")
+                raise ValueError(f"{field.name} must be of type {kind.__name__}, not {shown(value)}.")
             if kind is int and value < 1:
-                raise ValueError(f"{field.name} must be at least 1, not {_shown(value)}.")
+                raise ValueError(f"{field.name} must be at least 1, not {shown(value)}.")
             if kind is int and value > LARGEST_SIZE:
-                raise ValueError(f"{field.name} must be at most {LARGEST_SIZE}, not {_shown(value)}.")
+                raise ValueError(f"{field.name} must be at most {LARGEST_SIZE}, not {shown(value)}.")
             if kind is float and not _is_finite(value):
-                raise ValueError(f"{field.name} must be a finite number, not {_shown(value)}.")
+                raise ValueError(f"{field.name} must be a finite number, not {shown(value)}.")
         if self.fbank_std <= 0:
-            raise ValueError(f"fbank_std must be positive, not {self.fbank_std}.")
+            raise ValueError(f"fbank_std must be positive, not {shown(self.fbank_std)}.")
         if N_MELS % self.input_patch_size:
             raise ValueError(f"input_patch_size must divide the {N_MELS} mel bins; {self.input_patch_size} does not.")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value for a sentence: short, however large it is."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"a number of {value.bit_length():,} bits"
@@ -164,9 +164,11 @@ class BEATsConfig(_Settings):
         if self.deep_norm and self.layer_norm_first:
             raise ValueError("deep_norm and layer_norm_first exclude each other: deep norm scales post-norm residuals.")
         if self.predictor_pool not in WINDOW_POOLINGS:
-            raise ValueError(f"predictor_pool must be {' or '.join(WINDOW_POOLINGS)}, not {self.predictor_pool!r}.")
+            raise ValueError(
+                f"predictor_pool must be {' or '.join(WINDOW_POOLINGS)}, not {shown(self.predictor_pool)}."
+            )
         if self.problem_type not in PROBLEM_TYPES:
-            raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {self.problem_type!r}.")
+            raise ValueError(f"problem_type must be one of {', '.join(PROBLEM_TYPES)}, not {shown(self.problem_type)}.")
 
     def summary(self) -> str:
         """Size in a few words."""
@@ -220,7 +222,7 @@ class RandomProjectionConfig(_Settings):
         super().check()
         if self.normalisation not in PATCH_NORMALISATIONS:
             raise ValueError(
-                f"normalisation must be one of {', '.join(PATCH_NORMALISATIONS)}, not {self.normalisation!r}."
+                f"normalisation must be one of {', '.join(PATCH_NORMALISATIONS)}, not {shown(self.normalisation)}."
             )
 
     def summary(self) -> str:

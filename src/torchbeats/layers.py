@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchbeats.config import shown
+
 Activation = Callable[[Tensor], Tensor]
 
 
@@ -48,7 +50,7 @@ def get_activation_fn(name: str) -> Activation:
         RuntimeError: any other name.
     """
     if name not in _ACTIVATIONS:
-        raise RuntimeError(f"There is no activation called {name!r}. Choose one of: {', '.join(_ACTIVATIONS)}.")
+        raise RuntimeError(f"There is no activation called {shown(name)}. Choose one of: {', '.join(_ACTIVATIONS)}.")
     if name == "gelu_fast":
         warnings.warn('The activation "gelu_fast" is now called "gelu_accurate".', DeprecationWarning, stacklevel=2)
     return _ACTIVATIONS[name]

@@ -24,6 +24,8 @@ from safetensors import safe_open
 import torchbeats
 from helpers import small_model, small_tokenizer, write_sounds
 from hub_server import HubServer
+from torchbeats import RandomProjectionTokenizer
+from torchbeats.cli import convert
 from torchbeats.weights import hub
 
 RATE = 16_000
@@ -268,6 +270,24 @@ def test_convert_round_trip(run, model, tmp_path):
     assert f"{there} exists; use --overwrite" in said.replace("- ", "-")
     assert run("convert", back, back, "--overwrite")[0] == 0
     assert stored(back) == stored(model)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (RandomProjectionTokenizer, "random-projection tokenizer with 1,024 codes, 1 MB."),
+        (small_tokenizer, r"tokenizer with 2 layers of 48, [\d,]+ codes, \d MB\."),
+        (small_model, r"2 layers of 48, \d MB\."),
+    ],
+)
+def test_convert_says_what_it_wrote(run, monkeypatch, tmp_path, make, said):
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    torchbeats.save(make(), source)
+    remarks = []
+    monkeypatch.setattr(convert, "remark", remarks.append)
+    assert run("convert", source, target)[0] == 0
+    assert stored(target) == stored(source)
+    assert [re.fullmatch(f"{re.escape(str(target))}: {said}", remark) is not None for remark in remarks] == [True]
 
 
 def stored(path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,6 +106,32 @@ def test_more_than_was_promised_is_cut_off(server: HubServer, online: Resolve, h
     assert blobs(home) == []
     server.more = b""
     assert online("o/more").read_bytes() == WEIGHTS
+
+
+def peak() -> int:
+    """Of this process, in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def test_a_listing_without_an_end(server: HubServer, home: Path) -> None:
+    server.add("o/endless", {"model.pt": WEIGHTS})
+    server.endless = b'{"siblings": [' + b'{"rfilename": "model.pt"},' * 10_000
+    with process(server.env(home)) as pool:
+        with suppress(HubError):
+            pool.submit(resolve, "o/no-such").result()  # what the client needs once
+        before, start = pool.submit(peak).result(), time.monotonic()
+        with pytest.raises(HubError, match=r"was not downloaded: the server's list of files goes on beyond 33,554,432"):
+            pool.submit(resolve, "o/endless").result(timeout=60)
+        assert time.monotonic() - start < 20
+        assert pool.submit(peak).result() - before < 200 * 1024
+    server.down = True
+
+
+def test_a_listing_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "LONGEST_LISTING", 0.2)
+    with pytest.raises(guard.HostileAnswer, match=r"has not ended after 0\.2 seconds"):
+        guard._read(time.sleep(0.05) or b"." for _ in range(1000))
+    assert guard._read(iter([b"a", b"b"])) == b"ab"
 
 
 def test_a_sidecar_is_small(server: HubServer, online: Resolve) -> None:

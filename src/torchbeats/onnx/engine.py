@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,18 +13,17 @@ from torch import Tensor
 
 from torchbeats import labels
 from torchbeats.backbone import Encoded
-from torchbeats.config import BEATsConfig
 from torchbeats.errors import CheckpointError, ModelError
 from torchbeats.extras import require
 from torchbeats.fbank import Fbank
 from torchbeats.model import BEATs
 from torchbeats.onnx.export import serialized
+from torchbeats.onnx.metadata import LENGTHS, described
 from torchbeats.onnx.outputs import BY_OUTPUT, BY_STEP
 from torchbeats.patches import PatchGrid, frames, mask_behind
 from torchbeats.pooling import POOLINGS
 from torchbeats.protocol import PROBABILITIES, Layer, Output, embeddings, refuse
 from torchbeats.waveform import prepare
-from torchbeats.weights.families import FORMAT_VERSION, METADATA_KEY
 
 # What a file calls an output, where it has the very one: labels' probabilities, and a row a clip.
 _INSIDE = {PROBABILITIES: PROBABILITIES} | {mode: output for output, mode in BY_OUTPUT.items() if output not in BY_STEP}
@@ -81,30 +79,24 @@ class OnnxModel:
             raise CheckpointError(
                 name, f"ONNX Runtime cannot read it: the file is damaged, or none ({why})."
             ) from error
-        self._describe(name, self._session.get_modelmeta().custom_metadata_map)
-        self._inside = tuple(output.name for output in self._session.get_outputs())
+        self._describe(name)
         self._fbank = Fbank()
         self._digest = hashlib.sha256(content if isinstance(content, bytes) else Path(content).read_bytes()).hexdigest()
 
-    def _describe(self, name: str | os.PathLike[str], metadata: dict[str, str]) -> None:
-        if METADATA_KEY not in metadata:
-            raise CheckpointError(name, "this ONNX file was not written by `torchbeats export`.")
-        try:
-            about = json.loads(metadata[METADATA_KEY])
-            if about["version"] != FORMAT_VERSION:
-                raise CheckpointError(
-                    name, f"a newer torchbeats wrote it (format {about['version']}); upgrade to read it."
-                )
-            self.cfg = BEATsConfig(about["config"])
-            self.cfg.check()
-            found = about["labels"]
-            self.label_dict = None if found is None else {int(index): str(label) for index, label in found.items()}
-            self.layer, self._takes = about["layer"], about["takes"]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(name, f"the metadata that describes the model is damaged ({error!r}).") from error
+    def _describe(self, name: str | os.PathLike[str]) -> None:
+        inputs, outputs = (
+            {value.name: value.shape for value in values}
+            for values in (self._session.get_inputs(), self._session.get_outputs())
+        )
+        result = described(name, self._session.get_modelmeta().custom_metadata_map, inputs, outputs)
+        self.cfg, self.label_dict, self.layer, self._takes = (
+            result.config,
+            result.label_dict,
+            result.layer,
+            result.takes,
+        )
         self.grid = PatchGrid(self.cfg.input_patch_size)
+        self._inside = tuple(outputs)
 
     @property
     def labels(self) -> list[str] | None:
@@ -212,8 +204,16 @@ class OnnxModel:
         if self._takes == "fbank":
             with torch.inference_mode():
                 given, counts = self._fbank(wav), frames(counts)
-        feed = {self._takes: given.detach().numpy(), "lengths": counts.numpy()}
-        return [torch.from_numpy(found) for found in self._session.run(list(outputs), feed)]
+        feed = {self._takes: given.detach().numpy(), LENGTHS: counts.numpy()}
+        results = [torch.from_numpy(result) for result in self._session.run(list(outputs), feed)]
+        for output, result in zip(outputs, results, strict=True):
+            if output == "patches" and result.size(1) != (expected := self.grid.patches(wav.size(1))):
+                raise CheckpointError(
+                    self._name,
+                    f"it gives {result.size(1)} patches where {expected} belong to its input_patch_size of "
+                    f"{self.cfg.input_patch_size}: its metadata are those of another model.",
+                )
+        return results
 
     def _encoded(self, x: Tensor, samples: Tensor | None) -> Encoded:
         counts = torch.full((len(x),), x.size(1)) if samples is None else self.grid.patches(samples)

@@ -1,12 +1,20 @@
-"""What ESPnet's ``config.yaml`` says of a fine-tuned model: labels, problem type, and settings of the front end."""
+"""What ESPnet's ``config.yaml`` says of a model: labels, problem type, and settings of the front end.
+
+ESPnet's encoder takes the mean and deviation of its features as arguments of its own, ``encoder_conf.fbank_mean`` and
+``fbank_std``. Those among the sizes (``beats_config``, or ``cfg`` in a file) it stores and never uses. Where it is told
+none it takes those of its version.
+"""
 
 from __future__ import annotations
 
+import re
+import reprlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from torchbeats.config import FBANK_MEAN, FBANK_STD
 from torchbeats.errors import CheckpointError
 from torchbeats.weights import sidecars
 
@@ -21,55 +29,249 @@ _OPTIONS = {
     "add_positional_information": False,
     "downsampling_rate": 1,
 }
+# Settings of ESPnet's that no other publisher's files have: those of the pre-training predictor.
+_ITS_SETTINGS = {"codebook_vocab_size", "decoder_layers", "decoder_embed_dim", "mask_ratio", "use_flash_attn"}
+
+# Frozen helpers of the front end, which hold nothing that was learned; ESPnet has them since `_FIRST_OPENBEATS`.
+FROZEN = ("patch_embedding_pad.", "raw2fbank_pad.")
+
+_PUBLISHED = {"fbank_mean": FBANK_MEAN, "fbank_std": FBANK_STD}  # ESPnet's defaults too, up to this version:
+_LAST_PUBLISHED = 202511
+_OPENBEATS = {"fbank_mean": 15.29130, "fbank_std": 5.90532}  # of its corpus of 7 million sounds; from this version on:
+_FIRST_OPENBEATS = 202609
 
 
-def settings_beside(path: Path) -> dict[str, Any]:
-    """``token_list`` and ``cfg`` for a file of bare weights, from the ``config.yaml`` that comes with it.
+def settings_of_finetuned(path: Path, tensors: Collection[str], cfg: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """``token_list`` and ``cfg`` of a model with a label head, from the ``config.yaml`` that comes with it.
+
+    Args:
+        path: of the weights.
+        tensors: their names.
+        cfg: settings in the file itself, which those beside it are to overrule.
 
     Raises:
         CheckpointError: there is none, or it describes a model that torchbeats does not have.
     """
-    beside = sidecars.beside(path, CONFIG)
-    if beside is None:
-        raise CheckpointError(path, f"a fine-tuned ESPnet model needs its {CONFIG} beside it; download that too.")
-    said = sidecars.read_yaml(beside)
-    encoder, decoder, task = (said.get(name) or {} for name in ("encoder_conf", "decoder_conf", "model_conf"))
-    base = encoder.get("beats_config") or {} if isinstance(encoder, Mapping) else {}
-    if not all(isinstance(part, Mapping) for part in (encoder, decoder, task, base)):
-        raise CheckpointError(path, f"the settings in {beside} must be dictionaries: encoder_conf, its beats_config, …")
+    said = _beside(path, "a fine-tuned ESPnet model")
+    decoder, task = _section(path, said, "decoder_conf"), _section(path, said, "model_conf")
     if decoder.get("pooling", "mean") != "mean":
         raise CheckpointError(
-            path, f"its head pools by {decoder['pooling']}; torchbeats reads heads that pool by mean."
+            path, f"its head pools by {_shown(decoder['pooling'])}; torchbeats reads heads that pool by mean."
         )
-    for option, off in _OPTIONS.items():
-        if encoder.get(option) not in (None, off):
-            raise CheckpointError(path, f"it was trained with ESPnet's {option}, which torchbeats does not have.")
-    settings = {name: value for name, value in base.items() if value is not None}
-    settings |= {name: encoder[name] for name in ("fbank_mean", "fbank_std") if encoder.get(name) is not None}
+    settings = _settings(path, said, cfg or {}, tensors)
     settings["problem_type"] = _problem_type(path, task.get("classification_type", _DEFAULT))
     return {"token_list": said.get("token_list"), "cfg": settings}
 
 
-def settings_of_converted(path: Path, cfg: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of_pretraining(path: Path, tensors: Collection[str]) -> tuple[dict[str, Any], bool]:
+    """Settings of a checkpoint of ESPnet's pre-training, and whether they are all that differ from its defaults.
+
+    Raises:
+        CheckpointError: as above.
+    """
+    said = _beside(path, "a checkpoint of ESPnet's pre-training")
+    return _settings(path, said, {}, tensors), _section(path, said, "encoder_conf").get("beats_ckpt_path") is None
+
+
+def settings_of_converted(path: Path, cfg: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
     """Settings of a fine-tuned model that somebody wrote as ``{"model", "cfg", "token_list"}``.
 
     ``cfg`` is that of the pre-trained model, as a rule, and does not tell a sigmoid from a softmax. The ``config.yaml``
     beside it does; where there is none, ESPnet's default is taken, with a warning.
     """
     if sidecars.beside(path, CONFIG) is not None:
-        theirs: dict[str, Any] = settings_beside(path)["cfg"]
-        return {**theirs, **cfg, "problem_type": theirs["problem_type"]}
-    if cfg.get("problem_type") is not None:
-        return dict(cfg)
-    if cfg.get("classification_type") is not None:
-        return {**cfg, "problem_type": _problem_type(path, cfg["classification_type"])}
+        theirs: dict[str, Any] = settings_of_finetuned(path, tensors, cfg)["cfg"]
+        return {**cfg, **theirs}  # as ESPnet does: what it was fine-tuned with wins
+    settings = _with_published(cfg)
+    assumed = []
+    if cfg.get("problem_type") is None and cfg.get("classification_type") is None:
+        settings["problem_type"] = _PROBLEM_TYPES[_DEFAULT]
+        assumed.append("its classes are taken to exclude each other (softmax, not classification_type: multi-label)")
+    elif cfg.get("problem_type") is None:
+        settings["problem_type"] = _problem_type(path, cfg["classification_type"])
+    if assumed or not _has_statistics(cfg):
+        assumed.append(f"its features are normalised by the mean and deviation {_pair(settings)}")
+    if assumed:
+        warnings.warn(
+            f"{path} does not say all of how it was trained, and no {CONFIG} of ESPnet's lies beside it: "
+            f"{' and '.join(assumed)}. If that is wrong, so are its outputs: put its {CONFIG} beside it.",
+            stacklevel=2,
+        )
+    return settings
+
+
+def settings_of_pretrained(path: Path, cfg: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    """``cfg`` of a file ``{"cfg", "model"}``, with ESPnet's statistics where it is ESPnet's.
+
+    Args:
+        path: of the file.
+        cfg: in it.
+        tensors: their names in it.
+    """
+    if not _has_frozen(tensors) and _ITS_SETTINGS.isdisjoint(cfg):
+        said = _of_its_training(path)
+        return dict(cfg) if said is None or _has_statistics(cfg) else {**cfg, **_statistics(path, said, cfg, tensors)}
+    beside = sidecars.beside(path, CONFIG)
+    if beside is not None:
+        return {**cfg, **_statistics(path, sidecars.read_yaml(beside), cfg, tensors)}
+    settings = _with_published(cfg)
+    if not _has_statistics(cfg):
+        _warn_of_assumed(path, settings, f"no {CONFIG} of ESPnet's lies beside it")
+    return settings
+
+
+def _has_frozen(tensors: Collection[str]) -> bool:
+    return any(name.removeprefix("encoder.").startswith(FROZEN) for name in tensors)
+
+
+def _of_its_training(path: Path) -> dict[str, Any] | None:
+    """The ``config.yaml`` beside a file that may be anybody's, where it is one of a BEATs that ESPnet trained afresh.
+
+    One of a fine-tuned model names the file that it was tuned from, which may well be this one.
+    """
+    beside = sidecars.beside(path, CONFIG)
+    try:
+        said = {} if beside is None else sidecars.read_yaml(beside)
+    except CheckpointError:
+        return None
+    encoder = said.get("encoder_conf")
+    if not isinstance(encoder, Mapping) or "beats_config" not in encoder or encoder.get("beats_ckpt_path") is not None:
+        return None
+    return said
+
+
+def _beside(path: Path, what: str) -> dict[str, Any]:
+    beside = sidecars.beside(path, CONFIG)
+    if beside is None:
+        raise CheckpointError(path, f"{what} needs its {CONFIG} beside it; download that too.")
+    said = sidecars.read_yaml(beside)
+    _check_input(path, said)
+    return said
+
+
+def _section(path: Path, said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = said.get(name) or {}
+    if not isinstance(section, Mapping):
+        raise CheckpointError(path, f"{name} in the {CONFIG} beside it must be a dictionary of settings.")
+    return section
+
+
+def _settings(path: Path, said: Mapping[str, Any], cfg: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    """Of the encoder: those of its sizes that are told, and its statistics."""
+    encoder = _section(path, said, "encoder_conf")
+    for option, off in _OPTIONS.items():
+        if encoder.get(option) not in (None, off):
+            raise CheckpointError(path, f"it was trained with ESPnet's {option}, which torchbeats does not have.")
+    base = {name: value for name, value in _section(path, encoder, "beats_config").items() if value is not None}
+    return {**base, **_statistics(path, said, {**cfg, **base}, tensors)}
+
+
+# --- what the encoder gets --------------------------------------------------------------------------------------------
+
+
+def _check_input(path: Path, said: Mapping[str, Any]) -> None:
+    """Raise a `CheckpointError` where the encoder was not given the sound as it is."""
+    normalise = _chosen(said.get("normalize"))
+    if normalise == "utterance_mvn":
+        # Taking off the mean of a waveform changes nothing: each window of the front end does so itself.
+        if not _section(path, said, "normalize_conf").get("norm_vars", False):
+            normalise = None
+        else:
+            normalise += " with norm_vars"
+    # With a size of the input, ESPnet builds no front end, whatever is set.
+    frontend = _chosen(said.get("frontend")) if said.get("input_size") is None else None
+    for option, value in (
+        ("normalize", normalise),
+        ("preencoder", _chosen(said.get("preencoder"))),
+        ("frontend", frontend),
+    ):
+        if value is not None:
+            raise CheckpointError(
+                path,
+                f"it was trained with ESPnet's {option}: {value}, which changes the sound before the encoder; "
+                "torchbeats does not have that.",
+            )
+
+
+def _chosen(value: Any) -> str | None:
+    """The name of one of ESPnet's parts, which it lets people leave out in four ways."""
+    if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "nil")):
+        return None
+    return _shown(value)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) < 80 else reprlib.repr(value)
+
+
+def _statistics(
+    path: Path, said: Mapping[str, Any], cfg: Mapping[str, Any], tensors: Collection[str]
+) -> dict[str, Any]:
+    """Mean and deviation of the features: those of ``encoder_conf``, else the default of the version of ESPnet.
+
+    Args:
+        path: of the weights, for messages.
+        said: content of the ``config.yaml`` beside it.
+        cfg: all other settings, whose statistics ESPnet does not use.
+        tensors: names in the file.
+    """
+    encoder = _section(path, said, "encoder_conf")
+    told = {name: encoder[name] for name in _PUBLISHED if encoder.get(name) is not None}
+    if _has_statistics(told):
+        return told
+    default = _default_of(said.get("version"))
+    unused = {name: cfg[name] for name in _PUBLISHED if cfg.get(name) is not None}
+    if default is None:
+        result = {**_PUBLISHED, **unused, **told}
+        if not _has_statistics({**unused, **told}):
+            _warn_of_assumed(path, result, f"the {CONFIG} beside it names no version of ESPnet that would tell")
+        return result
+    result = {**default, **told}
+    if default is _PUBLISHED and _has_frozen(tensors):  # a development version says the number of the last release
+        _warn_of_assumed(path, result, f"it has parts that ESPnet {said['version']}, which its {CONFIG} names, lacked")
+    if unused and {**result, **unused} != result:
+        warnings.warn(
+            f"{path}: the mean and deviation of features {_pair({**result, **unused})} among its sizes are stored by "
+            f"ESPnet and never used; it is read as ESPnet {said['version']} reads it, with {_pair(result)}. If it was "
+            f"trained with others, write them into encoder_conf in its {CONFIG}.",
+            stacklevel=2,
+        )
+    return result
+
+
+def _default_of(version: Any) -> dict[str, float] | None:
+    """Default statistics of a version of ESPnet, as its ``config.yaml`` names it; None where that does not tell."""
+    if isinstance(version, int) and not isinstance(version, bool) and 0 < version < 10**6:
+        version = str(version)
+    if not isinstance(version, str):
+        return None
+    if re.match(r"0\.[1-9]", version):  # until 2022; 0.0.0 is that of a copy that was not installed
+        return _PUBLISHED
+    match = re.match(r"20\d{4}(?!\d)", version)
+    if match is None or _LAST_PUBLISHED < int(match[0]) < _FIRST_OPENBEATS:
+        return None
+    return _PUBLISHED if int(match[0]) <= _LAST_PUBLISHED else _OPENBEATS
+
+
+def _has_statistics(settings: Mapping[str, Any]) -> bool:
+    return all(settings.get(name) is not None for name in _PUBLISHED)
+
+
+def _with_published(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    return {**cfg, **{name: value for name, value in _PUBLISHED.items() if cfg.get(name) is None}}
+
+
+def _warn_of_assumed(path: Path, result: Mapping[str, Any], because: str) -> None:
     warnings.warn(
-        f"{path} does not say whether its classes exclude each other, and no {CONFIG} of ESPnet's lies beside it: they "
-        "are taken to do so (softmax), as is ESPnet's default. If it was trained with classification_type: "
-        f"multi-label, put its {CONFIG} beside it.",
+        f"{path}: {because}. The mean and deviation of its features are taken to be {_pair(result)}, the defaults "
+        f"up to ESPnet {_LAST_PUBLISHED}; from {_FIRST_OPENBEATS} on they are {_pair(_OPENBEATS)}. If it was trained "
+        f"with others, put its {CONFIG} beside it, with fbank_mean and fbank_std in encoder_conf.",
         stacklevel=2,
     )
-    return {**cfg, "problem_type": _PROBLEM_TYPES[_DEFAULT]}
+
+
+def _pair(settings: Mapping[str, Any]) -> str:
+    return " and ".join(reprlib.repr(settings.get(name)) for name in _PUBLISHED)
 
 
 def _problem_type(path: Path, kind: Any) -> str:

@@ -6,7 +6,8 @@ The formats are told apart by what is in the file, never by its name:
 |---|---|---|
 | ours | safetensors; config and labels in its metadata | |
 | Microsoft: BEATs, its fine-tuned models and tokenizers | ``{"cfg", "model", "label_dict"}`` | |
-| OpenBEATs (ESPnet), pre-trained | ``{"cfg", "model"}`` and two frozen convolutions | |
+| OpenBEATs (ESPnet), pre-trained | ``{"cfg", "model"}`` and two frozen convolutions | ``config.yaml``, else a warning |
+| ESPnet's pre-training, as it stands | tensors under ``encoder.``, ``decoder.mask_token`` | ``config.yaml`` |
 | OpenBEATs (ESPnet), fine-tuned | tensors under ``encoder.``, a head under ``decoder.`` | ``config.yaml`` |
 | the same, converted | ``{"cfg", "model", "token_list"}`` | ``config.yaml``, else a warning |
 | AVEX, NatureBEATs | safetensors, flat or under ``backbone.``, a head under ``classifier.`` | ``label_map.json`` |
@@ -16,6 +17,7 @@ The formats are told apart by what is in the file, never by its name:
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 import warnings
@@ -27,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
+from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig, shown
 from torchbeats.encoder import PARAMETRIZED_NAMES
 from torchbeats.errors import CheckpointError, some_of
 from torchbeats.weights import espnet, front_end, integrity, sidecars, trainers
@@ -41,8 +43,6 @@ KINDS: dict[str, Any] = {  # what our files may hold, and the configuration that
 }
 
 POSITION_TABLE = re.compile(r"encoder\.layers\.\d+\.self_attn\.relative_attention_bias\.weight")
-# Frozen helpers of ESPnet's front end, which hold nothing that was learned.
-_UNUSED = ("patch_embedding_pad.", "raw2fbank_pad.")
 # What no shape tells, where no config does: every publisher of such files has these.
 _PUBLISHERS = {"deep_norm": True, "max_distance": 800}
 # Where ESPnet's models and AVEX's keep a label head; ours and Microsoft's is called "predictor".
@@ -103,27 +103,34 @@ def _ours(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -
         version, kind, cfg, labels = about["version"], about["kind"], about["config"], about["labels"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(path, f"the metadata that describes the model is damaged ({error!r}).") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            path, f"it was written by a newer torchbeats (format {reprlib.repr(version)}); upgrade to read it."
-        )
+    check_version(path, version)
     if not isinstance(kind, str) or kind not in KINDS:
         raise CheckpointError(path, f"it holds a {reprlib.repr(kind)}, which this version of torchbeats does not know.")
     integrity.check_digest(path, about, tensors)
-    config = _config(path, cfg, KINDS[kind], tensors)
-    return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
+    config = settings_that_fit(path, cfg, KINDS[kind], tensors)
+    return Checkpoint(path, config, tensors, labels_by_index(path, labels, config))
+
+
+def check_version(path: str | os.PathLike[str], version: Any) -> None:
+    """Raise a `CheckpointError` where a file is in another form than this version writes."""
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise CheckpointError(
+            path, f"it was written by a newer torchbeats (format {reprlib.repr(version)}); upgrade to read it."
+        )
 
 
 def _theirs(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     """The research code's files, ESPnet's, AVEX's, and whatever training programs have put around them."""
     weights, container = trainers.weights_in(path, content)
     tensors = trainers.unwrapped(path, _tensors(path, weights, container))
-    tensors = {name: tensor for name, tensor in tensors.items() if not _without_parent(name).startswith(_UNUSED)}
     cfg = _settings_in(content) if container else None
     if cfg is not None:
         return _checkpoint(path, tensors, cfg, content)
+    if _is_espnet_pretraining(tensors):
+        return _espnet_pretraining(path, tensors)
     if _is_espnet_finetuned(tensors):
-        return _espnet_finetuned(path, tensors, espnet.settings_beside(path), content)
+        return _espnet_finetuned(path, tensors, espnet.settings_of_finetuned(path, tensors), content)
+    tensors = _learned(tensors)
     if container == "model" and content.keys() <= {"model", "cfg", "label_dict"}:
         raise CheckpointError(path, 'it has weights under "model" but no "cfg" that describes them.')
     if container and not _layers(_under(tensors, "backbone.")):
@@ -144,19 +151,22 @@ def _settings_in(content: Mapping[str, Any]) -> Any:
 def _checkpoint(path: Path, tensors: dict[str, Tensor], cfg: Any, content: Mapping[str, Any]) -> Checkpoint:
     """Weights with the settings that they were trained with."""
     _check_mapping(path, cfg)
-    if _is_espnet_finetuned(tensors):
-        said = {"cfg": espnet.settings_of_converted(path, cfg)}
+    if _is_espnet_pretraining(tensors):
+        tensors = _encoder_alone(tensors)
+    elif _is_espnet_finetuned(tensors):
+        said = {"cfg": espnet.settings_of_converted(path, cfg, tensors)}
         return _espnet_finetuned(path, tensors, said, content)
     if "token_list" in content:  # of ESPnet's too, under the research code's names
-        cfg = espnet.settings_of_converted(path, cfg)
+        cfg = espnet.settings_of_converted(path, cfg, tensors)
         tensors = _with_predictor(tensors)
         labels = _labels_of_outputs(content["token_list"], tensors)
     else:
+        cfg = espnet.settings_of_pretrained(path, cfg, tensors)
         labels = content.get("label_dict")
-    tensors = front_end.without_front_end(path, tensors)
+    tensors = front_end.without_front_end(path, _learned(tensors))
     tokenizer = any(name.startswith("quantize.") for name in tensors)
-    config = _config(path, cfg, TokenizersConfig if tokenizer else BEATsConfig, tensors)
-    return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
+    config = settings_that_fit(path, cfg, TokenizersConfig if tokenizer else BEATsConfig, tensors)
+    return Checkpoint(path, config, tensors, labels_by_index(path, labels, config))
 
 
 def _bare(path: Path, tensors: dict[str, Tensor], content: Mapping[str, Any], container: str | None) -> Checkpoint:
@@ -165,7 +175,7 @@ def _bare(path: Path, tensors: dict[str, Tensor], content: Mapping[str, Any], co
         # The head that the backbone had before is of no use; the trained one is the classifier.
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("backbone.predictor.")}
     tensors = front_end.without_front_end(path, _with_predictor(_under(tensors, "backbone.")))
-    config = _config(path, {**_PUBLISHERS, **_sizes(path, tensors)}, BEATsConfig, tensors)
+    config = settings_that_fit(path, {**_PUBLISHERS, **_sizes(path, tensors)}, BEATsConfig, tensors)
     labels = content.get("label_dict") if container else None
     beside = sidecars.beside(path, "label_map.json") if config.finetuned_model and labels is None else None
     labels = labels if beside is None else sidecars.read_json(beside)
@@ -178,7 +188,30 @@ def _bare(path: Path, tensors: dict[str, Tensor], content: Mapping[str, Any], co
             "trained it.",
             stacklevel=2,
         )
-    return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
+    return Checkpoint(path, config, tensors, labels_by_index(path, labels, config))
+
+
+def _learned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors less the frozen helpers of ESPnet's front end."""
+    return {name: tensor for name, tensor in tensors.items() if not _without_parent(name).startswith(espnet.FROZEN)}
+
+
+def _is_espnet_pretraining(tensors: Mapping[str, Tensor]) -> bool:
+    return "encoder.patch_embedding.weight" in tensors and "decoder.mask_token" in tensors
+
+
+def _espnet_pretraining(path: Path, tensors: dict[str, Tensor]) -> Checkpoint:
+    """The encoder of a checkpoint that ESPnet's pre-training goes on from, beside its predictor of labels."""
+    cfg, complete = espnet.settings_of_pretraining(path, tensors)
+    tensors = front_end.without_front_end(path, _learned(_encoder_alone(tensors)))
+    config = settings_that_fit(
+        path, {**({} if complete else _PUBLISHERS), **cfg, **_sizes(path, tensors)}, BEATsConfig, tensors
+    )
+    return Checkpoint(path, config, tensors)
+
+
+def _encoder_alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return _under({name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}, "encoder.")
 
 
 def _is_espnet_finetuned(tensors: Mapping[str, Tensor]) -> bool:
@@ -189,11 +222,11 @@ def _espnet_finetuned(
     path: Path, tensors: dict[str, Tensor], said: Mapping[str, Any], content: Mapping[str, Any]
 ) -> Checkpoint:
     """An encoder under ``encoder.`` with a head; ``said`` has ``token_list`` and, in ``cfg``, how it was trained."""
-    tensors = front_end.without_front_end(path, _with_predictor(_under(tensors, "encoder.")))
-    config = _config(path, {**_PUBLISHERS, **said["cfg"], **_sizes(path, tensors)}, BEATsConfig, tensors)
+    tensors = front_end.without_front_end(path, _with_predictor(_under(_learned(tensors), "encoder.")))
+    config = settings_that_fit(path, {**_PUBLISHERS, **said["cfg"], **_sizes(path, tensors)}, BEATsConfig, tensors)
     symbols = content.get("token_list", said.get("token_list"))
     labels = content.get("label_dict") if symbols is None else _labels_of_outputs(symbols, tensors)
-    return Checkpoint(path, config, tensors, _label_dict(path, labels, config))
+    return Checkpoint(path, config, tensors, labels_by_index(path, labels, config))
 
 
 def _labels_of_outputs(symbols: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -245,7 +278,7 @@ def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return sizes
 
 
-def _config(path: Path, cfg: Any, kind: Any, tensors: Mapping[str, Tensor]) -> Any:
+def settings_that_fit(path: str | os.PathLike[str], cfg: Any, kind: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Settings that a model can be built from and that fit the tensors; looked at before anything of their size is."""
     _check_mapping(path, cfg)
     if clashes := [name for name in cfg if callable(getattr(kind, name, None))]:
@@ -254,7 +287,7 @@ def _config(path: Path, cfg: Any, kind: Any, tensors: Mapping[str, Tensor]) -> A
     config = kind(cfg)
     layers, told = _layers(tensors), getattr(config, "encoder_layers", None)
     if layers and type(told) is int and told >= 1 and told != layers:
-        raise CheckpointError(path, f"its config speaks of {told} layers; it holds {layers}.")
+        raise CheckpointError(path, f"its config speaks of {shown(told)} layers; it holds {layers}.")
     try:
         config.check()
     except ValueError as error:
@@ -272,7 +305,7 @@ def _config(path: Path, cfg: Any, kind: Any, tensors: Mapping[str, Tensor]) -> A
     return config
 
 
-def _check_mapping(path: Path, cfg: Any) -> None:
+def _check_mapping(path: str | os.PathLike[str], cfg: Any) -> None:
     if not isinstance(cfg, Mapping) or not all(isinstance(name, str) for name in cfg):
         raise CheckpointError(path, f"its config must be a dictionary of settings, not {type(cfg).__name__}.")
 
@@ -310,19 +343,29 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def _label_dict(path: Path, labels: Any, config: BEATsConfig) -> dict[int, str] | None:
+def labels_by_index(path: str | os.PathLike[str], labels: Any, config: BEATsConfig) -> dict[int, str] | None:
     """Labels by index from any form they come in: a list, index to label, or label to index."""
     if labels is None:
         return None
     try:
+        if isinstance(labels, str) or not hasattr(labels, "__len__"):
+            raise TypeError(f"they are of type {type(labels).__name__}")
+        if len(labels) != config.predictor_class:  # before each of them is looked at
+            raise CheckpointError(path, f"it has {len(labels)} labels for a head of {config.predictor_class} classes.")
         if isinstance(labels, Mapping):
-            indexed = any(not isinstance(value, int) for value in labels.values())  # else its values are the indices
+            indexed = any(type(value) is not int for value in labels.values())  # else its values are the indices
             pairs = [(k, v) if indexed else (v, k) for k, v in labels.items()]
         else:
             pairs = list(enumerate(labels))
+        if any(isinstance(label, (Mapping, list, tuple, set)) for _, label in pairs):
+            raise TypeError("a label is a list")
         table = {int(index): str(label) for index, label in pairs}
     except (TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(path, f"its labels cannot be read as a table from index to label ({error}).") from error
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            path, f"its labels cannot be read as a table from index to label ({error!s:.100})."
+        ) from error
     if len(table) != config.predictor_class or set(table) != set(range(len(table))):
         raise CheckpointError(path, f"it has {len(table)} labels for a head of {config.predictor_class} classes.")
     return dict(sorted(table.items()))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchbeats.config import shown
 from torchbeats.errors import CheckpointError
 from torchbeats.fbank import mel_filters, povey_window
 from torchbeats.patches import FRAME_LENGTH, FRAME_SHIFT, N_MELS, SAMPLE_RATE
@@ -42,13 +44,14 @@ def without_front_end(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Te
     return {name: tensor for name, tensor in tensors.items() if name not in (_WINDOW, _FILTERS)}
 
 
-def check_settings(path: Path, cfg: Mapping[str, Any]) -> None:
+def check_settings(path: str | PathLike[str], cfg: Mapping[str, Any]) -> None:
     """Raise a `CheckpointError` where settings ask for another front end."""
     for name, ours in _SETTINGS.items():
         theirs = cfg.get(name, ours)
         if isinstance(theirs, (int, float)) and theirs != ours:
             raise CheckpointError(
-                path, f"it was trained with another front end: {name} {theirs:g}. torchbeats has {ours:g} only."
+                path,
+                f"it was trained with another front end: {name} {shown(theirs)}. torchbeats has {ours:g} only.",
             )
 
 

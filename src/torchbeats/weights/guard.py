@@ -8,8 +8,10 @@ the client acts on them.
 from __future__ import annotations
 
 import functools
+import importlib
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import PurePosixPath, PureWindowsPath
@@ -19,6 +21,11 @@ from torchbeats.weights.sidecars import LARGEST
 
 _PLAIN = re.compile(r"[\w=+-][\w.=+-]{0,127}", re.ASCII)  # one name inside a folder, on every system
 _COMMIT_HEADER = "X-Repo-Commit"
+
+LARGEST_LISTING = 2**25  # bytes: 200,000 files
+LONGEST_LISTING = 60  # seconds
+_BLOCK = 2**16  # bytes read at once
+_OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")  # as it came; it has been unpacked
 
 _largest: ContextVar[int | None] = ContextVar("largest", default=None)  # while one of our downloads is under way
 
@@ -42,14 +49,14 @@ def is_inside(name: object) -> bool:
 
 @contextmanager
 def guarded(sidecar: bool = False) -> Iterator[None]:
-    """Around a call of ``hf_hub_download``: answers are checked as they come in.
+    """Around a call of ``hf_hub_download``, ``model_info`` or ``dataset_info``: answers are checked as they come in.
 
     Args:
         sidecar: the file describes weights, so it is small.
 
     Raises:
-        HostileAnswer: an ETag or commit that is no plain name, a body longer than promised, or a sidecar that is not
-            small; before anything of it is written outside the cache.
+        HostileAnswer: a list of files without an end, an ETag or commit that is no plain name, a body longer than
+            promised, or a sidecar that is not small; before anything of it is written outside the cache.
     """
     _install()
     token = _largest.set(LARGEST if sidecar else 2**63)
@@ -61,12 +68,14 @@ def guarded(sidecar: bool = False) -> Iterator[None]:
 
 @functools.cache
 def _install() -> None:
-    """Put the checks around the two functions of the client that hear the server; they act in `guarded` only.
+    """Put the checks around the three functions of the client that hear the server; they act in `guarded` only.
 
     Once for good, so that downloads in several threads do not take the checks from each other.
     """
     from huggingface_hub import file_download
 
+    api: Any = importlib.import_module("huggingface_hub.hf_api")
+    api.get_session = _listing(api.get_session)
     file_download.get_hf_file_metadata = _checking_metadata(file_download.get_hf_file_metadata)
     file_download.http_get = _limiting(file_download.http_get)
 
@@ -100,6 +109,51 @@ def _checking_metadata(get: Callable[..., Any]) -> Callable[..., Any]:
 def _check_commit(commit: str | None) -> None:
     if commit is not None and not is_plain(commit):
         raise HostileAnswer(f"the server names the commit {commit!r:.100}, which is no plain name")
+
+
+def _listing(get_session: Callable[[], Any]) -> Callable[[], Any]:
+    """The client's function that gives its HTTP session, which then reads no more of an answer than makes sense."""
+
+    @functools.wraps(get_session)
+    def bounded() -> Any:
+        session = get_session()
+        return session if _largest.get() is None else _Bounded(session)
+
+    return bounded
+
+
+class _Bounded:
+    """An HTTP session, of httpx or requests, whose answers have an end."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def get(self, url: str, **arguments: Any) -> Any:
+        if not hasattr(self._session, "stream"):  # requests, which clients before 1.0 use
+            answer = self._session.get(url, stream=True, **arguments)
+            with answer:
+                answer._content = _read(answer.iter_content(_BLOCK))
+            answer._content_consumed = True
+            return answer
+        with self._session.stream("GET", url, **arguments) as answer:
+            body = _read(answer.iter_bytes(_BLOCK))
+            headers = [(name, value) for name, value in answer.headers.items() if name.lower() not in _OF_THE_BODY]
+            return type(answer)(answer.status_code, headers=headers, content=body, request=answer.request)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+
+def _read(blocks: Iterable[bytes]) -> bytes:
+    """A whole answer, unless it is too long or takes too long."""
+    body, until = bytearray(), time.monotonic() + LONGEST_LISTING
+    for block in blocks:
+        body += block
+        if len(body) > LARGEST_LISTING:
+            raise HostileAnswer(f"the server's list of files goes on beyond {LARGEST_LISTING:,} bytes")
+        if time.monotonic() > until:
+            raise HostileAnswer(f"the server's list of files has not ended after {LONGEST_LISTING} seconds")
+    return bytes(body)
 
 
 def _limiting(get: Callable[..., Any]) -> Callable[..., Any]:

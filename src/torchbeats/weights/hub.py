@@ -152,9 +152,12 @@ def _fetch(source: Source) -> Path:
 
     info = HfApi().dataset_info if source.repo_type == "dataset" else HfApi().model_info
     try:
-        listing = info(source.repo, revision=source.revision, timeout=10)
+        with guarded():
+            listing = info(source.repo, revision=source.revision, timeout=10)
         files = [sibling.rfilename for sibling in listing.siblings or () if is_inside(sibling.rfilename)]
         commit = listing.sha if is_plain(listing.sha) else None
+    except HostileAnswer as error:
+        raise _explain(error, source) from error
     except Exception as error:  # the client has had three HTTP libraries, each with exceptions of its own
         if path := _cached(source):
             return path
