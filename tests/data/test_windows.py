@@ -100,7 +100,7 @@ def test_stretches_in_no_window_are_named(folder):
 def test_class_folders_stay_what_they_are(tmp_path):
     write_sounds(tmp_path, {"dog/a.wav": 1.0, "cat/b.wav": 1.0})
     (tmp_path / "readme.txt").write_text("Recorded in the garden.\n")
-    (tmp_path / "list.csv").write_text("path,label\ndog/a.wav,dog\n")
+    (tmp_path / "list.csv").write_text("path,start,end,label\ndog/a.wav,0,1,bark\n")
     labelled = read_labelled([tmp_path], windows=Windows(2.0, plain_lists=True))
     assert labelled.classes == ["cat", "dog"]
 

@@ -16,7 +16,7 @@ from torchbeats import audio
 from torchbeats.audio import AudioWarning
 from torchbeats.config import PROBLEM_TYPES
 from torchbeats.data.annotations.reading import annotation_files, labels_of
-from torchbeats.data.annotations.recordings import Recordings
+from torchbeats.data.annotations.recordings import Recordings, sounds_below
 from torchbeats.data.cells import are_one_hot, canonical_numbers, composed, items, plain_number, word, yes_or_no
 from torchbeats.data.columns import LABEL_COLUMNS, PATH_COLUMNS, PLACE_COLUMNS, is_missing
 from torchbeats.data.example import Example
@@ -319,7 +319,7 @@ class _Reading:
         path = Path(name)
         if path.is_dir():
             recordings = self.recordings.within(path)
-            if files := annotation_files(path, recordings):
+            if files := annotation_files(path, recordings, plain=not _has_class_folders(path)):
                 yield from (self._of_list(file, recordings) for file in files)
                 return
             examples = _in_class_folders(path)
@@ -374,6 +374,12 @@ def _both(before: Example, example: Example) -> Example:
 
 def _folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _has_class_folders(folder: Path) -> bool:
+    """Whether there are folders in a folder, with sounds in each."""
+    names = _folders(folder)
+    return bool(names) and all(any(sounds_below(folder / name)) for name in names)
 
 
 def _in_class_folders(folder: Path) -> list[Example]:

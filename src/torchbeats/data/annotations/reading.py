@@ -99,20 +99,26 @@ def labels_of(table: SoundList, row: Row, column: str) -> list[str] | None:
     return [label for label in labels if label.lower() not in nothing]
 
 
-def annotation_files(folder: Path, recordings: Recordings) -> list[Path]:
-    """The files in a folder, and in all below it, that are annotations by what they hold; hidden ones left out."""
+def annotation_files(folder: Path, recordings: Recordings, plain: bool = True) -> list[Path]:
+    """The files in a folder, and in all below it, that are annotations by what they hold; hidden ones left out.
+
+    Args:
+        folder: where the search starts.
+        recordings: that annotations may be called after.
+        plain: whether plain lists with path, start, end and label count.
+    """
     result = []
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 path = Path(parent, name)
-                if path.is_file() and _is_annotation(path, recordings):
+                if path.is_file() and _is_annotation(path, recordings, plain):
                     result.append(path)
     return result
 
 
-def _is_annotation(path: Path, recordings: Recordings) -> bool:
+def _is_annotation(path: Path, recordings: Recordings, plain: bool) -> bool:
     with path.open("rb") as file:
         head = file.read(HEAD)
     if not head.strip():
@@ -123,11 +129,11 @@ def _is_annotation(path: Path, recordings: Recordings) -> bool:
         return False
     first = next((line for line in text.split("\n") if line.strip() and not line.startswith("#")), "")
     if path.suffix.lower() in (".jsonl", ".ndjson"):
-        return _names_times(_keys(first))
+        return plain and _names_times(_keys(first))
     if path.suffix.lower() == ".txt" and audacity.is_track(text):
         return True
     headers = (next(csv.reader([first], delimiter=one, skipinitialspace=True), []) for one in DELIMITERS)
-    return any(dialect_of(names) is not None or _names_times(names) for names in headers)
+    return any(dialect_of(names) is not None or (plain and _names_times(names)) for names in headers)
 
 
 def _keys(line: str) -> list[str]:

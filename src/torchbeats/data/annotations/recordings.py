@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from torchbeats.audio import AUDIO_SUFFIXES
@@ -75,7 +76,7 @@ class Recordings:
         yield self._near[folder]
         if self.root is not None:
             if self._in_root is None:
-                self._in_root = _Index(_sounds_below(self.root))
+                self._in_root = _Index(sounds_below(self.root))
             yield self._in_root
 
     def _choose(self, candidates: list[str], folders: list[str], name: str, annotations: Path) -> str | None:
@@ -124,11 +125,10 @@ def _near(folder: Path) -> Iterator[str]:
             yield from _sounds_directly_in(beside)
 
 
-def _sounds_below(folder: Path) -> list[str]:
-    try:
-        return list(sounds_in_folder(str(folder), Omissions()))
-    except InputError:  # there are none
-        return []
+def sounds_below(folder: Path) -> Iterator[str]:
+    """The sounds in a folder and in all below it, if there are any."""
+    with suppress(InputError):  # there are none
+        yield from sounds_in_folder(str(folder), Omissions())
 
 
 def _sounds_directly_in(folder: Path) -> list[str]:
