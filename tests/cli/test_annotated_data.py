@@ -1,6 +1,7 @@
-"""`evaluate`, `probe`, `finetune` and `fit` take annotations of every format, and a folder of them beside the sounds."""
+"""`evaluate`, `probe`, `finetune` and `fit` take annotations of every format, and a folder of them."""
 
 import json
+from itertools import chain
 
 import pytest
 
@@ -33,14 +34,13 @@ def folder(tmp_path_factory):
         rows.append([Annotation(path, 2.0, 4.0, "low"), Annotation(path, 7.0, 9.0, "high")])
     (folder / "tables").mkdir()
     for ending, write in WRITERS.items():
-        (folder / "tables" / f"t.{ending}").write_text("".join(write(sum(rows, []))), "utf-8")
+        (folder / "tables" / f"t.{ending}").write_text("".join(write(chain.from_iterable(rows))), "utf-8")
     (folder / "tracks").mkdir()
     for seed, own in enumerate(rows):
         (folder / "tracks" / f"{seed}.txt").write_text("".join(write_audacity(own)), "utf-8")
-    for name, labels in (("model", ["high", "low"]),):
-        model = small_model(finetuned_model=True, predictor_class=2, problem_type="multi_label")
-        model.label_dict = dict(enumerate(labels))
-        torchbeats.save(model, folder / f"{name}.safetensors")
+    model = small_model(finetuned_model=True, predictor_class=2, problem_type="multi_label")
+    model.label_dict = {0: "high", 1: "low"}
+    torchbeats.save(model, folder / "model.safetensors")
     return folder
 
 
@@ -87,9 +87,8 @@ def test_finetune(run, folder, tmp_path):
     if not is_installed("lightning"):
         pytest.skip("needs Lightning")
     settings = ("--epochs", 1, "--set", "data.seconds=2", "--set", "trainer.accelerator=cpu", "--freeze", -1)
-    status, _, err = run(
-        "finetune", folder / "tracks", "-m", folder / "model.safetensors", "-o", tmp_path / "run", *settings
-    )
+    model = folder / "model.safetensors"
+    status, _, err = run("finetune", folder / "tracks", "-m", model, "-o", tmp_path / "run", *settings)
     assert status == 0, err
     assert list(torchbeats.load(tmp_path / "run" / "model.safetensors").labels) == ["high", "low"]
 

@@ -141,11 +141,24 @@ def read_list(path: Path, labels: bool | str = False, recordings: Recordings | N
         raise InputError(f"There is no list {path}.") from None
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"The list {path} cannot be read: {error}") from error
+    if note_of := _note_on_sequence(result):
+        result.note(note_of)
     if columns.not_understood and result.dialect is None:
         names = quoted(columns.not_understood)
         whole = "" if columns.times else ": whole files are taken"
         result.note(f"the columns {names} look like times, and are not used{whole}.")
     return result
+
+
+def _note_on_sequence(result: SoundList) -> str | None:
+    """What to know of a Raven table whose times may count through several recordings, and do not say so."""
+    recordings = dict.fromkeys(row.path for row in result.rows)
+    if result.dialect is None or result.dialect.name != "Raven" or result.columns.file_offset or len(recordings) < 2:
+        return None
+    return (
+        f"it names {len(recordings):,} recordings and has no column File Offset (s): its times are taken as times in "
+        "each recording. If they count through all of them, let Raven add this column."
+    )
 
 
 def _label_columns(result: SoundList, labels: bool | str) -> list[str]:

@@ -289,3 +289,10 @@ def test_audacity_is_written_with_frequencies(folder):
 def test_nothing_is_written_and_read(folder, name):
     text = "".join(WRITERS[name]([]))
     assert text.count("\n") == (0 if name == "JSON lines" else 1)
+
+
+def test_raven_of_several_recordings_without_offsets_says_so(folder):
+    rows = tabs(1, "S", 1, 0, 1, 0, 1, "a.wav", "x"), tabs(2, "S", 1, 0, 1, 0, 1, "b.wav", "x")
+    table = write(folder / "t.txt", tabs(RAVEN, "Begin File", "Species"), *rows)
+    with pytest.warns(AudioWarning, match=r"no column File Offset \(s\): its times are taken as times in each"):
+        assert len(read_annotations(table)) == 2

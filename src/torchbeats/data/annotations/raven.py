@@ -35,7 +35,7 @@ LOWEST, HIGHEST = 0.0, 8000.0  # Hz: what the models hear; Raven draws no select
 
 
 def _recognises(keys: set[str]) -> bool:
-    marks = {"selection", "view", "low_freq_hz", *PATHS}
+    marks = {"selection", "view", "low_freq_hz", "low_freq_khz", *PATHS}
     return "begin_time_s" in keys and bool(keys & marks)
 
 
