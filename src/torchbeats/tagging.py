@@ -153,10 +153,10 @@ def check_choice(top: int, threshold: float) -> None:
         raise SettingsError(f"The threshold is a probability, from 0 to 1, not {threshold}.")
 
 
-def likeliest(probabilities: Floats, top: int, threshold: float = 0.0) -> Indices:
-    """Indices of at most ``top`` classes with at least ``threshold``, the likeliest first."""
+def likeliest(probabilities: Floats, top: int, threshold: float | Floats = 0.0) -> Indices:
+    """Indices of at most ``top`` classes with at least the threshold, of all or of each, the likeliest first."""
     order = np.argsort(-probabilities, kind="stable")[:top]
-    return order[probabilities[order] >= threshold]
+    return order[(probabilities >= threshold)[order]]
 
 
 def scored(results: Iterable[Group], plan: ScorePlan) -> Iterator[Scored]:
@@ -191,8 +191,8 @@ def _by_file(results: Iterable[Group]) -> Iterator[Scored]:
             total = np.zeros(0)
 
 
-def tags(rows: Iterable[Scored], names: list[str], top: int = TOP, threshold: float = 0.0) -> Iterator[Tags]:
-    """Rows with the likeliest labels; a row has none where none has ``threshold``."""
+def tags(rows: Iterable[Scored], names: list[str], top: int = TOP, threshold: float | Floats = 0.0) -> Iterator[Tags]:
+    """Rows with the likeliest labels; a row has none where none has the threshold, of all classes or its own."""
     for path, start, end, probabilities in rows:
         chosen = likeliest(probabilities, top, threshold)
         yield Tags(path, start, end, [(names[index], float(probabilities[index])) for index in chosen])

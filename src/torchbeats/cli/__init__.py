@@ -10,7 +10,21 @@ from typing import Annotated
 import typer
 
 from torchbeats.audio import AudioWarning
-from torchbeats.cli import convert, embed, evaluate, export, finetune, fit, models, pretrain, probe, show, tag, tokens
+from torchbeats.cli import (
+    clips,
+    convert,
+    embed,
+    evaluate,
+    export,
+    finetune,
+    fit,
+    models,
+    pretrain,
+    probe,
+    show,
+    tag,
+    tokens,
+)
 from torchbeats.cli.console import complain
 from torchbeats.cli.ending import run, stoppable
 from torchbeats.interrupts import take_keyboard_interrupts
@@ -38,7 +52,7 @@ def _options(
 
 # By use, as `torchbeats --help` shows them.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Use": {"embed": embed.embed, "tag": tag.tag, "tokens": tokens.tokens},
+    "Use": {"embed": embed.embed, "tag": tag.tag, "clips": clips.clips, "tokens": tokens.tokens},
     "Judge": {"evaluate": evaluate.evaluate, "probe": probe.probe},
     "Teach": {"fit": fit.fit, "finetune": finetune.finetune, "pretrain": pretrain.pretrain},
     "Models": {"models": models.models, "show": show.show, "convert": convert.convert, "export": export.export},

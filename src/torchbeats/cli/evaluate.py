@@ -14,7 +14,7 @@ import typer
 from rich.table import Column, Table
 
 from torchbeats.cli.console import Console, audio_progress, complain, remark, skipped
-from torchbeats.cli.labelled import DATA, Format, show
+from torchbeats.cli.labelled import DATA, Format, FullyAnnotated, LabelColumn, MinOverlap, Sounds, show, windows
 from torchbeats.cli.tables import MODEL, NAMES, OUTPUT, BatchSeconds, Device, Engine, Jobs, Views, Window
 from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import MissingPackageError
@@ -60,6 +60,10 @@ def evaluate(
         ),
     ] = None,
     format: Format = None,
+    label_column: LabelColumn = None,
+    sounds: Sounds = None,
+    min_overlap: MinOverlap = None,
+    fully_annotated: FullyAnnotated = False,
     window: Window = WINDOW_SECONDS,
     views: Views = 1,
     batch_seconds: BatchSeconds = BATCH_SECONDS,
@@ -80,7 +84,11 @@ def evaluate(
     plan.check(network)
     names, aliases = names_and_aliases(network.label_dict, network.labels, network.outputs[PROBABILITIES].shape[0])
     problem_type = getattr(network.cfg, "problem_type", None)
-    examples = read_labelled(data, problem_type, names, aliases).where(split, fold)
+    cut = windows(window, min_overlap, fully_annotated)
+    labelled = read_labelled(
+        data, problem_type, names, aliases, label_column=label_column, sounds=sounds or (), windows=cut
+    )
+    examples = labelled.where(split, fold)
     if out is not None:
         refuse_inputs((out / name for name in FILES), [*data, *(example.path for example in examples.examples)])
         out.mkdir(parents=True, exist_ok=True)

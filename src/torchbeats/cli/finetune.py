@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from torchbeats.cli.console import Console, complain, remark
-from torchbeats.cli.labelled import DATA, Format, GroupFrom, note_several, show
+from torchbeats.cli.labelled import (
+    DATA,
+    Format,
+    FullyAnnotated,
+    GroupFrom,
+    LabelColumn,
+    MinOverlap,
+    Sounds,
+    note_several,
+    show,
+    windows,
+)
 from torchbeats.cli.tables import NAMES
 from torchbeats.data.folds import FOLDS, Design, design, groups_from, split
 from torchbeats.data.labelled import Labelled, read_labelled
@@ -59,6 +70,10 @@ def finetune(
         typer.Option("--set", metavar="KEY=VALUE", help="A single setting, over both; --set model.lr=1e-3, say."),
     ] = None,
     format: Format = None,
+    label_column: LabelColumn = None,
+    sounds: Sounds = None,
+    min_overlap: MinOverlap = None,
+    fully_annotated: FullyAnnotated = False,
     show_settings: Annotated[bool, typer.Option("--show", help="Print all settings as YAML, and do nothing.")] = False,
 ) -> None:
     """Fine-tune a model on sounds with labels: class folders, or a list with path and label.
@@ -86,7 +101,9 @@ def finetune(
     if show_settings:
         print(yaml.safe_dump(chosen.to_dict(), sort_keys=False), end="")
         return
-    labelled = _labelled(data, problem_type, group_from)
+    cut = windows(chosen.data.seconds, min_overlap, fully_annotated)
+    labelled = read_labelled(data, problem_type, label_column=label_column, sounds=sounds or (), windows=cut)
+    labelled = _usable(labelled, group_from)
     cross = cross_validate or folds is not None
     plan = design(labelled, folds, group_from is not None, chosen.seed) if cross else None
     parts = None if cross else split(labelled, chosen.data.validation, chosen.seed)
@@ -123,9 +140,9 @@ def _print(console: Console, result: CrossValidated, plan: Design) -> None:
     console.print(f"{result.report.examples:,} sounds held out: {plan.name}. Interval: bootstrap over {plan.unit}.")
 
 
-def _labelled(data: list[str], problem_type: str | None, group_from: str | None) -> Labelled:
+def _usable(labelled: Labelled, group_from: str | None) -> Labelled:
     """The sounds that are there; of those that are not it is told before anything long begins."""
-    labelled, missing = read_labelled(data, problem_type).there()
+    labelled, missing = labelled.there()
     if missing:
         complain(f"{len(missing):,} files are not there, and left out: {quoted(missing)}.", "Warning")
     labelled, wrong = labelled.within_files()

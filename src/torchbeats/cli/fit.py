@@ -11,15 +11,16 @@ from rich.table import Column
 from rich.table import Table as Printed
 
 from torchbeats.cli.console import Console, complain, remark, working
-from torchbeats.cli.labelled import Format, GroupFrom, show
+from torchbeats.cli.labelled import Format, GroupFrom, LabelColumn, Sounds, show
 from torchbeats.cli.tables import NAMES, OUTPUT, Overwrite
 from torchbeats.data.folds import groups_from
 from torchbeats.data.labelled import read_labelled
+from torchbeats.data.windows import MIN_OVERLAP
 from torchbeats.errors import ModelError, SettingsError, quoted
 from torchbeats.extras import require
 from torchbeats.files import plain, readable, refuse_inputs, replacing, sha256
 from torchbeats.heads.fitting import FOLDS, Head, fit_head, whole_model
-from torchbeats.heads.labelling import MIN_OVERLAP, label_windows
+from torchbeats.heads.labelling import label_windows
 from torchbeats.heads.suggesting import Suggestion, suggest
 from torchbeats.loading import load
 from torchbeats.model import BEATs
@@ -36,7 +37,8 @@ def fit(
         typer.Argument(
             metavar="LABELS...",
             help="Labels of its files or of stretches of them: lists with the columns path and label, and optionally "
-            "start and end (seconds); or folders with one subfolder of sounds per class.",
+            "start and end (seconds); folders with one subfolder of sounds per class; or annotations from Raven, "
+            "Audacity, Kaleidoscope or BirdNET, and folders of these.",
         ),
     ],
     output: Annotated[
@@ -59,6 +61,8 @@ def fit(
         bool, typer.Option("--fully-annotated", help="Windows of labelled files without a label contain no class.")
     ] = False,
     folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation; files are kept together.")] = FOLDS,
+    label_column: LabelColumn = None,
+    sounds: Sounds = None,
     group_from: GroupFrom = None,
     problem_type: Annotated[
         str | None,
@@ -79,7 +83,7 @@ def fit(
     require("sklearn", "probe")
     _check_output(output, [table, *map(Path, labels)], overwrite)
     stored = Table(table)
-    labelled = read_labelled(labels, problem_type)
+    labelled = read_labelled(labels, problem_type, label_column=label_column, sounds=sounds or ())
     if group_from is not None:
         labelled = groups_from(labelled, group_from)
     windows = label_windows(stored, labelled, min_overlap, fully_annotated)

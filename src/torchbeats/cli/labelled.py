@@ -11,15 +11,64 @@ import typer
 
 from torchbeats.cli.console import Console, complain, say_json
 from torchbeats.data.labelled import Labelled
+from torchbeats.data.windows import MIN_OVERLAP, Windows
 
 DATA = Annotated[
     list[str],
     typer.Argument(
         metavar="DATA...",
         help="Folders with one subfolder of sounds per class; or lists (.csv, .tsv, .jsonl, .parquet) with the columns "
-        "path and label (several labels separated by ;), and optionally start, end (seconds), split, fold, group.",
+        "path and label (several labels separated by ;), and optionally start, end (seconds), split, fold, group; or "
+        "annotations from Raven, Audacity, Kaleidoscope or BirdNET, and folders of these.",
     ),
 ]
+
+ANNOTATIONS = "Annotations"  # how these options are grouped in a command's help
+
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=ANNOTATIONS,
+        help="Column with the labels. Default: the usual names, or the only column that is not Raven's own.",
+    ),
+]
+Sounds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sounds",
+        metavar="FOLDER",
+        rich_help_panel=ANNOTATIONS,
+        help="Folder to search for recordings, by name, with all its subfolders; may be repeated. Default: near the "
+        "annotations.",
+    ),
+]
+MinOverlap = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        rich_help_panel=ANNOTATIONS,
+        help="Annotated recordings are cut into windows; a window gets the labels of the annotations with which it "
+        "shares at least this share of the shorter of the two. Lists with start and end are cut likewise if this is "
+        f"given; otherwise each of their rows is one example. Default: {MIN_OVERLAP}.",
+    ),
+]
+FullyAnnotated = Annotated[
+    bool,
+    typer.Option(
+        "--fully-annotated",
+        rich_help_panel=ANNOTATIONS,
+        help="Windows of annotated recordings without a label contain no class. Default: they are left out.",
+    ),
+]
+
+
+def windows(seconds: float | None, min_overlap: float | None, fully_annotated: bool) -> Windows | None:
+    """How annotated recordings are cut into windows of some seconds; None leaves annotations as they are."""
+    if seconds is None:
+        return None
+    asked = min_overlap is not None or fully_annotated
+    return Windows(seconds, MIN_OVERLAP if min_overlap is None else min_overlap, fully_annotated, plain_lists=asked)
 
 
 GroupFrom = Annotated[

@@ -11,7 +11,19 @@ import typer
 from rich.table import Column, Table
 
 from torchbeats.cli.console import Console, audio_progress, complain, remark, working
-from torchbeats.cli.labelled import DATA, Format, GroupFrom, ProblemType, note_several, show
+from torchbeats.cli.labelled import (
+    DATA,
+    Format,
+    FullyAnnotated,
+    GroupFrom,
+    LabelColumn,
+    MinOverlap,
+    ProblemType,
+    Sounds,
+    note_several,
+    show,
+    windows,
+)
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window
 from torchbeats.data.folds import FOLDS, Design, design, groups_from
 from torchbeats.data.labelled import read_labelled
@@ -62,6 +74,10 @@ def probe(
         ),
     ] = None,
     format: Format = None,
+    label_column: LabelColumn = None,
+    sounds: Sounds = None,
+    min_overlap: MinOverlap = None,
+    fully_annotated: FullyAnnotated = False,
     window: Window = WINDOW_SECONDS,
     batch_seconds: BatchSeconds = BATCH_SECONDS,
     device: Device = "auto",
@@ -81,7 +97,8 @@ def probe(
     plan = EmbeddingPlan(pool.value, chosen_layer, window=window, batch_seconds=batch_seconds)
     if c is not None and not 0 < c < float("inf"):
         raise SettingsError(f"--c must be positive, not {c}.")
-    labelled = read_labelled(data, problem_type)
+    cut = windows(window, min_overlap, fully_annotated)
+    labelled = read_labelled(data, problem_type, label_column=label_column, sounds=sounds or (), windows=cut)
     if group_from is not None:
         labelled = groups_from(labelled, group_from)
     design(labelled, folds, group_from is not None)  # says what is wrong before anything is computed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from torchbeats.audio import Floats
 from torchbeats.cli.console import audio_progress, complain, for_terminal, remark, skipped
 from torchbeats.cli.tables import (
     MODEL,
@@ -29,8 +30,9 @@ from torchbeats.cli.tables import (
     Overwrite,
     Views,
 )
+from torchbeats.data.annotations.annotation import Annotation
 from torchbeats.data.inputs import Piece, find_sounds
-from torchbeats.errors import SettingsError
+from torchbeats.errors import SettingsError, quoted
 from torchbeats.extras import require
 from torchbeats.files import readable, refuse_inputs, replacing
 from torchbeats.inference import Group, Progress, groups
@@ -40,25 +42,36 @@ from torchbeats.model import BEATs
 from torchbeats.plans import BATCH_SECONDS, ScorePlan
 from torchbeats.plots import timeline
 from torchbeats.protocol import PROBABILITIES, Model
+from torchbeats.tables.events import check_events, class_thresholds
+from torchbeats.tables.events import events as merged
 from torchbeats.tables.reading import Table
 from torchbeats.tables.scoring import fitted_window, is_table, scored_groups
-from torchbeats.tables.tags import FORMATS, Writer, write_csv, write_jsonl, write_table
+from torchbeats.tables.tags import FORMATS, NAMED, ending_of, write_event_table, write_table
 from torchbeats.tagging import TOP, Tags, check_choice, likeliest, score_plan, scored, tags
 from torchbeats.weights import hub
 
 PICTURE = ".png"
 ENDINGS = {**{ending: form.about for ending, form in FORMATS.items()}, PICTURE: "picture"}
 TIMELINES = [*(ending for ending, form in FORMATS.items() if form.one_recording), PICTURE]  # of one recording each
-EVERY_SECONDS = 1.0  # of a timeline of one recording, where not given
-TRACK_THRESHOLD = 0.5  # of such a text, likewise
+STRETCHES = [*(ending for ending, form in FORMATS.items() if form.stretches), PICTURE]
+EVERY_SECONDS = 1.0  # of a timeline's row in these, and of events, where not given
+TRACK_THRESHOLD = 0.5  # likewise, but for pictures
+
+
+EVENTS = "Events"  # how these options are grouped in the help
 
 
 class Format(str, Enum):
-    """What standard output gets."""
+    """How results are written where no file's name tells."""
 
     table = "table"
     json = "json"
+    jsonl = "jsonl"
     csv = "csv"
+    audacity = "audacity"
+    raven = "raven"
+    kaleidoscope = "kaleidoscope"
+    birdnet = "birdnet"
 
 
 def tag(
@@ -87,7 +100,8 @@ def tag(
         typer.Option(
             "--format",
             rich_help_panel=OUTPUT,
-            help="Format on standard output. Default: a table on a terminal, otherwise JSON, one object per line.",
+            help="Format, whatever the output is called. On standard output json is one object per line. Default: by "
+            "the output's ending; on standard output a table on a terminal, otherwise json.",
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, rich_help_panel=OUTPUT, help="Most labels per row.")] = TOP,
@@ -97,16 +111,38 @@ def tag(
             min=0,
             max=1,
             rich_help_panel=OUTPUT,
-            help=f"Smallest probability of a label. Default: 0; {TRACK_THRESHOLD} in a label track.",
+            help=f"Smallest probability of a label. Default: 0; {TRACK_THRESHOLD} in {', '.join(STRETCHES[:-1])}; of "
+            f"events what each class was fitted with by `torchbeats fit`, otherwise {TRACK_THRESHOLD}.",
         ),
     ] = None,
+    events: Annotated[
+        bool,
+        typer.Option(
+            "--events",
+            rich_help_panel=EVENTS,
+            help="Write events instead of rows: for each class the stretches in which all rows reach its threshold, "
+            "with their peak and mean probability. --top does not matter.",
+        ),
+    ] = False,
+    min_gap: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            rich_help_panel=EVENTS,
+            help="Merge events of a class with less than this time between them.",
+        ),
+    ] = 0.0,
+    min_length: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", rich_help_panel=EVENTS, help="Drop shorter events, after merging."),
+    ] = 0.0,
     every: Annotated[
         float | None,
         typer.Option(
             metavar="SECONDS",
             rich_help_panel=WINDOWS,
             help="Make a timeline with one row every so many seconds. Default: one row per file, the mean over its "
-            f"windows; {EVERY_SECONDS:g} for a label track or a picture.",
+            f"windows; {EVERY_SECONDS:g} for events, {', '.join(STRETCHES)}.",
         ),
     ] = None,
     window: Annotated[
@@ -135,13 +171,15 @@ def tag(
     written as they are computed, and a recording may have any length. A file that cannot be read is reported and left
     out; the exit status is then 1.
     """
-    ending = output.suffix.lower() if output else ""
-    _check_output(output, form, inputs, overwrite)
-    if ending in TIMELINES and every is None:
+    ending = _ending(output, form)
+    _check_output(output, ending, inputs, overwrite)
+    if (events or ending in STRETCHES) and every is None:
         every = EVERY_SECONDS
+    fitted = events and threshold is None
     if threshold is None:
-        threshold = TRACK_THRESHOLD if ending in TIMELINES and ending != PICTURE else 0.0
+        threshold = TRACK_THRESHOLD if events or (ending in STRETCHES and ending != PICTURE) else 0.0
     check_choice(top, threshold)
+    check_events(min_gap, min_length)
     table = Table(inputs[0]) if len(inputs) == 1 and is_table(inputs[0]) else None
     if model is None:
         complain(hub.BUILT_IN_TAGGER_NOTE, "Note")
@@ -153,17 +191,18 @@ def tag(
     plan = score_plan(every, window, batch_seconds, views)
     plan.check(network)
     sounds = [] if table is not None else find_sounds(inputs, follow_links=follow_links)
-    _check_inputs(output, [*inputs, *(sound.path for sound in sounds)], len(sounds))
+    _check_inputs(output, ending, [*inputs, *(sound.path for sound in sounds)], len(sounds))
     names = class_names(network.label_dict, network.outputs[PROBABILITIES].shape[0])
     work = _Work(
         sounds,
         network,
         plan,
         names,
-        top,
-        threshold,
+        len(names) if events else top,
+        _thresholds(network, names, threshold) if fitted else threshold,
         jobs,
         None if head is None or table is None else scored_groups(table, head),
+        events=partial(merged, min_gap=min_gap, min_length=min_length) if events else None,
     )
     if output is None:
         work.print(form, by_file=every is None)
@@ -171,20 +210,34 @@ def tag(
         assert every is not None
         work.draw(output, every)
     else:
-        work.write(output)
+        work.write(output, ending)
     if work.failed:
         raise typer.Exit(1)
 
 
-def _check_output(output: Path | None, form: Format | None, inputs: list[str], overwrite: bool) -> None:
+def _ending(output: Path | None, form: Format | None) -> str:
+    """The ending that stands for the format of the results; none for the table, and what standard output has."""
+    if form is not None and (form is not Format.table or output is not None):
+        if form is Format.table:
+            raise SettingsError("A table is for standard output; choose another --format for a file.")
+        return NAMED[form.value]
+    return "" if output is None else ending_of(output.name, ENDINGS) or output.suffix.lower()
+
+
+def _thresholds(network: Model, names: list[str], default: float) -> Floats:
+    """What each class was fitted with; of classes without a threshold it is told."""
+    thresholds, without = class_thresholds(network, names, default)
+    if 0 < len(without) < len(names):
+        complain(f"No threshold was fitted for {quoted(without)}: {default:g} is used.", "Note")
+    return thresholds
+
+
+def _check_output(output: Path | None, ending: str, inputs: list[str], overwrite: bool) -> None:
     """Say what is wrong with the output before anything is computed."""
     if output is None:
         return
-    ending = output.suffix.lower()
     if ending not in ENDINGS:
         raise SettingsError(f"The output must be named {', '.join(FORMATS)} or {PICTURE}; {output} is not.")
-    if form:
-        raise SettingsError("--format is for standard output; the output's ending says how it is written.")
     if output.is_dir():
         raise SettingsError(f"{output} is a folder; name a file.")
     refuse_inputs([output], inputs)
@@ -194,15 +247,14 @@ def _check_output(output: Path | None, form: Format | None, inputs: list[str], o
         require("matplotlib", "plots")
 
 
-def _check_inputs(output: Path | None, paths: list[str], sounds: int) -> None:
+def _check_inputs(output: Path | None, ending: str, paths: list[str], sounds: int) -> None:
     """Say where an output would replace an input, or cannot hold them all."""
-    if output is None:
-        return
-    refuse_inputs([output], paths)
-    if sounds > 1 and (ending := output.suffix.lower()) in TIMELINES:
+    if output is not None:
+        refuse_inputs([output], paths)
+    if sounds > 1 and ending in TIMELINES:
         raise SettingsError(
             f"A {ending} file ({ENDINGS[ending]}) is of one recording, and the inputs name {sounds:,}. Make one for "
-            "each, or use .csv or .jsonl for all of them."
+            "each, or use .csv, .jsonl or .raven.txt for all of them."
         )
 
 
@@ -215,10 +267,11 @@ class _Work:
     plan: ScorePlan
     names: list[str]
     top: int
-    threshold: float
+    threshold: float | Floats
     jobs: int | None
     stored: Iterator[Group] | None = None  # of a table, in place of sounds
     failed: int = 0
+    events: Callable[[Iterable[Tags]], Iterator[Annotation]] | None = None
 
     def print(self, form: Format | None, by_file: bool) -> None:
         """Write to standard output."""
@@ -226,19 +279,20 @@ class _Work:
         terminal = out.isatty()
         if isinstance(out, io.TextIOWrapper):  # a label that a terminal cannot show must not end the run
             out.reconfigure(encoding=None if terminal else "utf-8", errors="replace")
-        texts: dict[Format, Writer] = {
-            Format.table: partial(write_table, by_file=by_file),
-            Format.json: write_jsonl,
-            Format.csv: write_csv,
-        }
-        write = texts[form or (Format.table if terminal else Format.json)]
-        for text in write(self._tags()):
+        form = form or (Format.table if terminal else Format.json)
+        ending = NAMED["jsonl" if form is Format.json else form.value] if form is not Format.table else ""
+        if self.events is not None:
+            write_events = FORMATS[ending].write_events if ending else write_event_table
+            texts = write_events(self.events(self._tags()))
+        else:
+            texts = (FORMATS[ending].write if ending else partial(write_table, by_file=by_file))(self._tags())
+        for text in texts:
             out.write(for_terminal(text))
             out.flush()
 
-    def write(self, output: Path) -> None:
+    def write(self, output: Path, ending: str) -> None:
         """Write a text file."""
-        said = 0
+        said, form = 0, FORMATS[ending]
 
         def counted(rows: Iterable[Tags]) -> Iterator[Tags]:
             nonlocal said
@@ -246,23 +300,34 @@ class _Work:
                 said += len(row.labels)
                 yield row
 
+        def texts(rows: Iterable[Tags]) -> Iterator[str]:
+            return form.write(rows) if self.events is None else form.write_events(self.events(rows))
+
         with (
             replacing(output) as temporary,
             temporary.open("w", encoding="utf-8", newline="\n") as file,
             audio_progress(len(self.sounds), 0) as progress,
         ):
-            file.writelines(FORMATS[output.suffix.lower()].write(counted(self._tags(progress))))
+            file.writelines(texts(counted(self._tags(progress))))
         if not said and (self.stored is not None or self.failed < len(self.sounds)):
-            complain(f"No label has a probability of {self.threshold:g}; try a lower --threshold.", "Note")
+            limit = f"of {self.threshold:g}" if isinstance(self.threshold, float) else "as high as its threshold"
+            complain(f"No label has a probability {limit}; try a lower --threshold.", "Note")
         of = f"{len(self.sounds) - self.failed:,} of {len(self.sounds):,} files"
-        remark(f"{output}: labels of {of if self.stored is None else 'stored windows'}.")
+        what = "labels" if self.events is None else "events"
+        remark(f"{output}: {what} of {of if self.stored is None else 'stored windows'}.")
 
     def draw(self, output: Path, every: float) -> None:
         """Draw a picture of the one recording."""
         picture = timeline.Timeline(self.names, every)
         with audio_progress(len(self.sounds), 0) as progress:
-            for row in scored(self._groups(progress), self.plan):
-                picture.add(row.end, row.probabilities, likeliest(row.probabilities, self.top, self.threshold))
+            rows = scored(self._groups(progress), self.plan)
+            if self.events is None:
+                for row in rows:
+                    picture.add(row.end, row.probabilities, likeliest(row.probabilities, self.top, self.threshold))
+            else:
+                seen = picture.all_of(rows)
+                for event in self.events(tags(seen, self.names, self.top, self.threshold)):
+                    picture.mark(event)
         if picture.end:  # else there is nothing to draw
             picture.spectrogram.listen(self.sounds[0])
             with replacing(output) as temporary:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 # Of a list, the first that is there. Of all these names capitals, blanks and punctuation do not matter.
@@ -46,6 +47,7 @@ _LIKE_TIME = frozenset((
 _INDEX = re.compile(r"|unnamed_\d+|index|index_level_\d+|id|row|number")  # what pandas and spreadsheets add
 
 
+@lru_cache(10_000)  # tables have few columns and many rows
 def key(name: str) -> str:
     """A column's name without what differs from writer to writer: "Begin Time (s)" is begin_time_s."""
     apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())

@@ -5,48 +5,27 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from torchbeats import audio
 from torchbeats.audio import AudioWarning
 from torchbeats.config import PROBLEM_TYPES
+from torchbeats.data.annotations.reading import annotation_files, labels_of
+from torchbeats.data.annotations.recordings import Recordings, sounds_below
 from torchbeats.data.cells import are_one_hot, canonical_numbers, composed, items, plain_number, word, yes_or_no
 from torchbeats.data.columns import LABEL_COLUMNS, PATH_COLUMNS, PLACE_COLUMNS, is_missing
+from torchbeats.data.example import Example
 from torchbeats.data.inputs import find_audio
-from torchbeats.data.lists import LIST_SUFFIXES, SoundList, read_list
+from torchbeats.data.lists import LIST_SUFFIXES, Row, SoundList, read_list
 from torchbeats.data.pieces import impossible
 from torchbeats.data.splits import purpose
-from torchbeats.data.stored import StoredSound
+from torchbeats.data.windows import Windows
 from torchbeats.errors import AudioError, InputError, quoted, some_of
-
-
-class Example(NamedTuple):
-    """A sound, or a piece of one, and what it is.
-
-    Attributes:
-        path: of the file.
-        labels: names of its classes.
-        start: of the piece, in seconds.
-        end: of the piece, in seconds; None for the end of the file.
-        split: "train", "validation" or "test", or what the list says where that is none of them.
-        fold: of a cross-validation, likewise.
-        group: what a split should keep together, a speaker or a recording, likewise.
-        content: where the sound is, if it is no file but lies in a list; then ``path`` is its name.
-    """
-
-    path: str
-    labels: tuple[str, ...]
-    start: float = 0.0
-    end: float | None = None
-    split: str | None = None
-    fold: str | None = None
-    group: str | None = None
-    content: StoredSound | None = None
 
 
 @dataclass
@@ -142,6 +121,10 @@ def read_labelled(
     problem_type: str | None = None,
     classes: Sequence[str] | None = None,
     aliases: Mapping[str, str] | None = None,
+    *,
+    label_column: str | None = None,
+    sounds: Sequence[str | os.PathLike[str]] = (),
+    windows: Windows | None = None,
 ) -> Labelled:
     """Find labelled sounds. What a reader of them should know is told by an `AudioWarning`.
 
@@ -149,12 +132,17 @@ def read_labelled(
         inputs: folders, in which every sound belongs to the class that the folder below them is named after; lists
             with a path, one or several labels, and maybe start, end or duration, split, fold, group; or with a column
             of noughts and ones for each class. Folders named train, valid, test and so on, with class folders in them,
-            are splits.
+            are splits. Or annotations of recordings, as Raven, Audacity, Kaleidoscope and BirdNET write them, and
+            folders with such files and maybe the recordings.
         problem_type: "single_label" or "multi_label"; by what the labels are where not given. In a single-label problem
             sounds without a label are left out. In a multi-label one, a sound that is named more than once, with the
             same start and end, has all of those labels.
         classes: those that a model has; where not given, all labels that there are.
         aliases: other names of classes, such as AudioSet ids.
+        label_column: the name of the column with the labels, where it is not a usual one.
+        sounds: folders in which recordings are searched for by their names; see `Recordings`.
+        windows: how annotated recordings are cut into windows, each an example with the labels of the stretches in it.
+            Where not given, a stretch is an example by itself.
 
     Raises:
         InputError: no examples, a list without the columns, a sound with several labels where each must
@@ -166,7 +154,8 @@ def read_labelled(
     # One letter may be one code point or two; the model's way of writing wins, and ours is the composed one.
     called = {composed(name): name for name in classes or ()}
     called.update({composed(other): name for other, name in (aliases or {}).items() if composed(other) not in called})
-    sources = [_source(os.fspath(one)) for one in inputs]
+    reading = _Reading(label_column or True, Recordings(sounds), windows)
+    sources = [source for one in inputs for source in reading.sources(os.fspath(one))]
     named = _Names(called, (label for source in sources for example in source.examples for label in example.labels))
     examples: dict[Hashable, Example] = {}
     places: dict[Hashable, str] = {}
@@ -179,7 +168,11 @@ def read_labelled(
                 examples[this], places[this] = example, place
                 continue
             before = examples[this]
-            if conflict is None and len(before.labels) == len(example.labels) == 1 and before.labels != example.labels:
+            if source.annotated and before.labels != example.labels:
+                source.several = True  # one stretch, in which there are several
+            elif (
+                conflict is None and len(before.labels) == len(example.labels) == 1 and before.labels != example.labels
+            ):
                 conflict = (
                     f"{before.path} has the label {before.labels[0]!r} ({places[this]}) and {example.labels[0]!r} "
                     f"({place}). Name the sound once, or make it a multi-label problem."
@@ -207,6 +200,10 @@ def read_labelled(
     return Labelled(kept, result if classes is None else list(classes), kind)
 
 
+def _have_one(*examples: Example) -> bool:
+    return all(len(example.labels) == 1 for example in examples)
+
+
 def _with_one_label(examples: Mapping[Hashable, Example], places: Mapping[Hashable, str]) -> list[Example]:
     """Those with a label. The others are named."""
     if odd := next((example for example in examples.values() if len(example.labels) > 1), None):
@@ -232,12 +229,14 @@ class _Source:
         places: of each, for messages: its path, or the line of a list.
         words: whether labels are cells of a list, in which NA and the like are none; a folder may be called so.
         several: whether a sound may have several labels, whatever these have.
+        annotated: whether these are annotations of recordings.
     """
 
     examples: list[Example]
     places: list[str]
     words: bool = False
     several: bool = False
+    annotated: bool = False
 
 
 class _Names:
@@ -301,13 +300,65 @@ def _seconds(example: Example) -> float | None:
         return None  # that it cannot be read is found out by reading it
 
 
-def _source(name: str) -> _Source:
-    if os.path.isdir(name):
-        examples = _in_class_folders(Path(name))
-        return _Source(examples, [example.path for example in examples])
-    if Path(name).suffix.lower() in LIST_SUFFIXES:
-        return _in_list(read_list(Path(name), labels=True))
-    raise InputError(f"{name} is neither a folder of class folders nor a list ({', '.join(LIST_SUFFIXES)}).")
+@dataclass
+class _Reading:
+    """How inputs are read.
+
+    Attributes:
+        labels: the column with the labels of a list; True for a usual one.
+        recordings: where the recordings of annotations are searched for.
+        windows: how these are cut, if they are.
+    """
+
+    labels: str | bool
+    recordings: Recordings
+    windows: Windows | None
+
+    def sources(self, name: str) -> Iterator[_Source]:
+        """What an input gives: several where it is a folder of annotations."""
+        path = Path(name)
+        if path.is_dir():
+            recordings = self.recordings.within(path)
+            if files := annotation_files(path, recordings, plain=not _has_class_folders(path)):
+                yield from (self._of_list(file, recordings) for file in files)
+                return
+            examples = _in_class_folders(path)
+            yield _Source(examples, [example.path for example in examples])
+        elif path.suffix.lower() in LIST_SUFFIXES:
+            yield self._of_list(path, self.recordings)
+        else:
+            raise InputError(f"{name} is neither a folder of class folders nor a list ({', '.join(LIST_SUFFIXES)}).")
+
+    def _of_list(self, path: Path, recordings: Recordings) -> _Source:
+        sounds = read_list(path, self.labels, recordings)
+        source = _in_annotations(sounds) if sounds.dialect is not None else _in_list(sounds)
+        timed = any(example.start or example.end is not None for example in source.examples)
+        if self.windows is None or not (source.annotated or (self.windows.plain_lists and timed)):
+            return source
+        annotated = [row.path for row in sounds.rows] if sounds.recording is None else [sounds.recording]
+        examples, unused = self.windows.of(source.examples, annotated)
+        if unused:
+            names = quoted(dict.fromkeys(f"{one.path} at {one.start:g} s" for one in unused), 3)
+            sounds.note(f"{len(unused):,} labelled stretches are in no window, and are not used: {names}.")
+        several = source.several or any(len(example.labels) != 1 for example in examples)
+        places = [f"{example.path} from {example.start:g} s" for example in examples]
+        return _Source(examples, places, source.words, several, True)
+
+
+def _in_annotations(sounds: SoundList) -> _Source:
+    """The labelled stretches; a row without a label says nothing."""
+    assert sounds.columns.label is not None
+    labels = [labels_of(sounds, row, sounds.columns.label) for row in sounds.rows]
+    sounds.left_out(
+        "which have no label", [row.number for row, words in zip(sounds.rows, labels, strict=True) if words is None]
+    )
+    rows = [(row, words) for row, words in zip(sounds.rows, labels, strict=True) if words]
+    examples = [
+        Example(row.path, tuple(words), row.start, row.end, content=None, **_places_of(sounds, row))
+        for row, words in rows
+    ]
+    places = [f"{sounds.place(row.number)} of {sounds.path}" for row, _ in rows]
+    return _Source(examples, places, words=True, annotated=True)
 
 
 def _both(before: Example, example: Example) -> Example:
@@ -323,6 +374,12 @@ def _both(before: Example, example: Example) -> Example:
 
 def _folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _has_class_folders(folder: Path) -> bool:
+    """Whether there are folders in a folder, with sounds in each."""
+    names = _folders(folder)
+    return bool(names) and all(any(sounds_below(folder / name)) for name in names)
 
 
 def _in_class_folders(folder: Path) -> list[Example]:
@@ -368,13 +425,19 @@ def _in_list(sounds: SoundList) -> _Source:
         )
     examples = []
     for row, words in zip(sounds.rows, labels, strict=True):
-        kept = {place: word(row.values.get(name)) for place, name in sounds.columns.places.items()}
-        kept = {place: None if is_missing(value) else value for place, value in kept.items()}
-        if split := kept.get("split"):
-            kept["split"] = purpose(split) or split
-        examples.append(Example(row.path, tuple(words), row.start, row.end, content=row.content, **kept))
+        about = _places_of(sounds, row)
+        examples.append(Example(row.path, tuple(words), row.start, row.end, content=row.content, **about))
     places = [f"{sounds.place(row.number)} of {sounds.path}" for row in sounds.rows]
     return _Source(examples, places, words=True, several=several)
+
+
+def _places_of(sounds: SoundList, row: Row) -> dict[str, str | None]:
+    """The split, the fold and the group of a row, where its list has such columns."""
+    kept = {place: word(row.values.get(name)) for place, name in sounds.columns.places.items()}
+    kept = {place: None if is_missing(value) else value for place, value in kept.items()}
+    if split := kept.get("split"):
+        kept["split"] = purpose(split) or split
+    return kept
 
 
 def _labels_of(sounds: SoundList, column: str) -> list[list[str]]:

@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torchbeats.audio import AudioWarning
+from torchbeats.data.annotations import audacity
+from torchbeats.data.annotations.dialects import Dialect
+from torchbeats.data.annotations.formats import dialect_of
+from torchbeats.data.annotations.recordings import Recordings
 from torchbeats.data.columns import PATH_COLUMNS, SLICED, Columns, is_missing, key
 from torchbeats.data.stored import StoredSound
 from torchbeats.data.text import decode
@@ -58,6 +62,8 @@ class SoundList:
         rows: those that name a sound.
         unit: "line" or "row", what the numbers of rows count.
         class_names: of columns that hold the numbers of classes, their names, where the list tells.
+        dialect: of the program that wrote it, if these are annotations of a known one.
+        recording: that all rows are of, where they name none.
     """
 
     path: Path
@@ -65,6 +71,8 @@ class SoundList:
     rows: list[Row]
     unit: str = "line"
     class_names: dict[str, list[str]] = field(default_factory=dict)
+    dialect: Dialect | None = None
+    recording: str | None = None
 
     def place(self, number: int) -> str:
         """A row's place, for messages."""
@@ -96,14 +104,16 @@ class _Raw:
     encoding: str = "utf-8"
     path: str | None = None  # the column that holds sounds, where its name does not tell
     class_names: dict[str, list[str]] = field(default_factory=dict)
+    dialect: Dialect | None = None
 
 
-def read_list(path: Path, labels: bool = False) -> SoundList:
+def read_list(path: Path, labels: bool | str = False, recordings: Recordings | None = None) -> SoundList:
     """The rows of a list that name a sound. What is unusual about it is told by an `AudioWarning`.
 
     Args:
-        path: of a list with one of `LIST_SUFFIXES`.
-        labels: whether more is wanted of a row than its sound.
+        path: of a list with one of `LIST_SUFFIXES`; annotations of Raven, Audacity, Kaleidoscope and BirdNET are lists.
+        labels: whether more is wanted of a row than its sound; the name of a column: this one has the labels.
+        recordings: where sounds are searched for by their names that are not where the list has them.
 
     Raises:
         InputError: there is no such list, it cannot be read, or has no paths; the message names the line.
@@ -111,26 +121,76 @@ def read_list(path: Path, labels: bool = False) -> SoundList:
     try:
         raw = LISTS[path.suffix.lower()](path, labels)
         columns = Columns(raw.names)
+        dialect = raw.dialect or dialect_of(raw.names)
+        recordings = recordings or Recordings()
+        if dialect is not None:
+            columns.paths = dialect.path_columns(raw.names)
         if raw.path is not None:
             columns.paths = [raw.path]
-        if not columns.paths:
+        if not columns.paths and dialect is None:
             names = ", ".join(name[:40] for name in columns.names[:20]) or "none"
             raise ValueError(f"it needs a column called {' or '.join(PATH_COLUMNS[:6])}; it has {names}.")
-        result = SoundList(path, columns, [], raw.unit, raw.class_names)
-        _fill(result, raw, labels)
+        result = SoundList(path, columns, [], raw.unit, raw.class_names, dialect)
+        if not columns.paths:
+            result.recording = recordings.beside(path)
+        if labels:
+            label_columns = _label_columns(result, labels)
+            raw.rows = _with_label(raw.rows, label_columns) if len(label_columns) > 1 else raw.rows
+        _fill(result, raw, bool(labels), recordings)
     except FileNotFoundError:
         raise InputError(f"There is no list {path}.") from None
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"The list {path} cannot be read: {error}") from error
-    if columns.not_understood:
+    if note_of := _note_on_sequence(result):
+        result.note(note_of)
+    if columns.not_understood and result.dialect is None:
         names = quoted(columns.not_understood)
         whole = "" if columns.times else ": whole files are taken"
         result.note(f"the columns {names} look like times, and are not used{whole}.")
     return result
 
 
-def _fill(result: SoundList, raw: _Raw, labels: bool) -> None:
-    columns, paths = result.columns, _Paths(result.path, raw.encoding)
+def _note_on_sequence(result: SoundList) -> str | None:
+    """What to know of a Raven table whose times may count through several recordings, and do not say so."""
+    recordings = dict.fromkeys(row.path for row in result.rows)
+    if result.dialect is None or result.dialect.name != "Raven" or result.columns.file_offset or len(recordings) < 2:
+        return None
+    return (
+        f"it names {len(recordings):,} recordings and has no column File Offset (s): its times are taken as times in "
+        "each recording. If they count through all of them, let Raven add this column."
+    )
+
+
+def _label_columns(result: SoundList, labels: bool | str) -> list[str]:
+    """The columns that have labels: of a row the first with one counts; the first also becomes the list's column."""
+    columns, dialect = result.columns, result.dialect
+    chosen = [columns.label] if columns.label is not None else []
+    if isinstance(labels, str):
+        alike = [name for name in columns.names if key(name) == key(labels)]
+        chosen = [name for name in alike if name == labels] or alike[:1]
+        if not chosen:
+            raise ValueError(f"it has no column {labels!r} for labels; there are {quoted(columns.names, 20)}.")
+    elif dialect is not None:
+        chosen = dialect.label_columns(columns.names)
+        if dialect.name == "Raven" and len(chosen) > 1:
+            raise ValueError(f"which of its columns {quoted(chosen)} has the labels? Name it: --label-column.")
+        if not chosen:
+            raise ValueError(f"it has no column for labels; there are {quoted(columns.names, 20)}.")
+    columns.label = chosen[0] if chosen else None
+    return chosen
+
+
+def _with_label(
+    rows: Iterable[tuple[int, dict[str, Any]]], names: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with the first label that there is in the first of several columns."""
+    for number, values in rows:
+        first = next((values[name] for name in names if not is_missing(values.get(name))), None)
+        yield number, {**values, names[0]: first}
+
+
+def _fill(result: SoundList, raw: _Raw, labels: bool, recordings: Recordings) -> None:
+    columns, paths = result.columns, _Paths(result.path, raw.encoding, recordings, result.dialect is not None)
     kept = {*columns.places.values(), *columns.others, columns.label} if labels else set[str | None]()
     lacking = defaultdict[str, list[int]](list)
     for number, values in raw.rows:
@@ -138,6 +198,15 @@ def _fill(result: SoundList, raw: _Raw, labels: bool) -> None:
         content = sound if isinstance(sound, StoredSound) else None
         if isinstance(sound, dict):
             sound = sound.get("path")
+        other_names: Sequence[str] = ()
+        if result.dialect is not None:
+            if not columns.paths and not result.recording:
+                raise ValueError(
+                    f"it names no recording, and there is no sound called like it beside it, as "
+                    f"{result.path.name.split('.')[0]}.wav would be."
+                )
+            names = result.dialect.paths(values) if columns.paths else [str(result.recording)]
+            sound, other_names = (names[0], names[1:]) if names else (None, ())
         nothing = sound is None or (isinstance(sound, str) and not sound.strip())
         if nothing and all(is_missing(value) for value in values.values()):
             continue  # an empty line
@@ -156,7 +225,12 @@ def _fill(result: SoundList, raw: _Raw, labels: bool) -> None:
                 start, end = columns.piece(values)
             except ValueError as error:
                 raise ValueError(f"{result.place(number)}: {error}") from None
-            opened = content.name if content else paths.resolve(str(sound), number, _folders_of(columns, values))
+            if content:
+                opened: str | None = content.name
+            elif not columns.paths:
+                opened = result.recording
+            else:
+                opened = paths.resolve(str(sound), number, _folders_of(columns, values), other_names)
             if opened is not None:
                 values = {name: value for name, value in values.items() if name in kept}
                 result.rows.append(Row(number, opened, start, end, values, content))
@@ -172,7 +246,7 @@ def _is_pipe(text: str) -> bool:
 
 def _folders_of(columns: Columns, values: dict[str, Any]) -> Sequence[str]:
     """Where else beside the list UrbanSound8K has a file: in a folder for each fold."""
-    if key(columns.paths[0]) != SLICED or "fold" not in columns.places:
+    if not columns.paths or key(columns.paths[0]) != SLICED or "fold" not in columns.places:
         return ()
     fold = f"fold{str(values.get(columns.places['fold'])).strip()}"
     return fold, f"audio/{fold}", f"../audio/{fold}"
@@ -184,23 +258,30 @@ class _Paths:
     Args:
         path: of the list.
         encoding: that the list was read as.
+        recordings: where files are searched for by name that are not where a path says.
+        annotations: whether the list is one of annotations, whose paths are often those of another machine.
     """
 
-    def __init__(self, path: Path, encoding: str) -> None:
-        self.folder, self.encoding = path.parent, encoding
+    def __init__(self, path: Path, encoding: str, recordings: Recordings, annotations: bool) -> None:
+        self.path, self.folder, self.encoding = path, path.parent, encoding
+        self.recordings = recordings if annotations or recordings.folders else None
         self.unusual: dict[str, tuple[int, int, str, str]] = {}
         self.comments = 0
 
-    def resolve(self, text: str, number: int, folders: Sequence[str] = ()) -> str | None:
+    def resolve(
+        self, text: str, number: int, folders: Sequence[str] = (), other_names: Sequence[str] = ()
+    ) -> str | None:
         """A path that can be opened from here; None for a comment."""
         if _URL.match(text.strip()):
             return text.strip()
         readings = self._readings(text)
-        for how, name in readings:
+        for how, name in [*readings, *(("", name.replace("\\", "/")) for name in other_names)]:
             if opened := self._existing(name, folders):
-                if how:
+                if how and not other_names:
                     self._remember(how, number, text.strip(), opened)
                 return opened
+        if self.recordings is not None and (opened := self.recordings.called(readings[0][1], self.path)):
+            return opened
         if text.lstrip().startswith("#"):
             return None
         how, name = readings[-1]
@@ -271,18 +352,21 @@ def _text(path: Path) -> tuple[str, str]:
     return (text if "\n" in text else text.replace("\r", "\n")), encoding
 
 
-def _read_txt(path: Path, labels: bool) -> _Raw:
+def _read_txt(path: Path, labels: bool | str) -> _Raw:
     text, encoding = _text(path)
     first = next((line for line in text.split("\n") if line.strip() and not line.startswith("#")), "")
-    if any(Columns(first.split(delimiter)).paths for delimiter in ",;\t" if delimiter in first):
+    headers = [first.split(delimiter) for delimiter in ",;\t" if delimiter in first]
+    if any(Columns(names).paths or dialect_of(names) for names in headers):
         return _table(text, encoding)  # as Raven writes its tables
+    if audacity.is_track(text) or (not text.strip() and Recordings().beside(path)):
+        return _Raw(audacity.COLUMNS, audacity.read_track(text), encoding=encoding, dialect=audacity.AUDACITY)
     # not splitlines: U+2028 and its like may be in names
     lines = enumerate(text.replace("\0", NUL).split("\n"), start=1)
     rows = ((number, {_PLAIN: line}) for number, line in lines if line.strip())
     return _Raw([], rows, encoding=encoding, path=_PLAIN)
 
 
-def _read_scp(path: Path, labels: bool) -> _Raw:
+def _read_scp(path: Path, labels: bool | str) -> _Raw:
     """Kaldi's lists: the name of an utterance and, behind a blank, its file."""
     text, encoding = _text(path)
 
@@ -298,7 +382,7 @@ def _read_scp(path: Path, labels: bool) -> _Raw:
     return _Raw([], rows(), encoding=encoding, path=_PLAIN)
 
 
-def _read_csv(path: Path, labels: bool) -> _Raw:
+def _read_csv(path: Path, labels: bool | str) -> _Raw:
     return _table(*_text(path))
 
 
@@ -363,7 +447,7 @@ def _header(line: str, separator: str = "") -> tuple[str, Columns]:
     return best[2], best[3]
 
 
-def _read_jsonl(path: Path, labels: bool) -> _Raw:
+def _read_jsonl(path: Path, labels: bool | str) -> _Raw:
     text, encoding = _text(path)
     rows: list[tuple[int, dict[str, Any]]] = []
     for number, line in enumerate(text.split("\n"), start=1):
@@ -372,7 +456,7 @@ def _read_jsonl(path: Path, labels: bool) -> _Raw:
     return _Raw(_names(rows), rows, encoding=encoding)
 
 
-def _read_json(path: Path, labels: bool) -> _Raw:
+def _read_json(path: Path, labels: bool | str) -> _Raw:
     """An array of objects, alone or as the only one in an object; or an object a line, as NeMo calls its lists."""
     text, _ = _text(path)
     try:
@@ -417,7 +501,7 @@ def _entry(entry: Any, number: int) -> dict[str, Any]:
     return {**entry, columns.paths[0]: path}
 
 
-def _read_parquet(path: Path, labels: bool) -> _Raw:
+def _read_parquet(path: Path, labels: bool | str) -> _Raw:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -433,6 +517,7 @@ def _read_parquet(path: Path, labels: bool) -> _Raw:
     if labels:
         flat = [name for name in columns.others if not pa.types.is_nested(schema.field(name).type)]
         names += [*columns.places.values(), *((columns.label,) if columns.label else flat)]
+        names += [name for name in schema.names if isinstance(labels, str) and key(name) == key(labels)]
     names += [time.name for time in columns.times]
     wanted = [name for name in dict.fromkeys(names) if name != stored]
     if stored is None and columns.paths:
@@ -517,7 +602,7 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
         return {}
 
 
-LISTS: dict[str, Callable[[Path, bool], _Raw]] = {
+LISTS: dict[str, Callable[[Path, bool | str], _Raw]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".txt": _read_txt,

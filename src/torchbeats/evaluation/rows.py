@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from torchbeats.audio import Floats
+from torchbeats.data.example import Example
 from torchbeats.data.fingerprint import fingerprint
 from torchbeats.data.inputs import Piece
-from torchbeats.data.labelled import Example
 from torchbeats.errors import InputError
 from torchbeats.files import replacing
 from torchbeats.inference import OnFailure, Progress, groups

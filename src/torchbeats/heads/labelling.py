@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
 
-from torchbeats.data.labelled import Example, Labelled
-from torchbeats.errors import InputError, SettingsError
+from torchbeats.data.example import Example
+from torchbeats.data.labelled import Labelled
+from torchbeats.data.windows import MIN_OVERLAP, check_overlap, covers
+from torchbeats.errors import InputError
 from torchbeats.tables.reading import Table
 from torchbeats.tagging import Indices
-
-MIN_OVERLAP = 0.5
 
 
 class LabelledWindows(NamedTuple):
@@ -47,8 +46,7 @@ def label_windows(
         SettingsError: an overlap that is no share.
         InputError: no window of the table has a label.
     """
-    if not 0 < min_overlap <= 1:
-        raise SettingsError(f"The overlap is a share, more than 0 and at most 1, not {min_overlap}.")
+    check_overlap(min_overlap)
     stretches = defaultdict[str, list[int]](list)
     for number, example in enumerate(labelled.examples):
         stretches[_identity(example.path)].append(number)
@@ -61,7 +59,7 @@ def label_windows(
             if path not in identities:
                 identities[path] = _identity(path)
             own = stretches.get(identities[path], [])
-            covering = [n for n in own if _covers(labelled.examples[n], start, end, min_overlap)]
+            covering = [n for n in own if covers(labelled.examples[n], start, end, min_overlap)]
             if not covering and not (own and fully_annotated):
                 continue
             used[covering] = True
@@ -82,9 +80,3 @@ def label_windows(
 
 def _identity(path: str) -> str:
     return os.path.realpath(path)
-
-
-def _covers(example: Example, start: float, end: float, min_overlap: float) -> bool:
-    stop = math.inf if example.end is None else example.end
-    common = min(end, stop) - max(start, example.start)
-    return common > 0 and common >= min_overlap * min(end - start, stop - example.start) - 1e-9

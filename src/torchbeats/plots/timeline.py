@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -12,13 +13,14 @@ import numpy as np
 import torch
 
 from torchbeats.audio import AudioWarning, Floats
+from torchbeats.data.annotations.annotation import Annotation
 from torchbeats.data.inputs import Piece
 from torchbeats.data.sounds import blocks
 from torchbeats.errors import AudioError
 from torchbeats.fbank import HIGH_HZ, LOW_HZ, Fbank, mel
 from torchbeats.patches import FRAME_SHIFT, N_MELS, SAMPLE_RATE, frames
 from torchbeats.plots.fonts import writable
-from torchbeats.tagging import Indices
+from torchbeats.tagging import Indices, Scored
 
 COLUMNS = (
     1024  # of a summary, at most; a little less than a picture has pixels from left to right, so that none is lost
@@ -115,12 +117,26 @@ class Timeline:
         self.spectrogram = Spectrogram()
         self._scores = Summary(len(names), np.maximum)
         self._peaks = np.zeros(len(names), np.float32)  # of the classes that a row has named
+        self._events: list[tuple[int, float, float]] = []  # class, start, end
 
     def add(self, end: float, probabilities: Floats, named: Indices) -> None:
         """Take the next row: where it ends, ``(classes,)`` probabilities, and which classes it names."""
         self.end = end
         self._scores.add(probabilities[np.newaxis])
         self._peaks[named] = np.maximum(self._peaks[named], probabilities[named])
+
+    def all_of(self, rows: Iterable[Scored]) -> Iterator[Scored]:
+        """Take rows on their way; none of their classes is named."""
+        nothing = np.empty(0, np.intp)
+        for row in rows:
+            self.add(row.end, row.probabilities, nothing)
+            yield row
+
+    def mark(self, event: Annotation) -> None:
+        """Take an event; its class is named."""
+        index = self.names.index(event.label)
+        self._events.append((index, event.start, event.start if event.end is None else event.end))
+        self._peaks[index] = max(self._peaks[index], event.peak or 0.0)
 
     def chosen(self) -> Indices:
         """The classes that a picture shows: of those that rows name the likeliest, by their peaks."""
@@ -187,6 +203,7 @@ class Timeline:
             vmax=min(1.0, math.ceil(10 * float(scores.max())) / 10),
             interpolation="nearest",
         )
+        self._draw_events(axes, chosen)
         written = [writable(self.names[index]) for index in chosen]
         axes.set_yticks(range(len(chosen)), [words for words, _ in written], fontsize=10.5)
         for tick, (_, families) in zip(axes.get_yticklabels(), written, strict=True):
@@ -195,6 +212,15 @@ class Timeline:
         axes.grid(axis="y", which="minor", color="0.85", linewidth=0.8)
         axes.tick_params(axis="y", which="both", length=0)
         figure.colorbar(image, ax=axes, label="probability" if len(chosen) > 3 else "prob.", pad=0.01)
+
+    def _draw_events(self, axes: Any, chosen: Indices) -> None:
+        from matplotlib.patches import Rectangle
+
+        places = {int(index): place for place, index in enumerate(chosen)}
+        for index, start, end in self._events:
+            if index in places:
+                box = (start, places[index] - 0.4), end - start, 0.8
+                axes.add_patch(Rectangle(*box, fill=False, edgecolor="black", linewidth=1.2))
 
 
 def _minute_ticks(seconds: float) -> Any:

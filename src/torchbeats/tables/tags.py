@@ -9,9 +9,17 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
+from torchbeats.data.annotations import plain
+from torchbeats.data.annotations.annotation import Annotation, AnnotationWriter
+from torchbeats.data.annotations.audacity import write_audacity
+from torchbeats.data.annotations.birdnet import write_birdnet
+from torchbeats.data.annotations.kaleidoscope import write_kaleidoscope
+from torchbeats.data.annotations.raven import write_raven
 from torchbeats.files import as_json, one_line, readable
+from torchbeats.tables.events import events
 from torchbeats.tagging import Tags, regions
 
 Writer: TypeAlias = Callable[[Iterable[Tags]], Iterator[str]]
@@ -74,6 +82,22 @@ def write_table(rows: Iterable[Tags], by_file: bool) -> Iterator[str]:
             yield "  no label reaches the threshold\n"
 
 
+def write_event_table(found: Iterable[Annotation]) -> Iterator[str]:
+    """For a person: a line an event below each file's name."""
+    path = None
+    for event in found:
+        if event.path != path:
+            path = event.path
+            yield one_line(readable(path)) + "\n"
+        scores = f"peak {event.peak or 0.0:.3f}, mean {event.mean or 0.0:.3f}"
+        yield f"  {_clock(event.start):>9} – {_clock(event.end or event.start):>9}  {one_line(event.label)}  {scores}\n"
+
+
+def _stretches(write: AnnotationWriter, rows: Iterable[Tags]) -> Iterator[str]:
+    """Rows as the stretches where a label goes on."""
+    return write(events(rows))
+
+
 def _clock(seconds: float) -> str:
     hundredths = round(100 * seconds)
     return f"{hundredths // 6000}:{hundredths % 6000 / 100:05.2f}"
@@ -86,17 +110,44 @@ class TextFormat:
     Attributes:
         write: from rows to the parts of the text.
         about: what such a file is, for help and messages.
+        write_events: from events to the parts of the text.
         one_recording: a timeline of a single recording: there is nowhere to put the name of another.
+        stretches: it has stretches of recordings, so its rows are those of a timeline.
     """
 
     write: Writer
     about: str
+    write_events: AnnotationWriter
     one_recording: bool = False
+    stretches: bool = False
+
+
+def _of_stretches(write: AnnotationWriter, about: str) -> TextFormat:
+    return TextFormat(partial(_stretches, write), about, write, stretches=True)
 
 
 FORMATS: dict[str, TextFormat] = {
-    ".csv": TextFormat(write_csv, "one label per row"),
-    ".json": TextFormat(write_json, "one array"),
-    ".jsonl": TextFormat(write_jsonl, "one object per line"),
-    ".txt": TextFormat(write_track, "label track for Audacity", one_recording=True),
+    ".csv": TextFormat(write_csv, "one label per row", partial(plain.write_csv, fields=plain.EVENT_FIELDS)),
+    ".json": TextFormat(write_json, "one array", plain.write_json),
+    ".jsonl": TextFormat(write_jsonl, "one object per line", plain.write_jsonl),
+    ".txt": TextFormat(write_track, "label track for Audacity", write_audacity, one_recording=True, stretches=True),
+    ".audacity.txt": TextFormat(write_track, "the same", write_audacity, one_recording=True, stretches=True),
+    ".raven.txt": _of_stretches(write_raven, "selection table for Raven"),
+    ".kaleidoscope.csv": _of_stretches(write_kaleidoscope, "table for Kaleidoscope"),
+    ".birdnet.csv": _of_stretches(write_birdnet, "as BirdNET writes it"),
 }
+NAMED = {  # what the formats are called where no file's name tells
+    "csv": ".csv",
+    "json": ".json",
+    "jsonl": ".jsonl",
+    "audacity": ".audacity.txt",
+    "raven": ".raven.txt",
+    "kaleidoscope": ".kaleidoscope.csv",
+    "birdnet": ".birdnet.csv",
+}
+
+
+def ending_of(name: str, endings: Iterable[str] = FORMATS) -> str | None:
+    """The longest of the endings that a file's name has; case does not matter."""
+    known = [ending for ending in endings if name.lower().endswith(ending)]
+    return max(known, key=len, default=None)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from torchbeats import audio
 from torchbeats.audio import Floats
-from torchbeats.data.labelled import Example, Labelled
+from torchbeats.data.example import Example
+from torchbeats.data.labelled import Labelled
 from torchbeats.errors import AudioError
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
 from torchbeats.training.augmentation import CURVE_TERMS, augment_waveform, change_speed, equaliser_curve

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torchbeats.data.example import Example
 from torchbeats.data.fingerprint import fingerprint
-from torchbeats.data.labelled import Example
 
 
 @dataclass(frozen=True)

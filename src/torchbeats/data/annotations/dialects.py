@@ -1,0 +1,60 @@
+"""How a program writes its tables: how to recognise one, and where it has labels and paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torchbeats.data.columns import LABEL_COLUMNS, Columns, is_missing, key
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a program writes its tables.
+
+    Attributes:
+        name: of the program.
+        recognises: whether columns with these keys (see `columns.key`) are such a table.
+        label_columns: of the columns of a table, those that may have a row's label, the best first.
+        path_columns: those that make up the path of a recording, likewise.
+        paths: of a row, by keys, what the recording may be called, the likeliest first.
+        nothing: labels that say that there is nothing, in lower case.
+    """
+
+    name: str
+    recognises: Callable[[set[str]], bool]
+    label_columns: Callable[[Sequence[str]], list[str]]
+    path_columns: Callable[[Sequence[str]], list[str]]
+    paths: Callable[[Mapping[str, Any]], list[str]]
+    nothing: frozenset[str] = frozenset()
+
+
+def known_labels(names: Sequence[str], keys: Sequence[str] = LABEL_COLUMNS) -> list[str]:
+    """Those of some columns that have one of these keys, in the order of the keys."""
+    by_key = {key(name): name for name in reversed(names)}
+    return [by_key[known] for known in keys if known in by_key]
+
+
+def known_paths(names: Sequence[str]) -> list[str]:
+    """The columns that may hold paths."""
+    return Columns(names).paths
+
+
+def texts(values: Mapping[str, Any], *keys: str) -> list[str]:
+    """What a row has in columns with these keys, where that is text."""
+    by_key = {key(name): value for name, value in values.items()}
+    found = (by_key.get(one) for one in keys)
+    return [str(value).strip() for value in found if not is_missing(value)]
+
+
+def number(values: Mapping[str, Any], keys: Sequence[str]) -> float | None:
+    """The first of these columns that has a number in a row."""
+    for text in texts(values, *keys):
+        try:
+            value = float(text.replace(",", "."))
+        except ValueError:
+            continue
+        if value == value:
+            return value
+    return None
