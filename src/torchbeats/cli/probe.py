@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from torchbeats.cli.console import Console, audio_progress, complain, remark, working
+from torchbeats.cli.console import Console, audio_progress, complain, count_progress, remark
 from torchbeats.cli.labelled import DATA, Format, GroupFrom, ProblemType, note_several, show
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window
 from torchbeats.data.folds import FOLDS, Design, design, groups_from
 from torchbeats.data.labelled import read_labelled
 from torchbeats.errors import SettingsError
-from torchbeats.evaluation.probe import CS, NEIGHBOURS, Outcome, probe_layers
+from torchbeats.evaluation.probe import CLASSIFIERS, CS, NEIGHBOURS, Outcome, fits, probe_layers
 from torchbeats.evaluation.rows import Rows, cache_folder, cached, rows_of
 from torchbeats.extras import require
 from torchbeats.files import plain, sha256
@@ -107,11 +107,10 @@ def probe(
     note_several(heard)
     for warning in chosen.warnings:
         complain(warning, "Warning")
-    outcomes: list[tuple[int, Outcome]] = []
-    with working() as show_progress:
-        for number, classifier, work in probe_layers(rows.values, plan.layers(network), heard, chosen, c):
-            show_progress(f"Layer {number}, {classifier}, {chosen.name}")
-            outcomes.append((number, work()))
+    layers = plan.layers(network)
+    total = len(layers) * sum(fits(classifier, chosen, c) for classifier in CLASSIFIERS)
+    with count_progress(total, "fits") as on_fit:
+        outcomes = list(probe_layers(rows.values, layers, heard, chosen, c, on_fit))
     results = {
         "torchbeats": __version__,
         "model": model,
@@ -133,7 +132,7 @@ def probe(
     show(format, plain(results), lambda out: _print(out, heard.problem_type, chosen, outcomes))
     if rows.failures:
         total = len(labelled.examples)
-        complain(f"{len(rows.failures):,} of {total:,} sounds could not be read, or not to their end.")
+        complain(f"{len(rows.failures):,} of {total:,} sounds could not be used, or not to their end.")
         raise typer.Exit(1)
 
 
