@@ -17,6 +17,7 @@ from helpers import noise, small_model
 from torchbeats.data.folds import design
 from torchbeats.data.labelled import Example, Labelled
 from torchbeats.errors import InputError
+from torchbeats.evaluation import attentive as attending
 from torchbeats.evaluation import probe as probing
 from torchbeats.evaluation.metrics import bootstrap
 from torchbeats.evaluation.rows import rows_of
@@ -257,6 +258,31 @@ def test_all_layers_at_once_are_those_of_a_plan_each(sounds):
         for layer in (0, 1, 2):
             alone = rows_of(rows, model, EmbeddingPlan(pool, layer)).values
             np.testing.assert_allclose(together[:, layer], alone, atol=1e-5)
+
+
+def test_attentive_beside_the_others(run, model, listed, tmp_path, monkeypatch):
+    monkeypatch.setattr(attending, "Training", partial(attending.Training, steps=60))
+    command = (listed("group"), "-m", model, "--c", "0.1", "--head", "attentive")
+    status, out, err = run(*command)
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert [(row["layer"], row["classifier"]) for row in found["results"]] == [
+        (2, "linear"),
+        (2, "k-NN"),
+        ("all", "attentive"),
+    ]
+    last = found["results"][-1]
+    assert last["tested"] == 16
+    assert last["accuracy"] >= 0.8
+    assert last["c"] == []
+    assert len(found["layer_weights"]) == 3
+    assert sum(found["layer_weights"]) == pytest.approx(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("torchbeats.cli.probe.write_features", None)  # is not called again
+        assert run(*command)[:2] == (0, out)  # with the same figures
+    table = run(*command, "--no-cache", "--format", "table")[1]
+    assert re.search(r"all\s+│ attentive", table)
+    assert len(list((tmp_path / "cache/torchbeats/probe").iterdir())) == 3
 
 
 # --- what is held out

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +18,8 @@ from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window
 from torchbeats.data.folds import FOLDS, Design, design, groups_from
 from torchbeats.data.labelled import read_labelled
 from torchbeats.errors import SettingsError
+from torchbeats.evaluation.attentive import ATTENTIVE, attentive, total_epochs
+from torchbeats.evaluation.features import plan_of, stored_features, write_features
 from torchbeats.evaluation.probe import CLASSIFIERS, CS, NEIGHBOURS, Outcome, fits, probe_layers
 from torchbeats.evaluation.rows import Rows, cache_folder, cached, rows_of
 from torchbeats.extras import require
@@ -27,6 +31,7 @@ from torchbeats.pooling import POOLINGS, WINDOW_POOLINGS
 from torchbeats.version import __version__
 from torchbeats.weights import hub
 
+Head = Enum("Head", {ATTENTIVE: ATTENTIVE}, type=str)  # type: ignore[misc]
 Pool = Enum("Pool", {name: name for name in WINDOW_POOLINGS}, type=str)  # type: ignore[misc]
 
 
@@ -38,7 +43,15 @@ def probe(
     pool: Annotated[
         Pool,
         typer.Option(help=f"Embeddings: {'; '.join(f'{name}: {POOLINGS[name].about}' for name in WINDOW_POOLINGS)}."),
-    ] = Pool.bands,  # type: ignore[attr-defined]
+    ] = Pool.statistics,  # type: ignore[attr-defined]
+    head: Annotated[
+        Head | None,
+        typer.Option(
+            help="A further classifier. attentive: learned weights of all layers, and attention over time in each "
+            "frequency band; it is trained for minutes, on features that take 5 MB on disk for ten seconds of sound "
+            "of a base model. Default: none."
+        ),
+    ] = None,
     layer: Annotated[
         str | None,
         typer.Option(metavar="N|all", help="Whose output: 0 is the input to the first layer. Default: the last."),
@@ -73,8 +86,9 @@ def probe(
     """Find out whether a model's embeddings are good for your sounds: cross-validated, with a confidence interval.
 
     Two classifiers on frozen embeddings: logistic regression (one class against the rest where sounds have several
-    labels) on standardised values, and the nearest neighbours by cosine. Beside them stands what someone gets who does
-    not listen. A sound that cannot be read is named and left out, and the exit status is 1.
+    labels) on standardised values, and the nearest neighbours by cosine; --head attentive adds a third. Beside them
+    stands what someone gets who does not listen. A sound that cannot be used is named and left out, and the exit
+    status is 1.
     """
     require("sklearn", "probe")
     chosen_layer = int(layer) if layer and layer.isdecimal() else layer
@@ -96,6 +110,12 @@ def probe(
         with audio_progress(len(labelled.examples), 0) as progress:
             return rows_of(labelled.examples, network, plan, jobs=jobs, progress=progress)
 
+    features_plan = plan_of(window, batch_seconds)
+
+    def write(path: Path) -> None:
+        with audio_progress(len(labelled.examples), 0) as progress:
+            write_features(path, labelled.examples, network, features_plan, jobs=jobs, progress=progress)
+
     begun, digest = time.monotonic(), sha256(weights)
     folder = None if no_cache else cache_folder()
     rows, kept = cached(folder, labelled.examples, digest, plan.settings(network), compute)
@@ -110,7 +130,18 @@ def probe(
     layers = plan.layers(network)
     total = len(layers) * sum(fits(classifier, chosen, c) for classifier in CLASSIFIERS)
     with count_progress(total, "fits") as on_fit:
-        outcomes = list(probe_layers(rows.values, layers, heard, chosen, c, on_fit))
+        outcomes: list[tuple[int | str, Outcome]] = [*probe_layers(rows.values, layers, heard, chosen, c, on_fit)]
+    layer_weights = None
+    if head is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            settings = features_plan.settings(network)
+            place = Path(scratch) if folder is None else folder
+            features, _ = stored_features(place, labelled.examples, digest, settings, write)
+            features = features.subset(rows.heard)
+            with count_progress(total_epochs(features, chosen), "epochs") as on_epoch:
+                outcome, layer_weights = attentive(features, heard, chosen, on_epoch=on_epoch)
+            del features  # or Windows could not delete the file
+        outcomes.append(("all", outcome))
     results = {
         "torchbeats": __version__,
         "model": model,
@@ -127,6 +158,7 @@ def probe(
         "pool": plan.pool,
         "window": plan.window,
         "neighbours": NEIGHBOURS,
+        "layer_weights": layer_weights,
         "results": [_result(*outcome) for outcome in outcomes],
     }
     show(format, plain(results), lambda out: _print(out, heard.problem_type, chosen, outcomes))
@@ -136,7 +168,7 @@ def probe(
         raise typer.Exit(1)
 
 
-def _result(layer: int, outcome: Outcome) -> dict[str, Any]:
+def _result(layer: int | str, outcome: Outcome) -> dict[str, Any]:
     return {
         "layer": layer,
         "classifier": outcome.classifier,
@@ -150,7 +182,7 @@ def _result(layer: int, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _print(out: Console, problem_type: str, design: Design, outcomes: list[tuple[int, Outcome]]) -> None:
+def _print(out: Console, problem_type: str, design: Design, outcomes: list[tuple[int | str, Outcome]]) -> None:
     single = problem_type == "single_label"
     main = "accuracy" if single else "mAP"
     columns = ("layer", "classifier", main, "95 %", "chance", *(("macro F1",) if single else ()), "C")

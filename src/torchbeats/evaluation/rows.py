@@ -87,6 +87,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchbeats" / "probe"
 
 
+def cache_key(examples: Sequence[Example], weights: str, settings: dict[str, Any]) -> str:
+    """A name for what a model makes of sounds: another if any of what it depends on is. Arguments as for `cached`."""
+    pieces = [Piece(os.path.abspath(example.path), example.start, example.end, example.content) for example in examples]
+    key = {"torchbeats": __version__, "weights": weights, "sounds": fingerprint(pieces), **settings}
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def cached(
     folder: Path | None,
     examples: Sequence[Example],
@@ -108,10 +115,7 @@ def cached(
     """
     if folder is None:
         return compute(), False
-    pieces = [Piece(os.path.abspath(example.path), example.start, example.end, example.content) for example in examples]
-    key = {"torchbeats": __version__, "weights": weights, "sounds": fingerprint(pieces), **settings}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
-    path = folder / f"{digest.hexdigest()[:32]}.npz"
+    path = folder / f"{cache_key(examples, weights, settings)}.npz"
     try:
         with np.load(path) as arrays:
             failures = [(name, reason) for name, reason in json.loads(str(arrays["failures"]))]
