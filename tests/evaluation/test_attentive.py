@@ -164,6 +164,14 @@ def test_one_class_is_refused():
         attentive(features, data, plan, training=QUICK)
 
 
+def test_a_sound_without_features_is_named():
+    features, labels = one_patch_tells(12)
+    data = labelled([("abc"[label],) for label in labels])
+    features.counts[3] = 0
+    with pytest.raises(InputError, match=r"^3\.wav has no features"):
+        attentive(features, data, design(data, 2), training=BRIEF)
+
+
 @pytest.mark.parametrize("train_sounds", [2, 3])
 def test_two_or_three_sounds_to_learn_from(train_sounds):
     features, labels = one_patch_tells(8)

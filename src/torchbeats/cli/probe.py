@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +18,10 @@ from torchbeats.cli.console import Console, audio_progress, complain, count_prog
 from torchbeats.cli.labelled import DATA, Format, GroupFrom, ProblemType, note_several, show
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window
 from torchbeats.data.folds import FOLDS, Design, design, groups_from
-from torchbeats.data.labelled import read_labelled
+from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import SettingsError
 from torchbeats.evaluation.attentive import ATTENTIVE, attentive, total_epochs
-from torchbeats.evaluation.features import plan_of, stored_features, write_features
+from torchbeats.evaluation.features import Features, plan_of, stored_features, write_features
 from torchbeats.evaluation.probe import CLASSIFIERS, CS, NEIGHBOURS, Outcome, fits, probe_layers
 from torchbeats.evaluation.rows import Rows, cache_folder, cached, rows_of
 from torchbeats.extras import require
@@ -110,12 +112,6 @@ def probe(
         with audio_progress(len(labelled.examples), 0) as progress:
             return rows_of(labelled.examples, network, plan, jobs=jobs, progress=progress)
 
-    features_plan = plan_of(window, batch_seconds)
-
-    def write(path: Path) -> None:
-        with audio_progress(len(labelled.examples), 0) as progress:
-            write_features(path, labelled.examples, network, features_plan, jobs=jobs, progress=progress)
-
     begun, digest = time.monotonic(), sha256(weights)
     folder = None if no_cache else cache_folder()
     rows, kept = cached(folder, labelled.examples, digest, plan.settings(network), compute)
@@ -131,17 +127,9 @@ def probe(
     total = len(layers) * sum(fits(classifier, chosen, c) for classifier in CLASSIFIERS)
     with count_progress(total, "fits") as on_fit:
         outcomes: list[tuple[int | str, Outcome]] = [*probe_layers(rows.values, layers, heard, chosen, c, on_fit)]
-    layer_weights = None
-    if head is not None:
-        with tempfile.TemporaryDirectory() as scratch:
-            settings = features_plan.settings(network)
-            place = Path(scratch) if folder is None else folder
-            features, _ = stored_features(place, labelled.examples, digest, settings, write)
-            features = features.subset(rows.heard)
-            with count_progress(total_epochs(features, chosen), "epochs") as on_epoch:
-                outcome, layer_weights = attentive(features, heard, chosen, on_epoch=on_epoch)
-            del features  # or Windows could not delete the file
-        outcomes.append(("all", outcome))
+    store = partial(_features, labelled, network, digest, plan_of(window, batch_seconds), jobs)
+    last, layer_weights = _attentive(store, folder, rows, heard, chosen) if head else (None, None)
+    outcomes += [("all", last)] if last else []
     results = {
         "torchbeats": __version__,
         "model": model,
@@ -166,6 +154,30 @@ def probe(
         total = len(labelled.examples)
         complain(f"{len(rows.failures):,} of {total:,} sounds could not be used, or not to their end.")
         raise typer.Exit(1)
+
+
+def _features(
+    labelled: Labelled, network: BEATs, digest: str, plan: EmbeddingPlan, jobs: int | None, folder: Path
+) -> Features:
+    """Every layer's features of all sounds, from an earlier run where the folder has them."""
+
+    def write(path: Path) -> None:
+        with audio_progress(len(labelled.examples), 0) as progress:
+            write_features(path, labelled.examples, network, plan, jobs=jobs, progress=progress)
+
+    return stored_features(folder, labelled.examples, digest, plan.settings(network), write)[0]
+
+
+def _attentive(
+    store: Callable[[Path], Features], folder: Path | None, rows: Rows, heard: Labelled, chosen: Design
+) -> tuple[Outcome, list[float]]:
+    """Cross-validate the attentive head on features that are kept in the folder, or for this run alone."""
+    with tempfile.TemporaryDirectory() as scratch:
+        features = store(Path(scratch) if folder is None else folder).subset(rows.heard)
+        with count_progress(total_epochs(features, chosen), "epochs") as on_epoch:
+            outcome, weights = attentive(features, heard, chosen, on_epoch=on_epoch)
+        del features  # Windows deletes no file that is mapped to memory
+    return outcome, weights
 
 
 def _result(layer: int | str, outcome: Outcome) -> dict[str, Any]:

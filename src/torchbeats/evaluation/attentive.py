@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from torchbeats.data.folds import Design, Fold
 from torchbeats.data.labelled import Labelled
+from torchbeats.errors import InputError
 from torchbeats.evaluation.features import Features
 from torchbeats.evaluation.metrics import Array
 from torchbeats.evaluation.probe import OnFit, Outcome, check_classes, outcome
@@ -120,10 +121,13 @@ def attentive(
         How it did, and the mean over the folds of each layer's weight.
 
     Raises:
-        InputError: training sounds of one class only.
+        InputError: training sounds of one class only, or an example without features.
     """
     training = training or Training()
     truth = data.targets()
+    if not features.counts.all():
+        bad = data.examples[int(features.counts.argmin())].path
+        raise InputError(f"{bad} has no features that are finite in every layer; leave it out.")
     for fold in plan.folds:
         check_classes(truth[fold.train], data)
     scores = np.full((len(truth), len(data.classes)), np.nan, np.float32)
