@@ -150,8 +150,12 @@ def probe(
         "results": [_result(*outcome) for outcome in outcomes],
     }
     show(format, plain(results), lambda out: _print(out, heard.problem_type, chosen, outcomes))
+    _say_failures(rows, len(labelled.examples))
+
+
+def _say_failures(rows: Rows, total: int) -> None:
+    """The count of sounds that are left out, if any, and exit status 1."""
     if rows.failures:
-        total = len(labelled.examples)
         complain(f"{len(rows.failures):,} of {total:,} sounds could not be used, or not to their end.")
         raise typer.Exit(1)
 
