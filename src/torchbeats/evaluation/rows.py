@@ -23,7 +23,7 @@ from torchbeats.plans import Plan
 from torchbeats.protocol import Model
 from torchbeats.version import __version__
 
-NOT_FINITE = "the model makes values of it that are not finite"
+NOT_FINITE = "the model gives numbers for it that are not finite"
 
 
 @dataclass
