@@ -21,6 +21,15 @@ def test_quick(name, tmp_path, monkeypatch):
     assert f"`python benchmarks/{name}.py --quick --peers" in text
 
 
+def test_probe_speed(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr(sys, "argv", ["probe_speed.py", "--quick"])
+    importlib.import_module("probe_speed").main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 3
+    assert rows[0][3] == rows[2][3]  # the accuracy of the exact solution
+
+
 def test_mixed_lengths_are_what_they_are_said_to_be(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     mixed = importlib.import_module("mixed_lengths")

@@ -82,8 +82,6 @@ class BEATs(Backbone):
         refuse_layer(layer, len(self.encoder.layers))
         if layer is not None and output == PROBABILITIES:
             raise ModelError("Probabilities come from the label head, which stands behind the last layer.")
-        if layer == "all" and self.outputs[output].by_step:
-            raise ModelError(f"All layers at once are for a row a window; {output!r} is a row a step.")
 
     @torch.inference_mode()
     def compute(self, output: str, wav: Tensor, lengths: Tensor | None = None, layer: Layer = None) -> Tensor:
@@ -106,7 +104,7 @@ class BEATs(Backbone):
             if isinstance(layer, str):
                 encoded, hiddens = self._encode(wav, lengths=lengths, output_all_hiddens=True)
                 hiddens = [*hiddens[:-1], encoded.x]  # with the final norm, where there is one
-                return torch.stack([encoded._replace(x=x).pool(output) for x in hiddens], dim=1).flatten(1)
+                return torch.stack([encoded._replace(x=x).pool(output) for x in hiddens], dim=-2).flatten(-2)
             return self.encode(wav, lengths, layer=layer).pool(output)
 
     def forward(

@@ -158,7 +158,7 @@ def test_bad_files_are_named_and_left_out(run, single, sounds, tmp_path):
     assert found["examples"] == 2
     assert [entry["path"] for entry in found["failed"]] == [str(tmp_path / "text.wav"), str(tmp_path / "gone.wav")]
     assert "Skipped: " + str(tmp_path / "gone.wav") in err
-    assert "2 of 4 sounds could not be read" in err
+    assert "2 of 4 sounds could not be used" in err
 
 
 def test_none_that_can_be_read(run, single, tmp_path):

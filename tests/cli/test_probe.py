@@ -17,6 +17,7 @@ from helpers import noise, small_model
 from torchbeats.data.folds import design
 from torchbeats.data.labelled import Example, Labelled
 from torchbeats.errors import InputError
+from torchbeats.evaluation import attentive as attending
 from torchbeats.evaluation import probe as probing
 from torchbeats.evaluation.metrics import bootstrap
 from torchbeats.evaluation.rows import rows_of
@@ -176,7 +177,7 @@ def test_bad_files_and_a_class_of_one_sound(run, model, sounds, listed, tmp_path
         status, out, err = run(given, "-m", model, "--c", "0.1")
         assert status == 1
         assert "Skipped: " + str(tmp_path / "gone.wav") in err
-        assert "2 of 19 sounds could not be read" in err
+        assert "2 of 19 sounds could not be used" in err
         assert "Warning: One sound only, learned from and never asked about: '鳥'." in err
         found = json.loads(out)
         assert (found["examples"], found["results"][0]["tested"]) == (17, 16)
@@ -208,6 +209,42 @@ def test_without_scikit_learn(run, model, listed, monkeypatch):
     assert "This needs the package sklearn: pip install 'torchbeats[probe]'." in err
 
 
+def test_sounds_of_which_a_model_makes_no_numbers_are_left_out(run, model, listed, sounds, monkeypatch):
+    """A model that overflows on some sounds; then on all."""
+    compute = torchbeats.BEATs.compute
+    bad = set()
+
+    def overflowing(self, output, wav, lengths=None, layer=None):
+        values = compute(self, output, wav, lengths, layer)
+        for i, row in enumerate(wav):
+            if round(float(row[100]) * 1e6) in bad:
+                values[i, 0] = np.inf
+        return values
+
+    for path in sorted(sounds.glob("*.wav"))[:2]:
+        bad.add(round(float(np.float32(soundfile.read(path, dtype="float32")[0][100])) * 1e6))
+    monkeypatch.setattr(torchbeats.BEATs, "compute", overflowing)
+    for _ in range(2):  # the second time from what was kept
+        status, out, err = run(listed("group"), "-m", model, "--c", "0.1")
+        assert status == 1
+        assert err.count("Skipped: ") == 2
+        assert "that are not finite" in err
+        assert "2 of 16 sounds could not be used" in err
+        assert json.loads(out)["examples"] == 14
+    monkeypatch.setattr(torchbeats.BEATs, "compute", lambda *a: compute(*a) * np.nan)
+    status, out, err = run(listed("group"), "-m", model, "--c", "0.1", "--no-cache")
+    assert (status, out) == (2, "")
+    assert "finite" in err
+
+
+def test_one_class_is_left_when_the_others_sounds_cannot_be_read(run, model, listed, sounds, tmp_path):
+    rows = [f"{path},low" for path in sorted(sounds.glob("low*.wav"))]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows, "gone.wav,high", "lost.wav,high"]) + "\n")
+    status, out, err = run(tmp_path / "list.csv", "-m", model)
+    assert (status, out) == (2, "")
+    assert "There is one class only, 'low'; two are needed to tell apart." in err
+
+
 # --- embeddings
 
 
@@ -221,6 +258,31 @@ def test_all_layers_at_once_are_those_of_a_plan_each(sounds):
         for layer in (0, 1, 2):
             alone = rows_of(rows, model, EmbeddingPlan(pool, layer)).values
             np.testing.assert_allclose(together[:, layer], alone, atol=1e-5)
+
+
+def test_attentive_beside_the_others(run, model, listed, tmp_path, monkeypatch):
+    monkeypatch.setattr(attending, "Training", partial(attending.Training, steps=60))
+    command = (listed("group"), "-m", model, "--c", "0.1", "--head", "attentive")
+    status, out, err = run(*command)
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert [(row["layer"], row["classifier"]) for row in found["results"]] == [
+        (2, "linear"),
+        (2, "k-NN"),
+        ("all", "attentive"),
+    ]
+    last = found["results"][-1]
+    assert last["tested"] == 16
+    assert last["accuracy"] >= 0.8
+    assert last["c"] == []
+    assert len(found["layer_weights"]) == 3
+    assert sum(found["layer_weights"]) == pytest.approx(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("torchbeats.cli.probe.write_features", None)  # is not called again
+        assert run(*command)[:2] == (0, out)  # with the same figures
+    table = run(*command, "--no-cache", "--format", "table")[1]
+    assert re.search(r"all\s+│ attentive", table)
+    assert len(list((tmp_path / "cache/torchbeats/probe").iterdir())) == 3
 
 
 # --- what is held out
@@ -316,6 +378,45 @@ def test_a_fold_with_one_class_to_learn_from():
     data = examples(["a", "a", "b", "b"], group=list("xxyy"))
     with pytest.raises(InputError, match="A fold leaves only the class 'b' to learn from"):
         probing.probe(np.eye(4), data, design(data))
+
+
+def test_a_fold_without_sounds_to_learn_from():
+    data = examples(["a;b", "", ""])
+    plan = design(data, 2)
+    plan.folds[0] = plan.folds[0]._replace(train=np.array([], int))
+    with pytest.raises(InputError, match="A fold leaves nothing to learn from"):
+        probing.probe(np.eye(3), data, plan)
+
+
+@pytest.mark.parametrize("labels", [["a", "a", "b", "b"], ["a;b", "a", "", "b"], ["a", "", "", ""]])
+@pytest.mark.parametrize("classifier", probing.CLASSIFIERS)
+def test_very_few_sounds(labels, classifier):
+    """Too few for folds within folds: the figures are what they are, and nothing fails."""
+    data = examples(labels)
+    plan = design(data, 2)
+    count = []
+    outcome = probing.probe(np.eye(len(labels), 9), data, plan, classifier, on_fit=lambda: count.append(1))
+    assert outcome.tested <= len(labels)
+    assert len(count) == probing.fits(classifier, plan)
+
+
+@pytest.mark.parametrize("classifier", probing.CLASSIFIERS)
+def test_values_that_are_not_finite_are_said(classifier):
+    data = examples(["a", "b"] * 6)
+    x = np.random.default_rng(0).standard_normal((12, 5))
+    x[[4, 7], 2] = np.nan, np.inf
+    with pytest.raises(InputError, match=r"of 4\.wav has values that are not finite, and 1 more have"):
+        probing.probe(x, data, design(data, 2), classifier)
+
+
+@pytest.mark.parametrize("classifier", probing.CLASSIFIERS)
+def test_large_values_are_values(classifier):
+    """Squares of them are beyond what a float holds."""
+    data = examples(["a", "b"] * 10)
+    x = np.random.default_rng(0).standard_normal((20, 5)).astype(np.float32)
+    x[::2] += 3
+    small, large = (probing.probe(part, data, design(data, 2), classifier) for part in (x, x * np.float32(1e30)))
+    assert large.figures == small.figures
 
 
 # --- figures

@@ -7,7 +7,7 @@ of Rich, and without what a terminal would obey.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -107,3 +107,27 @@ def audio_progress(total: int, done: int) -> Iterator[OnBatch]:
             bar.update(task, advance=inputs, audio=f"{seconds / 3600:.2f} h of audio, {speed:,.1f} × real time")
 
         yield on_batch
+
+
+@contextmanager
+def count_progress(total: int, what: str) -> Iterator[Callable[[], None]]:
+    """A bar with a count and the time to go while equal pieces of work are done.
+
+    Args:
+        total: number of pieces.
+        what: they are, in the plural.
+
+    Yields:
+        What is to be called behind each piece.
+    """
+    bar = Progress(
+        BarColumn(),
+        TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {what}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)

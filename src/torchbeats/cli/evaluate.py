@@ -117,7 +117,7 @@ def evaluate(
             f"{len(found.absent)} of {len(names)} classes have no examples; means over classes leave them out.", "Note"
         )
     if rows.failures:
-        complain(f"{len(rows.failures):,} of {len(examples.examples):,} sounds could not be read, or not to their end.")
+        complain(f"{len(rows.failures):,} of {len(examples.examples):,} sounds could not be used, or not to their end.")
         raise typer.Exit(1)
     if out is not None:
         remark(f"{out}: figures of {len(heard.examples):,} sounds.")

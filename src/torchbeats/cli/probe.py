@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
-from torchbeats.cli.console import Console, audio_progress, complain, remark, working
+from torchbeats.cli.console import Console, audio_progress, complain, count_progress, remark
 from torchbeats.cli.labelled import (
     DATA,
     Format,
@@ -26,9 +30,11 @@ from torchbeats.cli.labelled import (
 )
 from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window
 from torchbeats.data.folds import FOLDS, Design, design, groups_from
-from torchbeats.data.labelled import read_labelled
+from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import SettingsError
-from torchbeats.evaluation.probe import CS, NEIGHBOURS, Outcome, probe_layers
+from torchbeats.evaluation.attentive import ATTENTIVE, attentive, total_epochs
+from torchbeats.evaluation.features import Features, plan_of, stored_features, write_features
+from torchbeats.evaluation.probe import CLASSIFIERS, CS, NEIGHBOURS, Outcome, fits, probe_layers
 from torchbeats.evaluation.rows import Rows, cache_folder, cached, rows_of
 from torchbeats.extras import require
 from torchbeats.files import plain, sha256
@@ -39,6 +45,7 @@ from torchbeats.pooling import POOLINGS, WINDOW_POOLINGS
 from torchbeats.version import __version__
 from torchbeats.weights import hub
 
+Head = Enum("Head", {ATTENTIVE: ATTENTIVE}, type=str)  # type: ignore[misc]
 Pool = Enum("Pool", {name: name for name in WINDOW_POOLINGS}, type=str)  # type: ignore[misc]
 
 
@@ -50,7 +57,15 @@ def probe(
     pool: Annotated[
         Pool,
         typer.Option(help=f"Embeddings: {'; '.join(f'{name}: {POOLINGS[name].about}' for name in WINDOW_POOLINGS)}."),
-    ] = Pool.bands,  # type: ignore[attr-defined]
+    ] = Pool.statistics,  # type: ignore[attr-defined]
+    head: Annotated[
+        Head | None,
+        typer.Option(
+            help="A further classifier. attentive: learned weights of all layers, and attention over time in each "
+            "frequency band; it is trained for minutes, on features that take 10 MB on disk for ten seconds of sound "
+            "of a base model. Default: none."
+        ),
+    ] = None,
     layer: Annotated[
         str | None,
         typer.Option(metavar="N|all", help="Whose output: 0 is the input to the first layer. Default: the last."),
@@ -89,8 +104,9 @@ def probe(
     """Find out whether a model's embeddings are good for your sounds: cross-validated, with a confidence interval.
 
     Two classifiers on frozen embeddings: logistic regression (one class against the rest where sounds have several
-    labels) on standardised values, and the nearest neighbours by cosine. Beside them stands what someone gets who does
-    not listen. A sound that cannot be read is named and left out, and the exit status is 1.
+    labels) on standardised values, and the nearest neighbours by cosine; --head attentive adds a third. Beside them
+    stands what someone gets who does not listen. A sound that cannot be used is named and left out, and the exit
+    status is 1.
     """
     require("sklearn", "probe")
     chosen_layer = int(layer) if layer and layer.isdecimal() else layer
@@ -124,11 +140,13 @@ def probe(
     note_several(heard)
     for warning in chosen.warnings:
         complain(warning, "Warning")
-    outcomes: list[tuple[int, Outcome]] = []
-    with working() as show_progress:
-        for number, classifier, work in probe_layers(rows.values, plan.layers(network), heard, chosen, c):
-            show_progress(f"Layer {number}, {classifier}, {chosen.name}")
-            outcomes.append((number, work()))
+    layers = plan.layers(network)
+    total = len(layers) * sum(fits(classifier, chosen, c) for classifier in CLASSIFIERS)
+    with count_progress(total, "fits") as on_fit:
+        outcomes: list[tuple[int | str, Outcome]] = [*probe_layers(rows.values, layers, heard, chosen, c, on_fit)]
+    store = partial(_features, labelled, network, digest, plan_of(window, batch_seconds), jobs)
+    last, layer_weights = _attentive(store, folder, rows, heard, chosen) if head else (None, None)
+    outcomes += [("all", last)] if last else []
     results = {
         "torchbeats": __version__,
         "model": model,
@@ -145,16 +163,45 @@ def probe(
         "pool": plan.pool,
         "window": plan.window,
         "neighbours": NEIGHBOURS,
+        "layer_weights": layer_weights,
         "results": [_result(*outcome) for outcome in outcomes],
     }
     show(format, plain(results), lambda out: _print(out, heard.problem_type, chosen, outcomes))
+    _say_failures(rows, len(labelled.examples))
+
+
+def _say_failures(rows: Rows, total: int) -> None:
+    """The count of sounds that are left out, if any, and exit status 1."""
     if rows.failures:
-        total = len(labelled.examples)
-        complain(f"{len(rows.failures):,} of {total:,} sounds could not be read, or not to their end.")
+        complain(f"{len(rows.failures):,} of {total:,} sounds could not be used, or not to their end.")
         raise typer.Exit(1)
 
 
-def _result(layer: int, outcome: Outcome) -> dict[str, Any]:
+def _features(
+    labelled: Labelled, network: BEATs, digest: str, plan: EmbeddingPlan, jobs: int | None, folder: Path
+) -> Features:
+    """Every layer's features of all sounds, from an earlier run where the folder has them."""
+
+    def write(path: Path) -> None:
+        with audio_progress(len(labelled.examples), 0) as progress:
+            write_features(path, labelled.examples, network, plan, jobs=jobs, progress=progress)
+
+    return stored_features(folder, labelled.examples, digest, plan.settings(network), write)[0]
+
+
+def _attentive(
+    store: Callable[[Path], Features], folder: Path | None, rows: Rows, heard: Labelled, chosen: Design
+) -> tuple[Outcome, list[float]]:
+    """Cross-validate the attentive head on features that are kept in the folder, or for this run alone."""
+    with tempfile.TemporaryDirectory() as scratch:
+        features = store(Path(scratch) if folder is None else folder).subset(rows.heard)
+        with count_progress(total_epochs(features, chosen), "epochs") as on_epoch:
+            outcome, weights = attentive(features, heard, chosen, on_epoch=on_epoch)
+        del features  # Windows deletes no file that is mapped to memory
+    return outcome, weights
+
+
+def _result(layer: int | str, outcome: Outcome) -> dict[str, Any]:
     return {
         "layer": layer,
         "classifier": outcome.classifier,
@@ -168,7 +215,7 @@ def _result(layer: int, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _print(out: Console, problem_type: str, design: Design, outcomes: list[tuple[int, Outcome]]) -> None:
+def _print(out: Console, problem_type: str, design: Design, outcomes: list[tuple[int | str, Outcome]]) -> None:
     single = problem_type == "single_label"
     main = "accuracy" if single else "mAP"
     columns = ("layer", "classifier", main, "95 %", "chance", *(("macro F1",) if single else ()), "C")

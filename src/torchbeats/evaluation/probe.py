@@ -1,17 +1,15 @@
 """What frozen embeddings know of labels: a linear classifier and the nearest neighbours, on sounds held out in turn.
 
 Nothing of a fold's test sounds is seen before they are predicted: scaling and the choice of C happen within the
-training sounds. scikit-learn fits the linear classifier, and is imported only there.
+training sounds.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
@@ -26,11 +24,14 @@ from torchbeats.evaluation.metrics import (
     mean_average_precision,
     precision_recall_f1,
 )
+from torchbeats.evaluation.regression import few_threads, regressions
 
 CLASSIFIERS = ("linear", "k-NN")
 INNER_FOLDS = 3  # within the training sounds, to choose C
 CS = (0.001, 0.01, 0.1, 1.0)
 NEIGHBOURS = 10
+
+OnFit: TypeAlias = Callable[[], None]
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Outcome:
     """How one classifier did.
 
     Attributes:
-        classifier: of `CLASSIFIERS`.
+        classifier: its name: one of `CLASSIFIERS`, or another that was tested the same way.
         figures: "accuracy", "balanced_accuracy" and "macro_f1", or for multi-label problems "mAP".
         interval: 95 % confidence, of the first of them.
         chance: the first of them for someone who does not listen: who always says the most frequent class; for mAP,
@@ -60,7 +61,13 @@ class Outcome:
 
 
 def probe(
-    x: Array, data: Labelled, plan: Design, classifier: str = "linear", c: float | None = None, seed: int = 0
+    x: Array,
+    data: Labelled,
+    plan: Design,
+    classifier: str = "linear",
+    c: float | None = None,
+    seed: int = 0,
+    on_fit: OnFit = lambda: None,
 ) -> Outcome:
     """Cross-validate a classifier on embeddings.
 
@@ -71,55 +78,112 @@ def probe(
         classifier: "linear", logistic regression on standardised values (one against the rest if multi-label); or
             "k-NN", the `NEIGHBOURS` nearest by cosine, with the cosine as weight.
         c: the regression's inverse strength of regularisation; chosen of `CS` within each fold where not given.
-        seed: of the folds within folds and the bootstrap.
+        seed: random seed of the folds within folds and the bootstrap.
+        on_fit: called behind every fit, `fits` times.
 
     Raises:
-        InputError: training sounds of one class only.
+        InputError: training sounds of one class only, or embeddings that are not finite numbers.
     """
+    check_rows(x, data)
     truth = data.targets()
-    scores = np.full((len(truth), len(data.classes)), np.nan, np.float32)
+    classes = len(data.classes)
+    scores = np.full((len(truth), classes), np.nan, np.float32)
     chosen: list[float] = []
     for fold in plan.folds:
-        _check_classes(truth[fold.train], data)
-        if classifier == "k-NN":
-            scores[fold.test] = _neighbours(x, truth, fold, len(data.classes))
-            continue
-        chosen.append(_best_c(x, truth, data, plan, fold.train, seed) if c is None else c)
-        scores[fold.test] = _linear(x, truth, fold, len(data.classes), chosen[-1])
-    asked = np.sort(np.concatenate([fold.test for fold in plan.folds]))
-    measure = accuracy if truth.ndim == 1 else mean_average_precision
-    figures, chance, table = _figures(truth[asked], scores[asked])
-    return Outcome(
-        classifier,
-        figures,
-        bootstrap(truth[asked], scores[asked], plan.units[asked], seed),
-        chance,
-        len(asked),
-        [measure(truth[fold.test], scores[fold.test]) for fold in plan.folds],
-        chosen,
-        table,
-    )
+        check_classes(truth[fold.train], data)
+    with few_threads(len(x), x.shape[1], classes):
+        for fold in plan.folds:
+            if classifier == "k-NN":
+                scores[fold.test] = _neighbours(x, truth, fold, classes)
+            else:
+                chosen.append(_best_c(x, truth, data, plan, fold.train, seed, on_fit) if c is None else c)
+                ((_, scores[fold.test]),) = regressions(
+                    x[fold.train], truth[fold.train], x[fold.test], classes, chosen[-1:]
+                )
+            on_fit()
+    return outcome(classifier, truth, scores, plan, seed, chosen)
+
+
+def fits(classifier: str, plan: Design, c: float | None = None) -> int:
+    """How many fits `probe` reports: those at which C is chosen, too. Arguments as there."""
+    to_choose = INNER_FOLDS * len(CS) if classifier == "linear" and c is None else 0
+    return len(plan.folds) * (to_choose + 1)
 
 
 def probe_layers(
-    x: Array, layers: Sequence[int], data: Labelled, plan: Design, c: float | None = None
-) -> Iterator[tuple[int, str, Callable[[], Outcome]]]:
-    """Every classifier on every layer's embeddings, one after the other.
+    x: Array,
+    layers: Sequence[int],
+    data: Labelled,
+    plan: Design,
+    c: float | None = None,
+    on_fit: OnFit = lambda: None,
+) -> Iterator[tuple[int, Outcome]]:
+    """Cross-validate every classifier of `CLASSIFIERS` on the embeddings of each layer.
 
     Args:
         x: ``(N, layers * D)`` embeddings, one for each example, its layers side by side.
         layers: their numbers.
-        data: the examples.
+        data: as for `probe`, and so the others.
         plan: what is held out.
-        c: as for `probe`.
+        c: of the regression.
+        on_fit: called behind every fit.
 
     Yields:
-        A layer, a classifier, and a function that does the work.
+        A layer's number, and how one classifier did on it.
     """
     x = x.reshape(len(x), len(layers), -1)
     for place, layer in enumerate(layers):
+        rows = np.ascontiguousarray(x[:, place])
         for classifier in CLASSIFIERS:
-            yield layer, classifier, partial(probe, np.ascontiguousarray(x[:, place]), data, plan, classifier, c)
+            yield layer, probe(rows, data, plan, classifier, c, on_fit=on_fit)
+
+
+def outcome(
+    classifier: str, truth: Array, scores: Array, plan: Design, seed: int = 0, c: Sequence[float] = ()
+) -> Outcome:
+    """The figures of a classifier's scores for the sounds that were held out.
+
+    Args:
+        classifier: its name.
+        truth: ``(N,)`` class indices, or ``(N, classes)`` bool.
+        scores: ``(N, classes)``; those of sounds that were never held out are not looked at.
+        plan: what was held out.
+        seed: random seed of the bootstrap.
+        c: see `Outcome`.
+    """
+    tested = np.sort(np.concatenate([fold.test for fold in plan.folds]))
+    measure = accuracy if truth.ndim == 1 else mean_average_precision
+    figures, chance, table = _figures(truth[tested], scores[tested])
+    return Outcome(
+        classifier,
+        figures,
+        bootstrap(truth[tested], scores[tested], plan.units[tested], seed),
+        chance,
+        len(tested),
+        [measure(truth[fold.test], scores[fold.test]) for fold in plan.folds],
+        list(c),
+        table,
+    )
+
+
+def check_rows(x: Array, data: Labelled) -> None:
+    """Raise an `InputError` that names the first example whose values are not finite."""
+    finite = np.isfinite(x).reshape(len(x), -1).all(1)
+    if not finite.all():
+        bad = np.flatnonzero(~finite)
+        raise InputError(
+            f"The embedding of {data.examples[bad[0]].path} has values that are not finite"
+            f"{f', and {len(bad) - 1:,} more have' if len(bad) > 1 else ''}; leave such sounds out."
+        )
+
+
+def check_classes(truth: Array, data: Labelled) -> None:
+    """Raise an `InputError` where a fold's training sounds, with these targets, have nothing to tell apart."""
+    classes = np.unique(truth) if truth.ndim == 1 else None
+    if len(truth) and (classes is None or len(classes) > 1):
+        return
+    what = "nothing" if classes is None or not len(classes) else f"only the class {data.classes[classes[0]]!r}"
+    raise InputError(f"A fold leaves {what} to learn from; give other folds or more sounds.")
 
 
 def _figures(truth: Array, scores: Array) -> tuple[dict[str, float], float, Array | None]:
@@ -134,27 +198,13 @@ def _figures(truth: Array, scores: Array) -> tuple[dict[str, float], float, Arra
     predicted = scores.argmax(1)
     every = np.arange(classes)
     exact = precision_recall_f1(truth[:, np.newaxis] == every, predicted[:, np.newaxis] == every)
-    there = np.bincount(truth, minlength=classes)
+    present = np.bincount(truth, minlength=classes)
     figures = {
         "accuracy": accuracy(truth, scores),
-        "balanced_accuracy": float(exact[there > 0, 1].mean()),
-        "macro_f1": float(exact[there > 0, 2].mean()),
+        "balanced_accuracy": float(exact[present > 0, 1].mean()),
+        "macro_f1": float(exact[present > 0, 2].mean()),
     }
-    return figures, float(there.max() / len(truth)), confusion(truth, predicted, classes)
-
-
-def _check_classes(truth: Array, data: Labelled) -> None:
-    if truth.ndim == 1 and len(found := np.unique(truth)) < 2:
-        what = f"only the class {data.classes[found[0]]!r}" if len(found) else "nothing"
-        raise InputError(f"A fold leaves {what} to learn from; give other folds or more sounds.")
-
-
-def _scaled(x: Array, fold: Fold) -> tuple[Array, Array]:
-    """Training and test rows with the training rows' mean 0 and variance 1, as scikit-learn's StandardScaler."""
-    train = x[fold.train].astype(np.float32)
-    mean, deviation = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    deviation[deviation < 1e-7 * np.maximum(1, np.abs(mean))] = 1  # a constant stays one
-    return tuple(((part - mean) / deviation).astype(np.float32) for part in (train, x[fold.test]))
+    return figures, float(present.max() / len(truth)), confusion(truth, predicted, classes)
 
 
 def _neighbours(x: Array, truth: Array, fold: Fold, classes: int) -> Array:
@@ -173,50 +223,23 @@ def _neighbours(x: Array, truth: Array, fold: Fold, classes: int) -> Array:
 
 
 def _unit(rows: Array) -> Array:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)  # squares of large values are larger
+    return (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
-def _best_c(x: Array, truth: Array, data: Labelled, plan: Design, train: Array, seed: int) -> float:
+def _best_c(x: Array, truth: Array, data: Labelled, plan: Design, train: Array, seed: int, on_fit: OnFit) -> float:
     """Of `CS` the one that does best on sounds held out of the training sounds, the smallest of equals."""
     groups = None if plan.groups is None or len(np.unique(plan.groups[train])) < 2 else plan.groups[train]
     dealt = dealt_out(data.subset(train.tolist()), groups, INNER_FOLDS, seed)
-    found: dict[float, list[float]] = {c: [] for c in CS}
-    for k in range(int(dealt.max()) + 1):
+    measure: Callable[[Array, Array], float] = accuracy if truth.ndim == 1 else mean_average_precision
+    figures: dict[float, list[float]] = {c: [] for c in CS}
+    for k in range(INNER_FOLDS):
         inner = Fold(train[dealt != k], train[dealt == k])
-        if truth.ndim == 1 and len(np.unique(truth[inner.train])) < 2:
-            continue
-        measure: Callable[[Array, Array], float] = accuracy if truth.ndim == 1 else mean_average_precision
-        for c, scores in _fits(x, truth, inner, len(data.classes), CS):
-            found[c].append(measure(truth[inner.test], scores))
-    means = {c: float(np.nanmean(values)) for c, values in found.items() if not np.isnan(values).all()}
+        learnable = len(inner.train) and len(inner.test) and (truth.ndim == 2 or len(np.unique(truth[inner.train])) > 1)
+        paths = regressions(x[inner.train], truth[inner.train], x[inner.test], len(data.classes), CS)
+        for c in CS:
+            if learnable:
+                figures[c].append(measure(truth[inner.test], next(paths)[1]))
+            on_fit()
+    means = {c: float(np.nanmean(values)) for c, values in figures.items() if not np.isnan(values).all()}
     return max(means, key=lambda c: (means[c], -c), default=CS[len(CS) // 2])
-
-
-def _linear(x: Array, truth: Array, fold: Fold, classes: int, c: float) -> Array:
-    return next(scores for _, scores in _fits(x, truth, fold, classes, (c,)))
-
-
-def _fits(x: Array, truth: Array, fold: Fold, classes: int, cs: Sequence[float]) -> Iterator[tuple[float, Array]]:
-    """``(test, classes)`` probabilities of logistic regressions, each begun where the one before ended."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    train, test = _scaled(x, fold)
-    targets = truth[fold.train]
-    problems = [(None, targets)] if targets.ndim == 1 else [(k, targets[:, k]) for k in range(classes)]
-    regressions = [LogisticRegression(max_iter=1000, warm_start=True) for _ in problems]
-    for c in cs:
-        scores = np.zeros((len(test), classes), np.float32)
-        for (column, target), regression in zip(problems, regressions, strict=True):
-            if len(np.unique(target)) < 2:  # a class that all sounds have here, or none
-                scores[:, column] = target[0]
-                continue
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # a thousand steps are near enough
-                regression.set_params(C=c).fit(train, target)
-            found: Any = regression.predict_proba(test)
-            if column is None:
-                scores[:, regression.classes_] = found
-            else:
-                scores[:, column] = found[:, 1]
-        yield c, scores

@@ -23,15 +23,18 @@ from torchbeats.plans import Plan
 from torchbeats.protocol import Model
 from torchbeats.version import __version__
 
+NOT_FINITE = "the model gives numbers for it that are not finite"
+
 
 @dataclass
 class Rows:
     """What became of examples.
 
     Attributes:
-        values: ``(heard, D)`` float32, the mean over each one's windows.
+        values: ``(heard, D)`` float32, the mean over each one's windows; all are finite.
         heard: ``(heard,)`` int64, which of the examples.
-        failures: paths of those that could not be read, in whole or in part, and why.
+        failures: paths of those that could not be read, in whole or in part, or of which the model makes values
+            that are not finite; and why.
     """
 
     values: Floats
@@ -48,10 +51,10 @@ def rows_of(
     progress: Progress | None = None,
     on_failure: OnFailure = lambda path, reason: None,
 ) -> Rows:
-    """Compute a row for each example, the mean over its windows. One that cannot be read is left out and named.
+    """Compute a row for each example, the mean over its windows. One that cannot be used is left out and named.
 
     Raises:
-        InputError: not one of them can be read.
+        InputError: not one of them can be read, or gives finite values.
     """
     total, windows, failures = np.empty((0, 0), np.float32), np.zeros(len(examples), np.int64), []
     pieces = (Piece(example.path, example.start, example.end, example.content) for example in examples)
@@ -69,12 +72,26 @@ def rows_of(
     if not len(heard):
         why = f" The first, {failures[0][0]}: {failures[0][1]}." if failures else ""
         raise InputError(f"Not one of the {len(examples):,} sounds can be read.{why}")
-    return Rows(np.asarray(total[heard] / windows[heard, np.newaxis], np.float32), heard, failures)
+    values = np.asarray(total[heard] / windows[heard, np.newaxis], np.float32)
+    finite = np.isfinite(values).all(1)
+    for i in heard[~finite].tolist():
+        failures.append((examples[i].path, NOT_FINITE))
+        on_failure(*failures[-1])
+    if not finite.any():
+        raise InputError("The model makes no finite values of any sound; its weights may be damaged.")
+    return Rows(values[finite], heard[finite], failures)
 
 
 def cache_folder() -> Path:
     """Where embeddings are kept: below ``XDG_CACHE_HOME``, or ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchbeats" / "probe"
+
+
+def cache_key(examples: Sequence[Example], weights: str, settings: dict[str, Any]) -> str:
+    """A name for what a model makes of sounds: another if any of what it depends on is. Arguments as for `cached`."""
+    pieces = [Piece(os.path.abspath(example.path), example.start, example.end, example.content) for example in examples]
+    key = {"torchbeats": __version__, "weights": weights, "sounds": fingerprint(pieces), **settings}
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def cached(
@@ -98,10 +115,7 @@ def cached(
     """
     if folder is None:
         return compute(), False
-    pieces = [Piece(os.path.abspath(example.path), example.start, example.end, example.content) for example in examples]
-    key = {"torchbeats": __version__, "weights": weights, "sounds": fingerprint(pieces), **settings}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
-    path = folder / f"{digest.hexdigest()[:32]}.npz"
+    path = folder / f"{cache_key(examples, weights, settings)}.npz"
     try:
         with np.load(path) as arrays:
             failures = [(name, reason) for name, reason in json.loads(str(arrays["failures"]))]
