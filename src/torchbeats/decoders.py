@@ -304,7 +304,7 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
                     seconds = begin + samples.shape[1] / frame.sample_rate
                     if seconds > start:
                         yield frame.sample_rate, samples[:, max(0, round((start - begin) * frame.sample_rate)) :]
-        except av.error.FFmpegError as error:
+        except (av.error.FFmpegError, OSError) as error:
             faults.append(f"decoding broke off ({error.strerror})")
         name = container.format.name
     if expected is not None and seconds < expected:
@@ -324,7 +324,7 @@ def _container(path: str | os.PathLike[str], file: BinaryIO) -> InputContainer:
         # Not by name, which FFmpeg may take for an address ("2024-05-01T12:00.m4a"). And no playlist may lead to other
         # files or into the network: the whitelist sees to that by naming a protocol that does not exist.
         container = av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, OSError) as error:  # OSError: a broken header sends it to a place before the file
         reason = f"it is no sound file that can be read, or its header is broken ({error.strerror})"
         raise AudioError(path, reason) from error
     if not container.streams.audio:

@@ -31,7 +31,7 @@ from torchbeats.errors import SettingsError
 from torchbeats.evaluation.probe import CS, NEIGHBOURS, Outcome, probe_layers
 from torchbeats.evaluation.rows import Rows, cache_folder, cached, rows_of
 from torchbeats.extras import require
-from torchbeats.files import plain, sha256
+from torchbeats.files import plain, readable, sha256
 from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, EmbeddingPlan
@@ -133,11 +133,11 @@ def probe(
         "torchbeats": __version__,
         "model": model,
         "weights": f"sha256:{digest}",
-        "data": [os.path.abspath(given) for given in data],
+        "data": [readable(os.path.abspath(given)) for given in data],
         "problem_type": heard.problem_type,
         "classes": heard.counts(),
         "examples": len(heard.examples),
-        "failed": [{"path": path, "error": reason} for path, reason in rows.failures],
+        "failed": [{"path": readable(path), "error": reason} for path, reason in rows.failures],
         "held_out": chosen.name,
         "warnings": chosen.warnings,
         "interval_over": chosen.unit,
