@@ -76,7 +76,8 @@ def trial(
 ) -> tuple[int, int]:
     """Kill a command so many times; how many of its runs ended before the next kill, and were compared."""
     ending = COMMANDS[command]
-    calm = folder / f"{command}-calm" / f"out{ending}"
+    calm, warm = (folder / f"{command}-{name}" / f"out{ending}" for name in ("calm", "warm"))
+    run_to_the_end(begin, arguments(command, folder, warm), folder / "log")  # imports, of which no kill is to be
     seconds = run_to_the_end(begin, arguments(command, folder, calm), folder / "log")
     place = folder / f"{command}-killed"
     out, kills, compared = place / f"out{ending}", 0, 0
