@@ -130,7 +130,10 @@ def main() -> None:
         for command in given.command or COMMANDS:
             chance = random.Random(f"{given.seed} {command}")
             kills, compared = trial(begin, command, folder, given.moments, SIGNALS[given.signal], chance)
-            print(f"{command}: {kills} times {given.signal}, {compared} of {compared} outputs as of the calm run", flush=True)
+            print(
+                f"{command}: {kills} times {given.signal}, {compared} of {compared} outputs as of the calm run",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

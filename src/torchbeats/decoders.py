@@ -6,8 +6,8 @@ content allows.
 
 from __future__ import annotations
 
-import io
 import errno
+import io
 import os
 import re
 from bisect import bisect_left

@@ -17,9 +17,7 @@ from torchbeats.files import from_readable
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="names of files are text there")
 
-EVIL = (
-    "\x1b[31mred\r\x07\x9b2J[bold]\u202e!"  # escape codes, a bell, markup of Rich, a turn of direction
-)
+EVIL = "\x1b[31mred\r\x07\x9b2J[bold]\u202e!"  # escape codes, a bell, markup of Rich, a turn of direction
 LABELS = {0: f"cat {EVIL}", 1: "[/]dog"}
 OBEYED = re.compile("\x1b\\[31mred|[\x07\x7f-\x9f\u202e\ud800-\udfff]")  # what is not of our own bars and colours
 

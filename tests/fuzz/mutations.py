@@ -5,8 +5,10 @@ from hypothesis import strategies as st
 # What tends to be looked at as a size, a count, a number or a sign of structure.
 TELLING = [
     b"\0", b"\xff", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80\0\0\0", b"\0" * 8, b"\xff" * 8,
-    b"NaN", b"-1", b"1e999", b"99999999999999999999", b"null", b"true", b"[" * 50, b"{" * 50, b'"', b"'", b",", b";", b"\t",
-    b"\r", b"\n", b"\x1b[31m", b"\xe9", b"\xef\xbb\xbf", b"../", b"&a [*a, *a]", b"!!python/object:os.system ", b"path", b"label",
+    b"NaN", b"-1", b"1e999", b"99999999999999999999", b"null", b"true", b"[" * 50, b"{" * 50, b'"', b"'",
+    b",", b";", b"\t",
+    b"\r", b"\n", b"\x1b[31m", b"\xe9", b"\xef\xbb\xbf", b"../", b"&a [*a, *a]", b"!!python/object:os.system ",
+    b"path", b"label",
 ]  # fmt: skip
 
 _places = st.floats(0, 1, exclude_max=True)  # of a file's length; most of what matters is at its beginning

@@ -41,9 +41,8 @@ def test_damaged_files(name, tmp_path):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 target.check(path)
-        except TorchbeatsError as error:
+        except TorchbeatsError:
             refused += 1
-            assert str(error)
         except BaseException:
             KEPT.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, KEPT / f"{name}-{file_name}")
