@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check wheel clean
+.PHONY: demo test check fuzz kill wheel clean
 
 demo: $(READY)
 	$(BIN)/python examples/neighbours.py
@@ -16,6 +16,15 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Ten minutes of damaged files, two for each kind; what breaks something is left in build/fuzz.
+FUZZ_SECONDS ?= 120
+fuzz: $(READY)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -s tests/fuzz
+
+# Commands are killed at random moments, and their outputs compared with those of calm runs.
+kill: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kill.py --moments 50
 
 # What a release is made of: both packages, and the wheel tried in an environment that has nothing else.
 wheel: $(READY)

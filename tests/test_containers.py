@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from fuzz.mutations import damaged
 from helpers import cut_short, load_quietly, tone, write_av, write_sound
 from torchbeats.audio import AudioWarning, duration, excerpt, from_array, load
 from torchbeats.errors import AudioError
@@ -303,3 +304,12 @@ def test_memory_stays_flat_where_little_becomes_much(tmp_path, name):
     samples, kibibytes = map(int, out.stdout.split())
     assert samples == expected
     assert kibibytes < 80_000
+
+
+def test_a_header_that_leads_before_the_file(tmp_path, capfd):
+    """Found by fuzzing: FFmpeg seeks to a negative place, and that was an error of the system's, without the name."""
+    path = write_sound(tmp_path / "x.caf", tone(0.2), 16_000, "PCM_16")
+    path.write_bytes(damaged(path.read_bytes(), [("repeat", 0.5, True, 1)]))
+    with pytest.raises(AudioError, match=r"x\.caf"):
+        load(path)
+    assert capfd.readouterr().err == ""

@@ -503,3 +503,18 @@ def test_no_tokens_of_what_is_not_finite():
         assert list(tokenize([clip(3)], tokenizer)) == []
     assert len(good) == 1
     assert (good[0].labels >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_callers_own_model_stays_as_it_is(folder, dtype):
+    own = small_model()
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    rough = stacked(embed([clip(1)], model=own, dtype=dtype))
+    exact = stacked(embed([clip(1)], model=own))
+    assert not np.array_equal(rough, exact)
+    assert own.state_dict().keys() == before.keys()
+    assert all(tensor.dtype == torch.float32 for tensor in own.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
+    tokenizer = small_tokenizer()
+    list(tokenize([clip(1)], tokenizer))
+    assert all(tensor.dtype == torch.float32 for tensor in tokenizer.parameters())

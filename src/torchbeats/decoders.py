@@ -6,6 +6,7 @@ content allows.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -304,7 +305,7 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
                     seconds = begin + samples.shape[1] / frame.sample_rate
                     if seconds > start:
                         yield frame.sample_rate, samples[:, max(0, round((start - begin) * frame.sample_rate)) :]
-        except av.error.FFmpegError as error:
+        except (av.error.FFmpegError, OSError) as error:
             faults.append(f"decoding broke off ({error.strerror})")
         name = container.format.name
     if expected is not None and seconds < expected:
@@ -315,6 +316,22 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
         faults.append("the file breaks off within an Ogg page")
 
 
+class _ForFFmpeg:
+    """A file that answers FFmpeg with a number where it asks for a place that there is not; PyAV prints exceptions."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.name = getattr(file, "name", "<none>")
+        self.read, self.tell = file.read, file.tell
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """The new place, or a negative number."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -errno.EINVAL
+
+
 def _container(path: str | os.PathLike[str], file: BinaryIO) -> InputContainer:
     """Opens a file with FFmpeg; it has at least one audio stream."""
     import av
@@ -323,8 +340,8 @@ def _container(path: str | os.PathLike[str], file: BinaryIO) -> InputContainer:
     try:
         # Not by name, which FFmpeg may take for an address ("2024-05-01T12:00.m4a"). And no playlist may lead to other
         # files or into the network: the whitelist sees to that by naming a protocol that does not exist.
-        container = av.open(file, "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
-    except av.error.FFmpegError as error:
+        container = av.open(_ForFFmpeg(file), "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
+    except (av.error.FFmpegError, OSError) as error:  # OSError: a broken header sends it to a place before the file
         reason = f"it is no sound file that can be read, or its header is broken ({error.strerror})"
         raise AudioError(path, reason) from error
     if not container.streams.audio:

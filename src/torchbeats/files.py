@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -233,6 +235,13 @@ def as_json(value: Any, indent: int | None = None) -> str:
     """JSON in which every character prints as itself, or is escaped; null for numbers that JSON does not have."""
     lines = json.dumps(plain(value), ensure_ascii=False, indent=indent).split("\n")
     return "\n".join(line if line.isprintable() else _escaped(line) for line in lines)
+
+
+def csv_line(cells: Iterable[Any]) -> str:
+    r"""A line of CSV that ends in ``\n``; before 3.13, Python leaves a ``\r`` within a cell without quotes."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _escaped(text: str) -> str:

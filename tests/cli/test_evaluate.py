@@ -207,3 +207,16 @@ def test_confusion_of_any_size_and_script(tmp_path, classes):
         warnings.simplefilter("error")
         plots.draw_confusion(np.eye(classes, dtype=int) * 7, names, tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 1000
+
+
+def test_no_input_is_overwritten(run, tmp_path):
+    data = tmp_path / "classes.csv"
+    data.write_text("path,label\nnone.wav,cat\n")
+    before = data.read_bytes()
+    tagger = small_model(finetuned_model=True, predictor_class=1, problem_type="single_label")
+    tagger.label_dict = {0: "cat"}
+    torchbeats.save(tagger, tmp_path / "m.safetensors")
+    status, _, err = run("evaluate", data, "-m", tmp_path / "m.safetensors", "-o", tmp_path)
+    assert status == 2
+    assert f"The output {data} is one of the inputs" in err
+    assert data.read_bytes() == before

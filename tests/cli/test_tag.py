@@ -537,3 +537,15 @@ def test_a_file_comes_as_soon_as_it_is_complete():
     assert [(row.path, row.end, float(row.probabilities[0])) for row in rows] == [
         ("a", 15, pytest.approx(10.5 / 15)), ("b", 4, 0.5),
     ]  # fmt: skip
+
+
+def test_an_output_that_exists_stays_unless_it_is_to_be_replaced(run, saved, sounds, tmp_path):
+    for ending in ("csv", "png"):
+        out = tmp_path / f"t.{ending}"
+        out.write_text("old")
+        status, _, err = run("tag", sounds / "a.wav", "-m", saved, "-o", out)
+        assert status == 2
+        assert f"{out} exists; use --overwrite to replace it." in err
+        assert out.read_text() == "old"
+        assert run("tag", sounds / "a.wav", "-m", saved, "-o", out, "--overwrite")[0] == 0
+        assert out.read_bytes() != b"old"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -367,3 +368,41 @@ def test_other_settings_overwrite_an_unfinished_overwriting_run(tmp_path):
     write(tmp_path / "t.npz", about={**ABOUT, "pool": "bands"}, overwrite=True)
     assert_holds(tmp_path / "t.npz")
     assert about(tmp_path / "t.npz")["pool"] == "bands"
+
+
+def nobody():
+    """The number of a process that was."""
+    return subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize("complete", [False, True], ids=["beginning", "complete already"])
+def test_leftovers_of_killed_writes_go(tmp_path, complete):
+    out = tmp_path / "t.parquet"
+    if complete:
+        write(out, GROUPS)
+    for name in ("t.parquet", "t.parquet.errors.jsonl"):
+        (tmp_path / f".{name}.{nobody()}.tmp").write_text("left")
+    if complete:
+        assert Store(out, ROW, ABOUT).complete
+    else:
+        write(out, GROUPS)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("command", ["embed", "tokens", "tag"])
+def test_a_tables_input_is_never_its_output(run, tmp_path, command):
+    """A Parquet list of paths, a sound itself, and the list of an earlier run's errors."""
+    listed = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"path": [str(tmp_path / "none.wav")]}), listed)
+    errors = tmp_path / "t.parquet.errors.jsonl"
+    errors.write_text(json.dumps({"path": "none.wav"}) + "\n")
+    sound = tmp_path / "sound.csv"
+    sound.write_text("no sound")
+    option = "-t" if command == "tokens" else "-m"
+    cases = [(listed, listed), (errors, tmp_path / "t.parquet")] if command != "tag" else [(sound, sound)]
+    for source, out in cases:
+        before = source.read_bytes()
+        status, _, err = run(command, source, "-o", out, option, "beats-nano", "--overwrite")
+        assert status == 2
+        assert f"The output {source} is one of the inputs; name another." in err
+        assert source.read_bytes() == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from pathlib import Path
@@ -22,7 +21,7 @@ from torchbeats.evaluation import plots
 from torchbeats.evaluation.metrics import ClassFigures, Report, report
 from torchbeats.evaluation.rows import Rows, rows_of
 from torchbeats.extras import is_installed
-from torchbeats.files import plain, readable, refuse_inputs, replacing, sha256, write_json
+from torchbeats.files import csv_line, plain, readable, refuse_inputs, replacing, sha256, write_json
 from torchbeats.labels import names_and_aliases
 from torchbeats.loading import load
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, ScorePlan
@@ -102,7 +101,7 @@ def evaluate(
         "torchbeats": __version__,
         "model": model,
         "weights": f"sha256:{sha256(weights)}",
-        "data": [os.path.abspath(given) for given in data],
+        "data": [readable(os.path.abspath(given)) for given in data],
         "split": split,
         "fold": fold,
         "window": plan.window,
@@ -130,7 +129,7 @@ def _as_json(found: Report, about: dict[str, Any], rows: Rows) -> dict[str, Any]
             **about,
             "problem_type": found.problem_type,
             "examples": found.examples,
-            "failed": [{"path": path, "error": reason} for path, reason in rows.failures],
+            "failed": [{"path": readable(path), "error": reason} for path, reason in rows.failures],
             "metrics": found.figures,
             "classes": [figures._asdict() for figures in found.classes],
             "absent": found.absent,
@@ -157,9 +156,8 @@ def _print(console: Console, found: Report) -> None:
 def _write(out: Path, found: Report, everything: dict[str, Any], heard: Labelled, rows: Rows) -> None:
     write_json(out / "metrics.json", everything)
     with replacing(out / "classes.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(ClassFigures._fields)
-        writer.writerows(["" if value != value else value for value in figures] for figures in found.classes)
+        file.write(csv_line(ClassFigures._fields))
+        file.writelines(csv_line("" if value != value else value for value in figures) for figures in found.classes)
     scores = pa.FixedSizeListArray.from_arrays(pa.array(rows.values.reshape(-1)), rows.values.shape[1])
     columns = {
         "path": [readable(example.path) for example in heard.examples],

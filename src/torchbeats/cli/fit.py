@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,7 @@ from torchbeats.data.labelled import read_labelled
 from torchbeats.data.windows import MIN_OVERLAP
 from torchbeats.errors import ModelError, SettingsError, quoted
 from torchbeats.extras import require
-from torchbeats.files import plain, readable, refuse_inputs, replacing, sha256
+from torchbeats.files import csv_line, plain, readable, refuse_inputs, replacing, sha256
 from torchbeats.heads.fitting import FOLDS, Head, fit_head, whole_model
 from torchbeats.heads.labelling import label_windows
 from torchbeats.heads.suggesting import Suggestion, suggest
@@ -162,6 +161,5 @@ def _print(out: Console, head: Head, suggestions: list[Suggestion]) -> None:
 
 def _write(path: Path, suggestions: list[Suggestion]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Suggestion._fields)
-        writer.writerows([(readable(one.path), *one[1:]) for one in suggestions])
+        file.write(csv_line(Suggestion._fields))
+        file.writelines(csv_line((readable(one.path), *one[1:])) for one in suggestions)

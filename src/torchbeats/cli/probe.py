@@ -37,7 +37,7 @@ from torchbeats.evaluation.features import Features, plan_of, stored_features, w
 from torchbeats.evaluation.probe import CLASSIFIERS, CS, NEIGHBOURS, Outcome, fits, probe_layers
 from torchbeats.evaluation.rows import Rows, cache_folder, cached, rows_of
 from torchbeats.extras import require
-from torchbeats.files import plain, sha256
+from torchbeats.files import plain, readable, sha256
 from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, EmbeddingPlan
@@ -151,11 +151,11 @@ def probe(
         "torchbeats": __version__,
         "model": model,
         "weights": f"sha256:{digest}",
-        "data": [os.path.abspath(given) for given in data],
+        "data": [readable(os.path.abspath(given)) for given in data],
         "problem_type": heard.problem_type,
         "classes": heard.counts(),
         "examples": len(heard.examples),
-        "failed": [{"path": path, "error": reason} for path, reason in rows.failures],
+        "failed": [{"path": readable(path), "error": reason} for path, reason in rows.failures],
         "held_out": chosen.name,
         "warnings": chosen.warnings,
         "interval_over": chosen.unit,

@@ -15,7 +15,7 @@ from torchbeats.audio import Floats
 from torchbeats.errors import InputError
 from torchbeats.files import from_readable
 from torchbeats.inference import Flags, Times
-from torchbeats.tables.store import SUFFIXES, summary
+from torchbeats.tables.store import DAMAGE, SUFFIXES, summary
 
 ROWS = 8192  # at a time
 
@@ -72,8 +72,7 @@ class Table:
         """
         last = ("", 0.0)  # path and start of the row before
         first = 0
-        pieces = self._npz(size) if self.path.suffix == ".npz" else self._parquet(size)
-        for paths, times, values in pieces:
+        for paths, times, values in self._pieces(size):
             begins = np.empty(len(paths), bool)
             for i, (path, start) in enumerate(zip(paths, times[:, 0].tolist(), strict=True)):
                 begins[i] = path != last[0] or start <= last[1]
@@ -96,6 +95,13 @@ class Table:
             low, high = np.searchsorted(wanted, [rows.first, rows.first + len(rows.paths)])
             taken[order[low:high]] = rows.values[wanted[low:high] - rows.first]
         return taken
+
+    def _pieces(self, size: int) -> Iterator[tuple[list[str], Times, Floats]]:
+        try:
+            yield from self._npz(size) if self.path.suffix == ".npz" else self._parquet(size)
+        except DAMAGE as error:
+            reason = (str(error).splitlines() or [repr(error)])[0]
+            raise InputError(f"{self.path} is damaged ({reason}). Make it again, or copy it again.") from error
 
     def _parquet(self, size: int) -> Iterator[tuple[list[str], Times, Floats]]:
         with pq.ParquetFile(self.path) as file:

@@ -12,6 +12,7 @@ import json
 import os
 import time
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,11 @@ from torchbeats.plans import Row, Values
 
 METADATA_KEY = b"torchbeats"  # of the JSON in the output's metadata
 SUFFIXES = (".parquet", ".npz")
+# What reading a damaged file raises.
+DAMAGE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, SyntaxError),
+    *(pa.ArrowException, zipfile.BadZipFile, zlib.error),
+)
 FLUSH_SECONDS = 2.0  # a part is written no more often than this
 FLUSH_BYTES = 16 * 2**20
 
@@ -229,7 +235,7 @@ def _read_about(out: Path) -> dict[str, Any] | None:
             with np.load(out) as arrays:
                 return dict(json.loads(str(arrays["about"])))
         return dict(json.loads(pq.read_metadata(out).metadata[METADATA_KEY]))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException, zipfile.BadZipFile):
+    except DAMAGE:
         return None
 
 
@@ -238,6 +244,13 @@ def summary(path: Path) -> dict[str, Any] | None:
     about = _read_about(path)
     if about is None:
         return None
+    try:
+        return _summary(path, about)
+    except DAMAGE:
+        return None
+
+
+def _summary(path: Path, about: dict[str, Any]) -> dict[str, Any]:
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             columns = {name: str(arrays[name].dtype) for name in arrays.files if name != "about"}

@@ -5,8 +5,6 @@ A new format is a function and an entry of `FORMATS`; the command takes its help
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +16,7 @@ from torchbeats.data.annotations.audacity import write_audacity
 from torchbeats.data.annotations.birdnet import write_birdnet
 from torchbeats.data.annotations.kaleidoscope import write_kaleidoscope
 from torchbeats.data.annotations.raven import write_raven
-from torchbeats.files import as_json, one_line, readable
+from torchbeats.files import as_json, csv_line, one_line, readable
 from torchbeats.tables.events import events
 from torchbeats.tagging import Tags, regions
 
@@ -48,16 +46,13 @@ def write_json(rows: Iterable[Tags]) -> Iterator[str]:
 
 def write_csv(rows: Iterable[Tags]) -> Iterator[str]:
     """A line a label."""
-    line = io.StringIO()
-    writer = csv.writer(line, lineterminator="\n")
-    writer.writerow(("path", "start", "end", "label", "probability"))
-    yield line.getvalue()
+    yield csv_line(("path", "start", "end", "label", "probability"))
     for row in rows:
-        line.seek(0)
-        line.truncate()
-        for label, probability in row.labels:
-            writer.writerow((readable(row.path), row.start, row.end, label, f"{probability:.6f}"))
-        yield line.getvalue()
+        lines = (
+            csv_line((readable(row.path), row.start, row.end, label, f"{probability:.6f}"))
+            for label, probability in row.labels
+        )
+        yield "".join(lines)
 
 
 def write_track(rows: Iterable[Tags]) -> Iterator[str]:
