@@ -1,4 +1,4 @@
-"""``torchbeats convert``: a checkpoint of any family → one safetensors file that is a whole model."""
+"""``torchbeats convert``: a checkpoint of any family → one file that is a whole model, or a folder for transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from torchbeats.cli.console import remark
 from torchbeats.loading import load
-from torchbeats.weights import checkpoint
+from torchbeats.weights import checkpoint, transformers_folder
 
 
 def convert(
@@ -18,10 +18,11 @@ def convert(
         str, typer.Argument(metavar="IN", help="A checkpoint file, or a name as for `torchbeats embed --model`.")
     ],
     target: Annotated[
-        Path,
+        str,  # a path would lose the slash at its end
         typer.Argument(
             metavar="OUT",
-            help="File to write: .safetensors, with weights, config and labels; or .pt, for the research code.",
+            help="File to write: .safetensors, with weights, config and labels; or .pt, for the research code. A folder "
+            "(a name that ends in /): for transformers and sentence-transformers.",
         ),
     ],
     half: Annotated[
@@ -29,12 +30,17 @@ def convert(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
 ) -> None:
-    """Convert a checkpoint of any published family to one file."""
-    if target.suffix not in checkpoint.SUFFIXES:
-        raise typer.BadParameter(f"The output must end in {', '.join(checkpoint.SUFFIXES)}; {target} does not.")
-    if target.exists() and not overwrite:
-        raise typer.BadParameter(f"{target} exists; use --overwrite to replace it.")
+    """Convert a checkpoint of any published family to one file, or to a folder for transformers."""
+    path, folder = Path(target), transformers_folder.is_folder(target)
+    if not folder and path.suffix not in checkpoint.SUFFIXES:
+        raise typer.BadParameter(
+            f"The output must end in {', '.join(checkpoint.SUFFIXES)}, or in / for a folder; {target} does not."
+        )
+    existing = transformers_folder.holds_model(path) if folder else [path.name] * path.exists()
+    if existing and not overwrite:
+        raise typer.BadParameter(f"{path.joinpath(*existing[:1]) if folder else path} exists; use --overwrite to replace it.")
     model = load(source, engine="torch")
     checkpoint.save(model, target, torch.float16 if half else None)
     labels = f", {len(model.label_dict)} labels" if model.label_dict else ""
-    remark(f"{target}: {model.cfg.summary()}{labels}, {target.stat().st_size / 1e6:,.0f} MB.")
+    size = (path / transformers_folder.WEIGHTS if folder else path).stat().st_size
+    remark(f"{target}: {model.cfg.summary()}{labels}, {size / 1e6:,.0f} MB.")
