@@ -114,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
             hub.repos.setdefault(name, Repo({}))
             return self.answer_json({"url": f"{hub.url}/{name}", "id": name})
         if path.endswith("/preupload/main"):
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
             return self.answer_json({"files": files})
         if path.endswith("/commit/main"):
             name = path.removeprefix("/api/models/").removesuffix("/commit/main")
@@ -124,6 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
                     files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             commit = hub.add(name, files).commit
             return self.answer_json({"commitOid": commit, "commitUrl": f"{hub.url}/{name}/commit/{commit}"})
+        if path == "/api/validate-yaml":
+            return self.answer_json({"errors": [], "warnings": []})
         return self.answer(404)
 
     def body(self) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import torchbeats
-from helpers import noise, small_model, small_tokenizer, tone
+from helpers import noise, small_model, small_tokenizer, tone, write_sound
 from hub_server import HubServer
 from torchbeats import CheckpointError, ModelError, SettingsError, audio
 from torchbeats.weights import transformers_folder
@@ -128,16 +128,15 @@ def test_an_attention_that_is_not_there_is_refused(folder):
         AutoModel.from_pretrained(folder, attn_implementation="flash_attention_2")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_half_precision_keeps_the_front_end(folder, batch, dtype):
-    auto = AutoModel.from_pretrained(folder, dtype=dtype)
+def test_half_precision_keeps_the_front_end(folder, batch):
+    auto = AutoModel.from_pretrained(folder, dtype=torch.bfloat16)
     fresh = torchbeats.BEATs(torchbeats.BEATsConfig()).fbank
     assert torch.equal(auto.backbone.fbank.window, fresh.window)
     assert torch.equal(auto.backbone.fbank.filters, fresh.filters)
-    exact = AutoModel.from_pretrained(folder)(**batch).pooler_output
-    out = auto(**batch).pooler_output
-    assert out.dtype == dtype
+    wav = batch["input_values"][2:, :11_200]
+    exact, out = AutoModel.from_pretrained(folder)(wav).pooler_output, auto(wav).pooler_output
+    assert out.dtype == torch.bfloat16
     assert torch.nn.functional.cosine_similarity(out.float(), exact).min() > 0.999
 
 
@@ -154,7 +153,8 @@ def test_fresh_weights_are_those_of_torchbeats():
     assert names.keys() == state.keys()
     for name, tensor in names.items():
         assert tensor.isfinite().all()
-        assert tensor.std(unbiased=False) == pytest.approx(state[name].std(unbiased=False), rel=0.3, abs=2e-3), name
+        spread = float(state[name].std(unbiased=False))
+        assert float(tensor.std(unbiased=False)) == pytest.approx(spread, rel=0.3, abs=2e-3), name
     close(auto.backbone.encoder.pos_conv[0].weight, names["encoder.pos_conv.0.weight_v"], 1e-6)
     assert all(parameter.requires_grad for parameter in auto.parameters())
 
@@ -218,7 +218,7 @@ def test_the_pipeline(tmp_path):
 # --- the feature extractor
 
 
-def test_what_the_feature_extractor_takes():
+def test_what_the_feature_extractor_takes(tmp_path):
     extractor = ours.BEATsFeatureExtractor()
     sound = tone(0.5, 44_100)
     expected = audio.from_array(sound, 44_100)
@@ -228,6 +228,11 @@ def test_what_the_feature_extractor_takes():
         assert out["attention_mask"].tolist() == [[1] * len(expected)]
     pcm = (noise(0.5) * 2**15).astype(np.int16)
     np.testing.assert_allclose(extractor(pcm, sampling_rate=16_000)["input_values"][0], pcm / 2**15, atol=1e-7)
+    path = write_sound(tmp_path / "sound.wav", sound, 44_100, "FLOAT")
+    for given in (path, str(path), [path]):
+        np.testing.assert_allclose(extractor(given)["input_values"][0], expected, atol=1e-6)
+    with pytest.raises(torchbeats.AudioError, match="cannot be opened"):
+        extractor("missing.wav")
     with pytest.warns(UserWarning, match="16000"):
         extractor(noise(0.5))
     cut = extractor([noise(1), noise(0.2)], sampling_rate=16_000, padding="max_length", max_length=8000, truncation=True)
@@ -239,7 +244,7 @@ def test_what_the_feature_extractor_refuses():
     extractor = ours.BEATsFeatureExtractor()
     broken = noise(0.5)
     broken[7] = np.nan
-    for given, message in (([noise(1), broken], "Sound 1: "), ([], "array of samples"), ("a.wav", "array of samples")):
+    for given, message in (([noise(1), broken], "Sound 1: "), ([], "array of samples"), ({}, "array of samples")):
         with pytest.raises(torchbeats.InputError, match=message):
             extractor(given, sampling_rate=16_000)
     with pytest.raises(SettingsError, match="44"):
@@ -264,7 +269,6 @@ def test_convert_there_and_back(tmp_path, run, headed):
     torchbeats.save(model, tmp_path / "model.safetensors")
     code, _, said = run("convert", tmp_path / "model.safetensors", f"{tmp_path}/folder/")
     assert code == 0, said
-    assert "parameters" in said
     code, _, said = run("convert", tmp_path / "folder", tmp_path / "again.safetensors")
     assert code == 0, said
     same(model, torchbeats.load(tmp_path / "again.safetensors"))
@@ -335,15 +339,18 @@ def test_tied_position_table_is_one(folder, tmp_path):
 REMOTE = """
 import sys
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, AutoProcessor
-folder, saved = sys.argv[1:]
 options = {"trust_remote_code": True}
-model = AutoModelForAudioClassification.from_pretrained(folder, **options)
-extractor = AutoFeatureExtractor.from_pretrained(folder, **options)
-processor = AutoProcessor.from_pretrained(folder, **options)
-assert type(processor).__module__ == type(extractor).__module__ == "torchbeats.integrations.transformers.feature_extraction"
-assert type(AutoModel.from_pretrained(folder, **options)).__module__ == "torchbeats.integrations.transformers.modeling"
-model.save_pretrained(saved)
-extractor.save_pretrained(saved)
+folder, *places = sys.argv[1:]
+for saved in places:
+    model = AutoModelForAudioClassification.from_pretrained(folder, **options)
+    extractor = AutoFeatureExtractor.from_pretrained(folder, **options)
+    processor = AutoProcessor.from_pretrained(folder, **options)
+    home = "torchbeats.integrations.transformers."
+    assert type(processor).__module__ == type(extractor).__module__ == home + "feature_extraction"
+    assert type(AutoModel.from_pretrained(folder, **options)).__module__ == home + "modeling"
+    model.save_pretrained(saved)
+    extractor.save_pretrained(saved)
+    folder = saved
 """
 
 
@@ -352,12 +359,11 @@ def test_trust_remote_code(tmp_path):
     torchbeats.save(model, f"{tmp_path}/folder/")
     assert len(transformers_folder.SHIM_TEXT.splitlines()) <= 12
     env = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    for source, target in (("folder", "saved"), ("saved", "again")):
-        done = subprocess.run(
-            [sys.executable, "-c", REMOTE, str(tmp_path / source), str(tmp_path / target)],
-            env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", REMOTE, *(str(tmp_path / name) for name in ("folder", "saved", "again"))],
+        env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "again").iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json", "torchbeats_transformers.py",
     }  # fmt: skip

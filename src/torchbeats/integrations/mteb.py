@@ -10,6 +10,7 @@ A sound's embedding is the mean over its patches, in windows of 10 s where it is
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from torchbeats.model import BEATs
 from torchbeats.patches import SAMPLE_RATE
 from torchbeats.weights import hub
 
-__all__ = ["METAS", "BEATsEncoder", "load"]
+__all__ = ["METAS", "BEATsEncoder", "load", "torchbeats_name"]
 
 _MB = 2**20
 
@@ -60,10 +61,14 @@ class BEATsEncoder(AbsEncoder):
         pool: str = "mean",
         **kwargs: Any,
     ) -> None:
-        name = _TORCHBEATS_NAMES.get(os.fspath(model_name), model_name)
+        name = torchbeats_name(model_name)
         self.model: BEATs = loading.load(name, device=device or "auto", expect=BEATs)
         self.pool = pool
-        self.mteb_model_meta = METAS.get(os.fspath(name)) or _meta_of_file(hub.resolve(name), self.model)
+        meta = METAS.get(os.fspath(name)) or _meta_of_file(hub.resolve(name), self.model)
+        if pool != "mean":  # mteb keeps the results of settings apart
+            width = math.prod(self.model.outputs[pool].shape)
+            meta = meta.model_copy(update={"embed_dim": width, "experiment_kwargs": {"pool": pool}})
+        self.mteb_model_meta = meta
 
     def encode(
         self,
@@ -120,6 +125,11 @@ def load(
 ) -> BEATsEncoder:
     """An encoder for `mteb.evaluate`. Arguments as for `BEATsEncoder`."""
     return BEATsEncoder(name_or_path, device=device, pool=pool)
+
+
+def torchbeats_name(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """The name of torchbeats for one of mteb; any other as it is."""
+    return _TORCHBEATS_NAMES.get(os.fspath(name), name)
 
 
 def _rows(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -1,7 +1,8 @@
-"""Sounds to a padded batch of waveforms at 16 kHz."""
+"""Sounds, in memory or in files, to a padded batch of waveforms at 16 kHz."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -54,9 +55,9 @@ class BEATsFeatureExtractor(SequenceFeatureExtractor):
         """Prepare one sound or several.
 
         Args:
-            raw_speech: an array, tensor or list of samples in [-1, 1], or integer PCM; or a list of them, or an array
-                ``(sounds, samples)``. In a list, a sound may be ``(channels, samples)``.
-            sampling_rate: of the sounds, in Hz; 16,000 where not given, with a warning.
+            raw_speech: an array, tensor or list of samples in [-1, 1], or integer PCM; a file; or a list of these, or an
+                array ``(sounds, samples)``. In a list, a sound may be ``(channels, samples)``.
+            sampling_rate: of the arrays, in Hz; 16,000 where not given, with a warning. Files say their own.
             padding: True or "longest", "max_length", or False.
             max_length: samples at 16 kHz, for ``padding`` and ``truncation``.
             truncation: cut sounds longer than ``max_length``.
@@ -71,13 +72,15 @@ class BEATsFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             InputError: no sounds, or samples that are no sound.
+            AudioError: a file that gives no sound.
         """
-        if sampling_rate is None:
+        sounds = _sounds(raw_speech)
+        if sampling_rate is None and not all(isinstance(sound, (str, os.PathLike)) for sound in sounds):
             warnings.warn(
                 f"No sampling_rate was given, so these sounds are taken for {SAMPLE_RATE} Hz. Say sampling_rate=… .",
                 stacklevel=2,
             )
-        waves = [self._wave(index, sound, sampling_rate) for index, sound in enumerate(_sounds(raw_speech))]
+        waves = [self._wave(index, sound, sampling_rate) for index, sound in enumerate(sounds)]
         return self.pad(
             BatchFeature({"input_values": waves}),
             padding=padding,
@@ -89,6 +92,8 @@ class BEATsFeatureExtractor(SequenceFeatureExtractor):
         )
 
     def _wave(self, index: int, sound: Any, rate: float | None) -> np.ndarray[Any, Any]:
+        if isinstance(sound, (str, os.PathLike)):
+            return audio.load(sound)
         try:
             return audio.from_array(sound, SAMPLE_RATE if rate is None else rate)
         except ValueError as error:
@@ -99,12 +104,15 @@ class BEATsFeatureExtractor(SequenceFeatureExtractor):
         """Do nothing: a copy of this file is no use in a model's folder, which imports torchbeats instead."""
 
 
-def _sounds(raw: Any) -> list[np.ndarray[Any, Any] | torch.Tensor]:
-    """The sounds that a caller means by an array, a list of samples, or a list of either."""
+def _sounds(raw: Any) -> list[Any]:
+    """The sounds that a caller means by an array, a list of samples, a file, or a list of these."""
     if isinstance(raw, (np.ndarray, torch.Tensor)):
         return [raw] if raw.ndim == 1 else list(raw)
+    if isinstance(raw, (str, os.PathLike)):
+        return [raw]
     if not isinstance(raw, Sequence) or not len(raw):
         raise InputError(f"Give a sound as an array of samples, or a list of such arrays; this is {type(raw).__name__}.")
-    if np.ndim(raw[0]) == 0:
+    if isinstance(raw[0], (int, float, np.number)):
         return [np.asarray(raw, np.float32)]
-    return [sound if isinstance(sound, (np.ndarray, torch.Tensor)) else np.asarray(sound, np.float32) for sound in raw]
+    ready = (np.ndarray, torch.Tensor, str, os.PathLike)
+    return [sound if isinstance(sound, ready) else np.asarray(sound, np.float32) for sound in raw]

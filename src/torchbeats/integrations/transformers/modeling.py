@@ -14,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceCl
 from transformers.utils import can_return_tuple
 
 from torchbeats.backbone import Backbone, Encoded
-from torchbeats.encoder import WeightNormConv1d
+from torchbeats.encoder import TransformerEncoder, WeightNormConv1d
 from torchbeats.errors import InputError
 from torchbeats.fbank import Fbank, mel_filters, povey_window
 from torchbeats.integrations.transformers.configuration import BEATsConfig
@@ -45,8 +45,18 @@ class BEATsPreTrainedModel(PreTrainedModel):
         if isinstance(module, Fbank):
             init.copy_(module.window, povey_window())
             init.copy_(module.filters, mel_filters())
-        elif callable(reset := getattr(module, "reset_parameters", None)):
+        elif callable(reset := getattr(module, "reset_parameters", None)) and not isinstance(module, TransformerEncoder):
             reset()
+
+    def initialize_weights(self) -> None:
+        """Fresh values for whatever no file has brought."""
+        super().initialize_weights()
+        # The encoder has the last word over its layers' weights; transformers may pass over a module that has only
+        # other modules. The guard leaves alone what has come from a file.
+        with torch.no_grad(), init.guard_torch_init_functions():
+            for module in self.modules():
+                if isinstance(module, TransformerEncoder):
+                    module.reset_parameters()
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
