@@ -17,6 +17,9 @@ PAGES = {
     "integrations/hear.md": [],
     "integrations/x-ares.md": [],
     "integrations/datasets.md": ["datasets"],
+    "integrations/transformers.md": ["transformers"],
+    "integrations/sentence-transformers.md": ["sentence_transformers"],
+    "integrations/mteb.md": ["mteb"],
 }
 
 
@@ -71,6 +74,15 @@ def test_page_runs(page, folder):
         assert names["scenes"].shape == (4, 48)
     if page.endswith("x-ares.md"):
         assert names["steps"].shape == (2, 19, 48)
+    if page == "integrations/transformers.md":
+        assert names["outputs"].pooler_output.shape == (2, 48)
+        assert len(names["tags"]) == 3
+        assert names["trained"].labels == ["tone", "noise"]
+    if page.endswith("sentence-transformers.md"):
+        assert names["embeddings"].shape == (3, 48)
+        assert names["embedding"].shape == (48,)
+    if page.endswith("mteb.md"):
+        assert names["results"].task_results[0].scores["test"][0]["main_score"] == 1
     if page.endswith("datasets.md"):
         model = torchbeats.load(folder / "BEATs_iter3.pt")
         for row in names["table"]:
