@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
-        """What `huggingface_hub` asks for when it uploads: a repository, how files are to come, and a commit of them."""
+        """What `huggingface_hub` asks for when it uploads: a repository, how files are to come, and a commit."""
         hub, path, body = self.server_state, unquote(urlsplit(self.path).path), self.body()
         hub.requests.append(f"POST {path}")
         if path == "/api/repos/create":
@@ -114,7 +114,10 @@ class _Handler(BaseHTTPRequestHandler):
             hub.repos.setdefault(name, Repo({}))
             return self.answer_json({"url": f"{hub.url}/{name}", "id": name})
         if path.endswith("/preupload/main"):
-            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
             return self.answer_json({"files": files})
         if path.endswith("/commit/main"):
             name = path.removeprefix("/api/models/").removesuffix("/commit/main")

@@ -10,17 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch.utils.data import DataLoader
-
     from mteb import TaskMetadata
     from mteb.types import Array, BatchedInput, PromptType
+    from torch.utils.data import DataLoader
 
 
 class BEATsWrapper(AbsEncoder):
@@ -43,6 +41,7 @@ class BEATsWrapper(AbsEncoder):
         prompt_type: PromptType | None = None,
         **kwargs: Any,
     ) -> Array:
+        """One embedding a sound."""
         import torchbeats
 
         if "audio" not in inputs.dataset.features:

@@ -106,7 +106,7 @@ def test_what_it_refuses(checkpoint, tmp_path):
     with pytest.raises(InputError, match="sounds only"):
         encode(encoder, [{"text": "a dog"}])
     broken = {"audio": {"array": np.full(16_000, np.nan), "sampling_rate": 16_000}}
-    with pytest.raises(ValueError, match="not a finite number|cannot be embedded|NaN"):
+    with pytest.raises(ValueError, match=r"not a finite number|cannot be embedded|NaN"):
         encode(encoder, [{"audio": {"array": noise(1), "sampling_rate": 16_000}}, broken])
     torchbeats.save(small_tokenizer(), tmp_path / "tokenizer.safetensors")
     with pytest.raises(CheckpointError, match="tokenizer"):

@@ -21,8 +21,8 @@ def convert(
         str,  # a path would lose the slash at its end
         typer.Argument(
             metavar="OUT",
-            help="File to write: .safetensors, with weights, config and labels; or .pt, for the research code. A folder "
-            "(a name that ends in /): for transformers and sentence-transformers.",
+            help="File to write: .safetensors, with weights, config and labels; or .pt, for the research code. A "
+            "folder (a name that ends in /): for transformers and sentence-transformers.",
         ),
     ],
     half: Annotated[
@@ -38,7 +38,9 @@ def convert(
         )
     existing = transformers_folder.holds_model(path) if folder else [path.name] * path.exists()
     if existing and not overwrite:
-        raise typer.BadParameter(f"{path.joinpath(*existing[:1]) if folder else path} exists; use --overwrite to replace it.")
+        raise typer.BadParameter(
+            f"{path.joinpath(*existing[:1]) if folder else path} exists; use --overwrite to replace it."
+        )
     model = load(source, engine="torch")
     checkpoint.save(model, target, torch.float16 if half else None)
     labels = f", {len(model.label_dict)} labels" if model.label_dict else ""

@@ -36,7 +36,7 @@ __all__ = ["METAS", "BEATsEncoder", "load", "torchbeats_name"]
 _MB = 2**20
 
 
-class BEATsEncoder(AbsEncoder):
+class BEATsEncoder(AbsEncoder):  # type: ignore[misc,unused-ignore]  # unknown where mteb is not installed
     """Sounds in, one embedding each out, as mteb asks for them.
 
     Args:
@@ -137,7 +137,7 @@ def _rows(rows: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _samples(sound: Any) -> tuple[np.ndarray[Any, Any], float]:
-    """Samples and their rate: of a dictionary, of the decoder that datasets gives, or of a file where it decodes none."""
+    """Samples and their rate: of a dictionary, of the decoder that datasets gives, or of a file that it left alone."""
     if isinstance(sound, Mapping) and "array" not in sound:
         file = BytesIO(sound["bytes"]) if sound.get("bytes") else sound["path"]
         return audio.excerpt(file, 0, float("inf")), SAMPLE_RATE

@@ -3,7 +3,7 @@
 | file | what it is |
 |---|---|
 | config.json | settings, under the names that checkpoints use; labels and problem type, as transformers calls them |
-| model.safetensors | tensors under ``backbone.``; of a model with a head under ``beats.backbone.`` and ``classifier.`` |
+| model.safetensors | tensors under ``backbone.``; of a model with a head ``beats.backbone.`` and ``classifier.`` |
 | preprocessor_config.json | of the feature extractor |
 | torchbeats_transformers.py | what ``trust_remote_code=True`` runs: an import of torchbeats |
 | modules.json, sentence_bert_config.json, config_sentence_transformers.json | for sentence-transformers |
@@ -57,7 +57,7 @@ __all__ = ["BEATsConfig", "BEATsFeatureExtractor", "BEATsForAudioClassification"
 
 # Names for the problem types; without one, transformers applies a softmax.
 PROBLEM_TYPES = {"multi_label": "multi_label_classification", "single_label": "single_label_classification"}
-_OURS = {**{theirs: ours for ours, theirs in PROBLEM_TYPES.items()}, None: "single_label"}
+_OURS: dict[str | None, str] = {**{theirs: ours for ours, theirs in PROBLEM_TYPES.items()}, None: "single_label"}
 
 # What transformers says in other words: by tensors, id2label and its own problem types.
 _IN_OTHER_WORDS = ("finetuned_model", "predictor_class", "problem_type")

@@ -55,8 +55,8 @@ class BEATsFeatureExtractor(SequenceFeatureExtractor):
         """Prepare one sound or several.
 
         Args:
-            raw_speech: an array, tensor or list of samples in [-1, 1], or integer PCM; a file; or a list of these, or an
-                array ``(sounds, samples)``. In a list, a sound may be ``(channels, samples)``.
+            raw_speech: an array, tensor or list of samples in [-1, 1], or integer PCM; a file; or a list of these, or
+                an array ``(sounds, samples)``. In a list, a sound may be ``(channels, samples)``.
             sampling_rate: of the arrays, in Hz; 16,000 where not given, with a warning. Files say their own.
             padding: True or "longest", "max_length", or False.
             max_length: samples at 16 kHz, for ``padding`` and ``truncation``.
@@ -111,7 +111,9 @@ def _sounds(raw: Any) -> list[Any]:
     if isinstance(raw, (str, os.PathLike)):
         return [raw]
     if not isinstance(raw, Sequence) or not len(raw):
-        raise InputError(f"Give a sound as an array of samples, or a list of such arrays; this is {type(raw).__name__}.")
+        raise InputError(
+            f"Give a sound as an array of samples, or a list of such arrays; this is {type(raw).__name__}."
+        )
     if isinstance(raw[0], (int, float, np.number)):
         return [np.asarray(raw, np.float32)]
     ready = (np.ndarray, torch.Tensor, str, os.PathLike)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 from torchbeats.backbone import Backbone, Encoded
 from torchbeats.encoder import TransformerEncoder, WeightNormConv1d
@@ -45,7 +46,9 @@ class BEATsPreTrainedModel(PreTrainedModel):
         if isinstance(module, Fbank):
             init.copy_(module.window, povey_window())
             init.copy_(module.filters, mel_filters())
-        elif callable(reset := getattr(module, "reset_parameters", None)) and not isinstance(module, TransformerEncoder):
+        elif callable(reset := getattr(module, "reset_parameters", None)) and not isinstance(
+            module, TransformerEncoder
+        ):
             reset()
 
     def initialize_weights(self) -> None:
@@ -83,7 +86,7 @@ class BEATsModel(BEATsPreTrainedModel):
             self._tied_weights_keys = {table.format(i): table.format(0) for i in range(1, config.encoder_layers)}
         self.post_init()
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_values: Tensor,
@@ -102,8 +105,8 @@ class BEATsModel(BEATsPreTrainedModel):
             **kwargs: not used; trainers and pipelines pass on what they have.
 
         Returns:
-            last_hidden_state: ``(B, T, C)``, ``patch = 8 * step + band``. What stands behind a sound's own patches means
-                nothing; `patch_mask` tells which they are.
+            last_hidden_state: ``(B, T, C)``, ``patch = 8 * step + band``. What stands behind a sound's own patches
+                means nothing; `patch_mask` tells which they are.
             pooler_output: ``(B, C)``, the mean over a sound's own patches.
             hidden_states: the encoder's input to the first layer and every layer's output, ``(B, T, C)`` each.
             attentions: of every layer, ``(B, heads, T, T)``; None for a layer that was dropped in training.
@@ -114,12 +117,13 @@ class BEATsModel(BEATsPreTrainedModel):
             layers = self.backbone.encoder.layers
             attentions = stack.enter_context(_attention_weights(layers)) if with_attentions else {}
             encoded, hiddens = self.encode(input_values, attention_mask, bool(with_hiddens))
+        weights: Any = tuple(attentions.get(index) for index in range(len(layers)))
         return BaseModelOutputWithPooling(
             last_hidden_state=encoded.x,
             pooler_output=encoded.pooled(),
             # With the final norm, where there is one.
             hidden_states=(*hiddens[:-1], encoded.x) if with_hiddens else None,
-            attentions=tuple(attentions.get(index) for index in range(len(layers))) if with_attentions else None,
+            attentions=weights if with_attentions else None,
         )
 
     def encode(
@@ -161,10 +165,10 @@ class BEATsForAudioClassification(BEATsPreTrainedModel):
         self.beats = BEATsModel(config)
         shape = pooling(config.predictor_pool).shape(self.beats.backbone.grid.bands, config.encoder_embed_dim)
         self.dropout = nn.Dropout(config.predictor_dropout)
-        self.classifier = nn.Linear(torch.Size(shape).numel(), config.num_labels)
+        self.classifier = nn.Linear(math.prod(shape), config.num_labels or 0)
         self.post_init()
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_values: Tensor,
@@ -245,12 +249,12 @@ class ParametrizedConv1d(WeightNormConv1d):
             self.weight_g.copy_(lengths)
 
     @property
-    def weight_g(self) -> Any:
+    def weight_g(self) -> Any:  # type: ignore[override]
         """Length of each tap, ``(1, 1, K)``."""
         return self.parametrizations["weight"].original0
 
     @property
-    def weight_v(self) -> Any:
+    def weight_v(self) -> Any:  # type: ignore[override]
         """Direction of each tap, ``(C, C / groups, K)``."""
         return self.parametrizations["weight"].original1
 
