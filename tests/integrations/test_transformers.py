@@ -142,6 +142,7 @@ def test_half_precision_keeps_the_front_end(folder, batch):
 
 
 def test_fresh_weights_are_those_of_torchbeats():
+    torch.manual_seed(0)
     config = ours.BEATsConfig(
         num_hidden_layers=2, hidden_size=96, intermediate_size=192, num_attention_heads=4, conv_pos=16
     )
@@ -154,6 +155,8 @@ def test_fresh_weights_are_those_of_torchbeats():
     assert names.keys() == state.keys()
     for name, tensor in names.items():
         assert tensor.isfinite().all()
+        if name.endswith("weight_g"):  # few numbers; below
+            continue
         spread = float(state[name].std(unbiased=False))
         assert float(tensor.std(unbiased=False)) == pytest.approx(spread, rel=0.3, abs=2e-3), name
     close(auto.backbone.encoder.pos_conv[0].weight, names["encoder.pos_conv.0.weight_v"], 1e-6)
