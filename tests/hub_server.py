@@ -7,6 +7,7 @@ with HubServer() as hub:
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import multiprocessing
@@ -106,6 +107,46 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self) -> None:
+        """What `huggingface_hub` asks for when it uploads: a repository, how files are to come, and a commit."""
+        hub, path, body = self.server_state, unquote(urlsplit(self.path).path), self.body()
+        hub.requests.append(f"POST {path}")
+        if path == "/api/repos/create":
+            about = json.loads(body)
+            name = f"{about.get('organization') or 'owner'}/{about['name'].split('/')[-1]}"
+            hub.repos.setdefault(name, Repo({}))
+            return self.answer_json({"url": f"{hub.url}/{name}", "id": name})
+        if path.endswith("/preupload/main"):
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(body)["files"]
+            ]
+            return self.answer_json({"files": files})
+        if path.endswith("/commit/main"):
+            name = path.removeprefix("/api/models/").removesuffix("/commit/main")
+            files = dict(hub.repos[name].files)
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            commit = hub.add(name, files).commit
+            return self.answer_json({"commitOid": commit, "commitUrl": f"{hub.url}/{name}/commit/{commit}"})
+        if path == "/api/validate-yaml":
+            return self.answer_json({"errors": [], "warnings": []})
+        return self.answer(404)
+
+    def body(self) -> bytes:
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def answer_json(self, value: object) -> None:
+        self.answer(200, {"Content-Type": "application/json"}, json.dumps(value).encode())
+
     def find(self, name: str, revision: str) -> Repo | None:
         """The repository at a revision; answers what the Hub answers where there is none."""
         repo = self.server_state.repos.get(name)
@@ -172,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in {"Content-Length": str(len(body)), **(headers or {}), "Connection": "close"}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body[:send])
 
     def log_message(self, *_: object) -> None:

@@ -98,7 +98,7 @@ class MultiheadAttention(nn.Module):
             self.relative_attention_bias = nn.Embedding(num_buckets, num_heads)
         if gru_rel_pos:
             self.grep_linear = nn.Linear(self.head_dim, 8)
-            self.grep_a = nn.Parameter(torch.ones(1, num_heads, 1, 1))
+            self.grep_a = nn.Parameter(torch.empty(1, num_heads, 1, 1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -114,6 +114,8 @@ class MultiheadAttention(nn.Module):
                 nn.init.xavier_normal_(appended)
         if self.has_relative_attention_bias:
             nn.init.xavier_normal_(self.relative_attention_bias.weight)
+        if self.gru_rel_pos:
+            nn.init.ones_(self.grep_a)
 
     def forward(
         self,

@@ -156,11 +156,19 @@ class WeightNormConv1d(nn.Module):
     def __init__(self, channels: int, kernel_size: int, groups: int) -> None:
         super().__init__()
         self.groups = groups
-        std = math.sqrt(4 / (kernel_size * channels))
-        self.weight_v = nn.Parameter(torch.empty(channels, channels // groups, kernel_size).normal_(0, std))
-        self.weight_g = nn.Parameter(self._lengths().detach().clone())
-        self.bias = nn.Parameter(torch.zeros(channels))
+        self.weight_v = nn.Parameter(torch.empty(channels, channels // groups, kernel_size))
+        self.weight_g = nn.Parameter(torch.empty(1, 1, kernel_size))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.reset_parameters()
         self.register_load_state_dict_pre_hook(_accept_parametrized_names)
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights: normal, with the lengths that they happen to have."""
+        channels, _, kernel_size = self.weight_v.shape
+        nn.init.normal_(self.weight_v, std=math.sqrt(4 / (kernel_size * channels)))
+        nn.init.zeros_(self.bias)
+        with torch.no_grad():
+            self.weight_g.copy_(self._lengths())
 
     def _lengths(self) -> Tensor:
         """Norm of each tap over the channels, ``(1, 1, K)``, in float32 at least."""
@@ -255,13 +263,18 @@ class TransformerEncoder(nn.Module):
         self.layer_norm = nn.LayerNorm(args.encoder_embed_dim)
         self.layerdrop = args.encoder_layerdrop
         self.layer_wise_gradient_decay_ratio = args.layer_wise_gradient_decay_ratio
-        self.apply(init_bert_params)
-        if args.deep_norm:
-            self._init_deep_norm()
+        self.deep_norm = args.deep_norm
+        self.reset_parameters()
         self.register_load_state_dict_pre_hook(_spread_shared_table)
 
     def _attentions(self) -> list[MultiheadAttention]:
         return [cast("MultiheadAttention", layer.self_attn) for layer in self.layers]
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights for linear layers and the position table; others keep what they have."""
+        self.apply(init_bert_params)
+        if self.deep_norm:
+            self._init_deep_norm()
 
     def _init_deep_norm(self) -> None:
         """Xavier weights, smaller where values pass through (DeepNet, section 4)."""

@@ -26,6 +26,8 @@ PAGES = {
     "integrations/datasets.md": ["datasets"],
     "many-machines.md": ["ray", "datasets"],
     "teach.md": ["sklearn"],
+    "integrations/transformers.md": ["transformers"],
+    "integrations/sentence-transformers.md": ["sentence_transformers"],
 }
 
 
@@ -97,6 +99,15 @@ def test_page_runs(page, folder):
         assert names["scenes"].shape == (4, 48)
     if page.endswith("x-ares.md"):
         assert names["steps"].shape == (2, 19, 48)
+    if page == "integrations/transformers.md":
+        assert names["outputs"].pooler_output.shape == (2, 48)
+        assert len(names["tags"]) == 3
+        assert names["trained"].labels == ["tone", "noise"]
+    if page.endswith("sentence-transformers.md"):
+        assert names["embeddings"].shape == (3, 48)
+        assert names["embedding"].shape == (48,)
+    if page.endswith("mteb.md"):
+        assert names["results"].task_results[0].scores["test"][0]["main_score"] == 1
     if page.endswith("datasets.md"):
         model = torchbeats.load(folder / "BEATs_iter3.pt")
         for row in names["table"]:

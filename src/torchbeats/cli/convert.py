@@ -1,4 +1,4 @@
-"""``torchbeats convert``: a checkpoint of any family → one safetensors file that is a whole model."""
+"""``torchbeats convert``: a checkpoint of any family → one file that is a whole model, or a folder for transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchbeats.cli.console import remark
 from torchbeats.errors import SettingsError
 from torchbeats.files import refuse_inputs
 from torchbeats.loading import load
-from torchbeats.weights import checkpoint
+from torchbeats.weights import checkpoint, transformers_folder
 
 
 def convert(
@@ -20,10 +20,11 @@ def convert(
         str, typer.Argument(metavar="IN", help="A checkpoint file, or a name as for `torchbeats embed --model`.")
     ],
     target: Annotated[
-        Path,
+        str,  # a path would lose the slash at its end
         typer.Argument(
             metavar="OUT",
-            help="File to write: .safetensors, with weights, config and labels; or .pt, for the research code.",
+            help="File to write: .safetensors, with weights, config and labels; or .pt, for the research code. A "
+            "folder (a name that ends in /): for transformers and sentence-transformers.",
         ),
     ],
     half: Annotated[
@@ -31,13 +32,20 @@ def convert(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
 ) -> None:
-    """Convert a checkpoint of any published family to one file."""
-    if target.suffix not in checkpoint.SUFFIXES:
-        raise SettingsError(f"The output must end in {', '.join(checkpoint.SUFFIXES)}; {target} does not.")
-    if target.exists() and not overwrite:
-        raise SettingsError(f"{target} exists; use --overwrite to replace it.")
-    refuse_inputs([target], [source])
+    """Convert a checkpoint of any published family to one file, or to a folder for transformers."""
+    path, folder = Path(target), transformers_folder.is_folder(target)
+    if not folder and path.suffix not in checkpoint.SUFFIXES:
+        raise SettingsError(
+            f"The output must end in {', '.join(checkpoint.SUFFIXES)}, or in / for a folder; {target} does not."
+        )
+    existing = transformers_folder.holds_model(path) if folder else [path.name] * path.exists()
+    if existing and not overwrite:
+        raise SettingsError(
+            f"{path.joinpath(*existing[:1]) if folder else path} exists; use --overwrite to replace it."
+        )
+    refuse_inputs([path], [source])
     model = load(source, engine="torch")
     checkpoint.save(model, target, torch.float16 if half else None)
     labels = f", {len(model.label_dict)} labels" if model.label_dict else ""
-    remark(f"{target}: {model.cfg.summary()}{labels}, {target.stat().st_size / 1e6:,.0f} MB.")
+    size = (path / transformers_folder.WEIGHTS if folder else path).stat().st_size
+    remark(f"{target}: {model.cfg.summary()}{labels}, {size / 1e6:,.0f} MB.")

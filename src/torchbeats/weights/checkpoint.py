@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
 from torchbeats.errors import CheckpointError, ModelError, SettingsError, some_of
 from torchbeats.files import replacing
-from torchbeats.weights import integrity
+from torchbeats.weights import integrity, transformers_folder
 from torchbeats.weights.families import FORMAT_VERSION, KINDS, METADATA_KEY, POSITION_TABLE, Checkpoint, recognise
 from torchbeats.weights.research import for_research_code
 from torchbeats.weights.trainers import plain_values
@@ -155,7 +155,7 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> None:
-    """Write a model to one file, which is complete or absent.
+    """Write a model to one file, which is complete or absent; or to a folder for transformers.
 
     Args:
         model: a `BEATs` or a tokenizer.
@@ -163,24 +163,32 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
             copies read. They normalise by the published mean and deviation whatever the config says: a model's own
             are folded into the patch embedding there, which then has a bias. What they have no code for (a
             random-projection tokenizer, a head over bands) is refused; a single-label model is written with a warning.
+            A folder, or a name that ends in a slash: what transformers and sentence-transformers open.
         dtype: of the numbers in the file, float16 say; those of the model where not given. Loading makes them float32.
 
     Raises:
         SettingsError: a name with another ending.
-        ModelError: a head that no checkpoint holds, or a ``.pt`` of a model that the research code does not have.
+        ModelError: a head that no checkpoint holds, a ``.pt`` of a model that the research code does not have, or a
+            folder of a tokenizer.
     """
+    folder = transformers_folder.is_folder(path)
     path = Path(path)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{path}: an exported model cannot be saved; save the checkpoint that it was made from.")
     config, label_dict = described(model)
+    if folder and type(config) is not BEATsConfig:
+        raise ModelError(f"{path}: transformers has no class for a tokenizer. Write it to a .safetensors file.")
     suffixes = SUFFIXES if isinstance(config, BEATsConfig) else SUFFIXES[:1]
-    if path.suffix not in suffixes:
+    if not folder and path.suffix not in suffixes:
         because = "" if path.suffix not in SUFFIXES else ": the research code has no such tokenizer, and reads none"
         raise SettingsError(
             f"The name of such a checkpoint must end in {', '.join(suffixes)}; {path} does not{because}."
         )
     state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
-    if path.suffix == ".safetensors":
+    if folder:
+        names: list[str] | None = model.labels if label_dict is not None else None  # type: ignore[assignment]
+        transformers_folder.write(path, config, label_dict, names, state)
+    elif path.suffix == ".safetensors":
         _write_safetensors(path, config, label_dict, state)
     else:
         _write_pickle(path, config, label_dict, state)

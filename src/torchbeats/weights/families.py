@@ -11,6 +11,7 @@ The formats are told apart by what is in the file, never by its name:
 | OpenBEATs (ESPnet), fine-tuned | tensors under ``encoder.``, a head under ``decoder.`` | ``config.yaml`` |
 | the same, converted | ``{"cfg", "model", "token_list"}`` | ``config.yaml``, else a warning |
 | AVEX, NatureBEATs | safetensors, flat or under ``backbone.``, a head under ``classifier.`` | ``label_map.json`` |
+| transformers, with `torchbeats.integrations` | safetensors; see `transformers_folder` | ``config.json`` |
 | training programs | any of these under one key of a dictionary, and under wrappers' names; see `trainers` | |
 """
 
@@ -32,7 +33,7 @@ from torch import Tensor
 from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig, shown
 from torchbeats.encoder import PARAMETRIZED_NAMES
 from torchbeats.errors import CheckpointError, some_of
-from torchbeats.weights import espnet, front_end, integrity, sidecars, trainers
+from torchbeats.weights import espnet, front_end, integrity, sidecars, trainers, transformers_folder
 
 METADATA_KEY = "torchbeats"  # of the JSON in our safetensors files' metadata
 FORMAT_VERSION = 1
@@ -91,7 +92,12 @@ def recognise(path: Path, content: Mapping[str, Any], metadata: Mapping[str, str
     Raises:
         CheckpointError: it is no BEATs checkpoint, or contradicts itself.
     """
-    stored = _ours(path, _tensors(path, content), metadata) if METADATA_KEY in metadata else _theirs(path, content)
+    if METADATA_KEY in metadata:
+        stored = _ours(path, _tensors(path, content), metadata)
+    elif (about := transformers_folder.config_beside(path, content)) is not None:
+        stored = _transformers(path, _tensors(path, content), about)
+    else:
+        stored = _theirs(path, content)
     if not isinstance(stored.config, RandomProjectionConfig) and not _layers(stored.tensors):
         raise CheckpointError(path, f"this is a checkpoint of another model: it has {some_of(stored.tensors)}.")
     return stored
@@ -117,6 +123,14 @@ def check_version(path: str | os.PathLike[str], version: Any) -> None:
         raise CheckpointError(
             path, f"it was written by a newer torchbeats (format {reprlib.repr(version)}); upgrade to read it."
         )
+
+
+def _transformers(path: Path, tensors: dict[str, Tensor], about: Mapping[str, Any]) -> Checkpoint:
+    """What transformers saved, after training with it for example."""
+    tensors = transformers_folder.renamed(tensors)
+    config = settings_that_fit(path, transformers_folder.settings_of(path, about, tensors), BEATsConfig, tensors)
+    labels = transformers_folder.labels_of(about) if config.finetuned_model else None
+    return Checkpoint(path, config, tensors, labels_by_index(path, labels, config))
 
 
 def _theirs(path: Path, content: Mapping[str, Any]) -> Checkpoint:
