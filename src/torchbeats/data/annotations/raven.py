@@ -77,7 +77,7 @@ def write_raven(annotations: Iterable[Annotation]) -> Iterator[str]:
             seconds(begins[path] + end),
             f"{LOWEST if row.low is None else row.low:.3f}",
             f"{HIGHEST if row.high is None else row.high:.3f}",
-            one_cell(readable(path)),
+            one_cell(readable(os.path.abspath(path))),  # Raven knows no working directory
             one_cell(readable(os.path.basename(path))),
             seconds(row.start),
             one_cell(row.label),
