@@ -12,6 +12,7 @@ import torch
 from mteb.models import ModelMeta
 
 from torchbeats.config import SIZES, BEATsConfig
+from torchbeats.errors import ModelError
 from torchbeats.files import sha256
 from torchbeats.protocol import Model
 from torchbeats.weights import hub
@@ -96,8 +97,8 @@ class Metadata(ModelMeta):
 
     def load_model(self, device: str | None = None, **options: Any) -> Any:
         """An encoder; options are those of `BEATsEncoder`."""
-        if self.loader is None:  # of a file or a model in memory, which the name does not lead to
-            return super().load_model(device, **options)
+        if self.loader is None:
+            raise ModelError(f"{self.name} cannot be loaded by its name; give MTEB the encoder itself.")
         return self.loader(self.name, self.revision, device=device, **{**self.loader_kwargs, **options})
 
 

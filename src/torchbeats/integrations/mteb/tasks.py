@@ -33,8 +33,8 @@ def classification_task(
 
     Args:
         sounds: a folder with a folder for each class in it; a list of files with labels; or several of these.
-        name: of the task, under which MTEB keeps results; the first input's where not given. Results of other files
-            under the same name are not taken for these.
+        name: of the task. MTEB keeps results by it, and does not look whether the files are still the same; so where
+            not given, it is the first input's name with a hash of all files' names, sizes and times of change.
 
     Raises:
         InputError: no sounds, a sound with several labels, or splits without one to train on.
@@ -46,10 +46,11 @@ def classification_task(
     if "train" not in splits:
         raise InputError(f"There is no split called train, which MTEB's classifier learns from; there is {splits}.")
     first = os.path.abspath(os.fspath(inputs[0]))
+    state = fingerprint(labelled.examples).split()[-1]
     about = TaskMetadata(
-        name=name or Path(first).stem,
+        name=name or f"{Path(first).stem}-{state[:8]}",
         description=f"{len(labelled.examples):,} sounds of {len(labelled.classes):,} classes.",
-        dataset={"path": first, "revision": fingerprint(labelled.examples)},
+        dataset={"path": first, "revision": state},
         type="AudioClassification",
         category="a2c",
         modalities=["audio"],
