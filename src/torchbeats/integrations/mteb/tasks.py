@@ -13,9 +13,10 @@ import soundfile
 from mteb import TaskMetadata
 from mteb.abstasks import AbsTaskClassification
 
+from torchbeats.data.example import Example
 from torchbeats.data.fingerprint import fingerprint
 from torchbeats.data.inputs import Piece
-from torchbeats.data.labelled import Example, Labelled, read_labelled
+from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.data.sounds import blocks
 from torchbeats.errors import InputError
 from torchbeats.patches import SAMPLE_RATE
