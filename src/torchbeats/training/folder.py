@@ -9,9 +9,8 @@ from typing import Any
 
 import yaml
 
-from torchbeats import files
 from torchbeats.errors import FileInUseError, SettingsError
-from torchbeats.files import held, replacing
+from torchbeats.files import held, remove_leftovers, replacing
 from torchbeats.training.corpus import Failure
 from torchbeats.training.listener import Listener
 from torchbeats.training.processes import leader_first, leads
@@ -87,10 +86,8 @@ class RunFolder:
 
 def _clean(path: Path) -> None:
     """Delete what killed runs left half written in a folder and those right below, where nobody else is at work."""
-    remove_leftovers = getattr(files, "remove_leftovers", None)
     for folder in (path, *filter(Path.is_dir, path.iterdir())):
-        if remove_leftovers is not None:
-            remove_leftovers(folder)
+        remove_leftovers(folder)
 
 
 def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
