@@ -9,13 +9,13 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
-from test_pretrain import command, run
 
 from helpers import noise
 from torchbeats.errors import SettingsError
 from torchbeats.training.environment import environment_for
 from torchbeats.training.processes import Launched, launched, leads
-from torchbeats.training.settings import TrainerSettings
+from torchbeats.training.run import Run
+from torchbeats.training.settings import TrainerSettings, settings
 
 NAMES = (
     "RANK",
@@ -90,6 +90,45 @@ def test_variables_that_make_no_sense(variables):
     variables(RANK="x", WORLD_SIZE=2, LOCAL_RANK=0)
     with pytest.raises(SettingsError, match="RANK=x"):
         leads()
+
+
+TINY = {
+    "config.encoder_layers": 1,
+    "config.encoder_embed_dim": 32,
+    "config.embed_dim": 32,
+    "config.conv_pos": 16,
+    "config.encoder_ffn_embed_dim": 64,
+    "config.encoder_attention_heads": 2,
+    "config.conv_pos_groups": 4,
+    "tokens.quant_n": 32,
+    "tokens.quant_dim": 8,
+    "data.crop_seconds": "[0.5, 1]",
+    "data.batch_seconds": 6,
+    "data.workers": 0,
+    "data.statistics_seconds": 30,
+    "model.steps": 6,
+    "model.warmup": 1,
+    "model.predictor_layers": 1,
+    "model.predictor_width": 32,
+    "distillation.steps": 6,
+    "distillation.warmup": 1,
+    "distillation.estimator_layers": 1,
+    "trainer.accelerator": "cpu",
+    "trainer.log_every": 2,
+}
+
+
+def tiny(over):
+    return [f"{name}={value}" for name, value in {**TINY, **{k.replace("__", "."): v for k, v in over.items()}}.items()]
+
+
+def command(data, out, **over):
+    sets = [part for assignment in tiny(over) for part in ("--set", assignment)]
+    return ["pretrain", str(data), "--out", str(out), "--size", "nano", *sets]
+
+
+def run(data, out, **over):
+    return Run(out, [str(data)], settings("nano", assignments=tiny(over))).train()
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------
