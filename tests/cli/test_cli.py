@@ -204,8 +204,8 @@ def faulty(tmp_path_factory, sounds):
 
 
 USAGE = {
-    "suffix": ("{s} -o {t}/t.csv -m {m}", "must be named .parquet or .npz; .*t.csv is not"),
-    "no suffix": ("{s} -o {t}/t -m {m}", "must be named .parquet or .npz"),
+    "suffix": ("{s} -o {t}/t.csv -m {m}", "must be named .parquet, .npz or .lance; .*t.csv is not"),
+    "no suffix": ("{s} -o {t}/t -m {m}", "must be named .parquet, .npz or .lance"),
     "unknown model": ("{s} -o {t}/t.npz -m beats-itr3", "no model named 'beats-itr3'. Did you mean beats-iter3"),
     "missing model": ("{s} -o {t}/t.npz -m {f}/none.pt", "no checkpoint at .*none.pt"),
     "web page": ("{s} -o {t}/t.npz -m {f}/page.pt", "page.pt: this is a web page, not a checkpoint"),

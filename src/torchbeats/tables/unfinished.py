@@ -14,6 +14,7 @@ not completed, and is cut off.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -23,8 +24,8 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from torchbeats.errors import FileInUseError, StoreError
-from torchbeats.files import as_json, held, readable, remove_leftovers, replacing
+from torchbeats.errors import DiskFullError, FileInUseError, StoreError
+from torchbeats.files import as_json, held, is_full, readable, remove_leftovers, replacing
 from torchbeats.inference import Position
 
 GROWING = ("rows.arrow", "failures.jsonl", "inputs.bin")
@@ -119,9 +120,15 @@ class Unfinished:
                     "--overwrite to begin anew."
                 )
         file.truncate(length)  # behind it lies what a run has not completed
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            rest = memoryview(content).cast("B")
+            while rest:
+                rest = rest[os.write(file.fileno(), rest) :]
+            os.fsync(file.fileno())
+        except OSError as error:
+            if is_full(error):
+                raise DiskFullError(self.out, os.strerror(error.errno or errno.ENOSPC).lower()) from error
+            raise
         return length + len(content)
 
     def _save(self, run: dict[str, Any]) -> None:
