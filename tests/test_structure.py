@@ -27,7 +27,7 @@ protocol labels model tokenizers
 onnx loading
 data batching
 plans inference tagging embedder
-tables plots evaluation heads description
+tables search plots evaluation heads description
 training
 torchbeats
 integrations serve cli __main__
@@ -36,7 +36,7 @@ ORDER = DRAWING.split()
 
 CORE = {"av", "huggingface_hub", "numpy", "pyarrow", "rich", "safetensors", "soundfile", "soxr", "torch", "typer"}
 CORE |= {"yaml"}
-OPTIONAL = {"datasets", "fsspec", "lightning", "matplotlib", "onnx", "onnxruntime", "sklearn", "transformers"}
+OPTIONAL = {"datasets", "fsspec", "lance", "lightning", "matplotlib", "onnx", "onnxruntime", "sklearn", "transformers"}
 # What whole rooms are for, which nothing imports at its top but the room itself.
 OPTIONAL_ROOMS = {"training": {"lightning"}}
 

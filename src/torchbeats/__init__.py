@@ -45,6 +45,7 @@ from torchbeats.onnx.engine import OnnxModel
 from torchbeats.onnx.export import export
 from torchbeats.plans import EmbeddingPlan, ScorePlan, TokenPlan
 from torchbeats.protocol import Model
+from torchbeats.search.searching import Match, search
 from torchbeats.tables.writing import TableResult, write_table
 from torchbeats.tagging import Tags, tag
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer, Tokenizers, Tokens
@@ -68,6 +69,7 @@ __all__ = [
     "GradMultiply",
     "HubError",
     "InputError",
+    "Match",
     "MissingPackageError",
     "Model",
     "ModelError",
@@ -103,6 +105,7 @@ __all__ = [
     "load",
     "quant_noise",
     "save",
+    "search",
     "tag",
     "tokenize",
     "write_table",

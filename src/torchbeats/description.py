@@ -31,15 +31,15 @@ def describe(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
         HubError: as `load`.
     """
     path = Path(name_or_path).expanduser()
+    if path.suffix.lower() in (".parquet", ".npz", ".lance"):
+        return _table(path)
     if path.is_dir():
         return _run(path)
-    if path.suffix.lower() in (".parquet", ".npz"):
-        return _table(path)
     return _model(os.fspath(name_or_path), load(name_or_path))
 
 
 def _table(path: Path) -> dict[str, Any]:
-    from torchbeats.tables.store import summary
+    from torchbeats.tables.formats import summary
 
     found = summary(path)
     if found is None:

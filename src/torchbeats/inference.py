@@ -97,6 +97,8 @@ class Group:
         failures: inputs that could not be read, and why.
         position: where the run stands behind this group.
         inputs: number of inputs that end in this group.
+        ended: for each of them, the number of its windows that have rows, as far as they begin in this group or one
+            before, and whether it could not be read in whole.
     """
 
     paths: list[str] = field(default_factory=list)
@@ -106,6 +108,7 @@ class Group:
     failures: list[tuple[str, str]] = field(default_factory=list)
     position: Position = field(default_factory=Position)
     inputs: int = 0
+    ended: list[tuple[int, bool]] = field(default_factory=list)
 
     def rows(self) -> Iterator[Embedding]:
         """The rows one by one, where they are embeddings."""
@@ -271,6 +274,7 @@ def groups(
         else:
             if event is not None and not failed:
                 decode_failures[inputs] = (name, event + _kept(seen))
+            group.ended.append((0 if failed else seen, failed or event is not None))
             inputs, skip, seen, failed = inputs + 1, 0, 0, False
             group.inputs += 1
         if held >= GROUP_BATCHES * plan.batch_seconds or len(decode_failures) >= 1000:
@@ -408,6 +412,10 @@ def _compute(
         for clip in broken.values()
     }
     group.failures = [failures[index] for index in sorted(failures)]
+    first = group.position.inputs - len(group.ended)
+    for index, clip in broken.items():
+        if index < group.position.inputs:
+            group.ended[index - first] = (clip.number, True)
     if group.position.inputs in broken:
         group.position = group.position._replace(failed=True)
     done = [

@@ -26,6 +26,7 @@ from helpers import small_model, small_tokenizer, write_sounds
 from hub_server import HubServer
 from torchbeats import RandomProjectionTokenizer
 from torchbeats.cli import convert
+from torchbeats.tables import unfinished
 from torchbeats.weights import hub
 
 RATE = 16_000
@@ -203,8 +204,8 @@ def faulty(tmp_path_factory, sounds):
 
 
 USAGE = {
-    "suffix": ("{s} -o {t}/t.csv -m {m}", "must be named .parquet or .npz; .*t.csv is not"),
-    "no suffix": ("{s} -o {t}/t -m {m}", "must be named .parquet or .npz"),
+    "suffix": ("{s} -o {t}/t.csv -m {m}", "must be named .parquet, .npz or .lance; .*t.csv is not"),
+    "no suffix": ("{s} -o {t}/t -m {m}", "must be named .parquet, .npz or .lance"),
     "unknown model": ("{s} -o {t}/t.npz -m beats-itr3", "no model named 'beats-itr3'. Did you mean beats-iter3"),
     "missing model": ("{s} -o {t}/t.npz -m {f}/none.pt", "no checkpoint at .*none.pt"),
     "web page": ("{s} -o {t}/t.npz -m {f}/page.pt", "page.pt: this is a web page, not a checkpoint"),
@@ -360,7 +361,7 @@ def test_killed_again_and_again(fork, model, many, tmp_path, overwrite):
 
     def written():
         try:
-            return len([name for name in os.listdir(parts) if name.startswith("part-")])
+            return len(list(unfinished.parts(parts)))
         except FileNotFoundError:  # not yet; or no longer, as the run has come to its end while this one looks
             return 0
 

@@ -18,6 +18,7 @@ from helpers import small_model, small_tokenizer, write_sounds
 from torchbeats import files
 from torchbeats.errors import DiskFullError
 from torchbeats.interrupts import is_the_command
+from torchbeats.tables import unfinished
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and pipes")
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -53,7 +54,7 @@ def arguments(command, models, sounds, out):
 
 def parts(out):
     try:
-        return sorted((out / "t.parquet.parts").glob("part-*"))
+        return list(unfinished.parts(out / "t.parquet.parts"))
     except FileNotFoundError:
         return []
 

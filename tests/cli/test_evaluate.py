@@ -216,7 +216,7 @@ def test_no_input_is_overwritten(run, tmp_path):
     tagger = small_model(finetuned_model=True, predictor_class=1, problem_type="single_label")
     tagger.label_dict = {0: "cat"}
     torchbeats.save(tagger, tmp_path / "m.safetensors")
-    status, _, err = run("evaluate", data, "-m", tmp_path / "m.safetensors", "-o", tmp_path)
+    status, _, err = run(data, "-m", tmp_path / "m.safetensors", "-o", tmp_path)
     assert status == 2
     assert f"The output {data} is one of the inputs" in err
     assert data.read_bytes() == before

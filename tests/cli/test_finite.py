@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import torchbeats
 from helpers import noise, small_model, small_tokenizer
-from torchbeats.tables.store import METADATA_KEY
+from torchbeats.tables.formats import METADATA_KEY
 
 RATE = 16_000
 LABELS = {0: "cat", 1: "dog"}

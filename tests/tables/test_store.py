@@ -13,7 +13,7 @@ import pytest
 from torchbeats.errors import StoreError
 from torchbeats.inference import Group, Position
 from torchbeats.plans import Row
-from torchbeats.tables import store
+from torchbeats.tables import formats, store, unfinished
 from torchbeats.tables.store import Store
 
 WIDTH = 5
@@ -193,8 +193,7 @@ def test_rows_reach_the_disk_in_time_and_size(tmp_path, monkeypatch):
     table = Store(tmp_path / "t.parquet", ROW, ABOUT)
     for part in GROUPS:
         table.append(part)
-    parts = list((tmp_path / "t.parquet.parts").glob("part-*"))
-    assert len(parts) == 1  # when the fourth group filled it
+    assert len(list(unfinished.parts(tmp_path / "t.parquet.parts"))) == 1  # when the fourth group filled it
     assert Store(tmp_path / "t.parquet", ROW, ABOUT).position == GROUPS[3].position
     table.finish()
     assert_holds(tmp_path / "t.parquet")
@@ -204,44 +203,112 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
-@every_output
-def test_stopped_at_every_step(tmp_path, monkeypatch, name, moment):
-    """Whatever file is about to get its name, or just has got it, when the run stops."""
-    replace, left = Path.replace, [0]
+def stopped_at_every(monkeypatch, owner, name, moment, attempt):
+    """Run ``attempt(number)`` again and again, and stop each at another call of a function of the system."""
+    call, left = getattr(owner, name), [0]
 
-    def stop_at(path, target):
+    def stop_at(*arguments, **options):
         left[0] -= 1
         if left[0] < 0 and moment == "before":
             raise Killed
-        replace(path, target)
+        result = call(*arguments, **options)
         if left[0] < 0:
             raise Killed
+        return result
 
-    monkeypatch.setattr(Path, "replace", stop_at)
-    for stop in range(100):
-        out = tmp_path / str(stop) / name
+    monkeypatch.setattr(owner, name, stop_at)
+    for stop in range(200):
         left[0] = stop
         try:
-            write(out)
+            attempt(stop)
         except Killed:
             left[0] = 1000
-            if not Store(out, ROW, ABOUT).complete:
-                write(out)
+            yield stop
         else:
-            break
+            return
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("step", [(Path, "replace"), (os, "fsync"), (Path, "unlink")], ids=["name", "sync", "delete"])
+@every_output
+def test_stopped_at_every_step(tmp_path, monkeypatch, name, moment, step):
+    """Whatever is about to reach the disk, to get its name, to be deleted, or just has been, when the run stops."""
+    calm = tmp_path / "calm" / name
+    write(calm)
+    stops = 0
+    for stop in stopped_at_every(monkeypatch, *step, moment, lambda stop: write(tmp_path / str(stop) / name)):
+        stops += 1
+        out = tmp_path / str(stop) / name
+        if not Store(out, ROW, ABOUT).complete:
+            write(out)
         assert_holds(out)
+        if name.endswith("parquet"):
+            assert out.read_bytes() == calm.read_bytes()
         assert [json.loads(line) for line in (out.parent / f"{name}.errors.jsonl").open()] == FAILURES
         assert files(out.parent) == [name, f"{name}.errors.jsonl"]
-    assert stop == 1 + len(GROUPS) + 2  # run.json, the parts, the list of errors, the output
+    # run.json is written at the beginning and for every group, the list of errors and the output at the end
+    assert stops >= (1 + len(GROUPS) + 2 if step[1] != "unlink" else 5)
+
+
+@every_output
+def test_what_a_killed_run_left_half_written_is_cut_off(tmp_path, name):
+    out = tmp_path / name
+    table = Store(out, ROW, ABOUT)
+    for part in GROUPS[:2]:
+        table.append(part)
+    for growing in unfinished.GROWING:
+        with (tmp_path / f"{name}.parts" / growing).open("ab") as file:
+            file.write(b"half a part")
+    write(out)
+    assert_holds(out)
+    assert [json.loads(line) for line in (tmp_path / f"{name}.errors.jsonl").open()] == FAILURES
+
+
+def test_rows_that_were_lost_are_noticed(tmp_path):
+    table = Store(tmp_path / "t.parquet", ROW, ABOUT)
+    table.append(GROUPS[0])
+    os.truncate(tmp_path / "t.parquet.parts" / "rows.arrow", 100)
+    with pytest.raises(StoreError, match=r"rows\.arrow is shorter than it was: 100 of .* --overwrite"):
+        write(tmp_path / "t.parquet")
+    write(tmp_path / "t.parquet", overwrite=True)
+    assert_holds(tmp_path / "t.parquet")
+
+
+def test_files_on_disk_do_not_grow_in_number(tmp_path):
+    table = Store(tmp_path / "t.parquet", ROW, ABOUT)
+    for number in range(50):
+        table.append(group(number))
+    folder = tmp_path / "t.parquet.parts"
+    assert files(folder) == ["failures.jsonl", "inputs.bin", "lock", "rows.arrow", "run.json"][2:]
+    assert len(list(unfinished.parts(folder))) == 50
+    assert (folder / "run.json").stat().st_size < 1000
+
+
+def test_a_table_does_not_show_how_its_rows_came(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "FLUSH_BYTES", 2000)
+    many = [group(number, rows=17) for number in range(30)]
+    write(tmp_path / "a.parquet", many)
+    monkeypatch.setattr(store, "FLUSH_SECONDS", 1000.0)
+    write(tmp_path / "b.parquet", many)
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+
+
+def test_pieces():
+    schema = pa.schema([("a", pa.int64())])
+    tables = [
+        pa.table({"a": list(range(first, last))}, schema)
+        for first, last in [(0, 3), (3, 3), (3, 10), (10, 11), (11, 12)]
+    ]
+    assert [piece["a"].to_pylist() for piece in formats.pieces(tables, 5)] == [[*range(5)], [*range(5, 10)], [10, 11]]
+    assert list(formats.pieces([], 5)) == []
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_stopped_while_parts_are_cleared_away(tmp_path, monkeypatch, overwrite):
     def some(path, **options):
-        if path.name.startswith("part-"):
+        if path.name in unfinished.GROWING:
             gone.append(path)
-            if len(gone) == 3:
+            if len(gone) == 2 + len(unfinished.GROWING):  # the first were cleared as the run began
                 raise Killed
         unlink(path, **options)
 
@@ -330,7 +397,7 @@ def test_folder_in_the_way_is_found_at_once(tmp_path, overwrite):
 
 
 def test_other_suffix():
-    with pytest.raises(StoreError, match=r"must be named \.parquet or \.npz; t\.csv is not"):
+    with pytest.raises(StoreError, match=r"must be named \.parquet, \.npz or \.lance; t\.csv is not"):
         Store("t.csv", ROW, ABOUT)
 
 

@@ -21,6 +21,7 @@ from torchbeats.cli import (
     models,
     pretrain,
     probe,
+    search,
     show,
     tag,
     tokens,
@@ -52,7 +53,13 @@ def _options(
 
 # By use, as `torchbeats --help` shows them.
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
-    "Use": {"embed": embed.embed, "tag": tag.tag, "clips": clips.clips, "tokens": tokens.tokens},
+    "Use": {
+        "embed": embed.embed,
+        "tag": tag.tag,
+        "clips": clips.clips,
+        "tokens": tokens.tokens,
+        "search": search.search,
+    },
     "Judge": {"evaluate": evaluate.evaluate, "probe": probe.probe},
     "Teach": {"fit": fit.fit, "finetune": finetune.finetune, "pretrain": pretrain.pretrain},
     "Models": {"models": models.models, "show": show.show, "convert": convert.convert, "export": export.export},

@@ -81,16 +81,16 @@ def working(doing: str = "") -> Iterator[Any]:
 
 
 @contextmanager
-def audio_progress(total: int, done: int) -> Iterator[OnBatch]:
+def audio_progress(total: int | Callable[[], int | None], done: int) -> Iterator[OnBatch]:
     """A bar with files, hours of audio and speed while sounds are worked on.
 
     Args:
-        total: number of inputs.
+        total: number of inputs, or what tells it as soon as it is known.
         done: how many of them an earlier run has finished.
     """
     bar = Progress(
         BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} files"),
+        TextColumn("{task.completed:,.0f}{task.fields[of]} files"),
         TextColumn("{task.fields[audio]}"),
         TimeRemainingColumn(),
         console=console,
@@ -98,15 +98,22 @@ def audio_progress(total: int, done: int) -> Iterator[OnBatch]:
     )
     seconds = 0.0
     with bar:
-        task = bar.add_task("", total=total, completed=done, audio="")
+        number = total() if callable(total) else total
+        task = bar.add_task("", total=number, completed=done, audio="", of=_of(number))
 
         def on_batch(more: float, inputs: float) -> None:
             nonlocal seconds
             seconds += more
+            number = total() if callable(total) else total
             speed = seconds / (bar.tasks[0].elapsed or 1.0)
-            bar.update(task, advance=inputs, audio=f"{seconds / 3600:.2f} h of audio, {speed:,.1f} × real time")
+            audio = f"{seconds / 3600:.2f} h of audio, {speed:,.1f} × real time"
+            bar.update(task, total=number, advance=inputs, audio=audio, of=_of(number))
 
         yield on_batch
+
+
+def _of(total: int | None) -> str:
+    return "" if total is None else f" of {total:,}"
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from torchbeats.cli.tables import (
     Layer,
     Output,
     Overwrite,
+    Update,
     Window,
     write,
 )
@@ -60,6 +61,7 @@ def embed(
     jobs: Jobs = None,
     follow_links: FollowLinks = False,
     overwrite: Overwrite = False,
+    update: Update = False,
 ) -> None:
     """Compute embeddings of sounds: one table with the columns path, start, end (seconds) and embedding.
 
@@ -80,5 +82,6 @@ def embed(
         dtype=DTYPES[dtype.value],
         jobs=jobs,
         overwrite=overwrite,
+        update=update,
         follow_links=follow_links,
     )

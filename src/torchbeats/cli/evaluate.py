@@ -26,7 +26,7 @@ from torchbeats.labels import names_and_aliases
 from torchbeats.loading import load
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, ScorePlan
 from torchbeats.protocol import PROBABILITIES
-from torchbeats.tables.store import METADATA_KEY
+from torchbeats.tables.formats import METADATA_KEY
 from torchbeats.version import __version__
 from torchbeats.weights import hub
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -44,7 +44,8 @@ Inputs = Annotated[
     ),
 ]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="Table to write: .parquet or .npz.")
+    Path,
+    typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="Table to write: .parquet, .npz or .lance."),
 ]
 
 
@@ -115,6 +116,16 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace the output if it exists.")
 ]
 
+Update = Annotated[
+    bool,
+    typer.Option(
+        "--update",
+        rich_help_panel=OUTPUT,
+        help="If the output exists, compute only files that were added or changed since (by size and time), and drop "
+        "those that are gone.",
+    ),
+]
+
 
 def write(
     inputs: list[str],
@@ -128,14 +139,16 @@ def write(
     dtype: torch.dtype | None = None,
     jobs: int | None = None,
     overwrite: bool = False,
+    update: bool = False,
     follow_links: bool = False,
 ) -> None:
     """Write a table of ``what``, and say how it went; exit status 1 where sounds were left out."""
 
     @contextmanager
-    def display(total: int, done: int) -> Iterator[Progress]:
+    def display(total: Callable[[], int | None], done: int) -> Iterator[Progress]:
         if done:
-            remark(f"Going on behind sound {done:,} of {total:,}.")
+            of = "" if (number := total()) is None else f" of {number:,}"
+            remark(f"Going on behind sound {done:,}{of}.")
         with audio_progress(total, done) as progress:
             yield progress
 
@@ -149,12 +162,16 @@ def write(
         dtype=dtype,
         jobs=jobs,
         overwrite=overwrite,
+        update=update,
         follow_links=follow_links,
         display=display,
         on_failure=skipped,
     )
     if result.complete:
         complain(f"{result.path} is complete already; there is nothing to do.", "Note")
+    elif update and (result.kept or result.dropped) and not result.failures:
+        new = result.sounds - result.kept
+        remark(f"{result.path}: {new:,} files computed, {result.kept:,} kept, rows of {result.dropped:,} dropped.")
     elif result.failures:
         good = result.sounds - result.failures
         listed = f"{result.errors} lists those that could not be read"

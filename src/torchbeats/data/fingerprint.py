@@ -8,20 +8,40 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def fingerprint(sounds: Iterable[Any]) -> str:
-    """Number and hash of sounds; the hash is another if a file, its size or its time of change is.
+def state(sound: Any) -> bytes:
+    """A line that is another if a sound, its file's size or its file's time of change is.
 
     Args:
-        sounds: with a ``path``; all else that they say of themselves (start, end, labels …) counts too.
+        sound: with a ``path``; all else that it says of itself (start, end, labels …) counts too.
     """
-    digest, count = hashlib.sha256(), 0
+    try:
+        # A sound that lies in a Parquet file changes with that file.
+        stat = os.stat(getattr(getattr(sound, "content", None), "file", sound.path))
+        changed = (stat.st_size, stat.st_mtime_ns)
+    except (OSError, ValueError):
+        changed = (-1, -1)
+    return f"{sound!r} {changed}\n".encode("utf-8", "surrogateescape")
+
+
+class Fingerprint:
+    """Number and hash of sounds that come one by one; ``str()`` of it may be asked for at any time."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, state: bytes) -> None:
+        """Count a sound in; see `state`."""
+        self._digest.update(state)
+        self.count += 1
+
+    def __str__(self) -> str:
+        return f"{self.count} sounds, {self._digest.hexdigest()[:16]}"
+
+
+def fingerprint(sounds: Iterable[Any]) -> str:
+    """Number and hash of sounds; the hash is another if the `state` of any sound is."""
+    result = Fingerprint()
     for sound in sounds:
-        try:
-            # A sound that lies in a Parquet file changes with that file.
-            stat = os.stat(getattr(getattr(sound, "content", None), "file", sound.path))
-            state = (stat.st_size, stat.st_mtime_ns)
-        except (OSError, ValueError):
-            state = (-1, -1)
-        digest.update(f"{sound!r} {state}\n".encode("utf-8", "surrogateescape"))
-        count += 1
-    return f"{count} sounds, {digest.hexdigest()[:16]}"
+        result.add(state(sound))
+    return str(result)

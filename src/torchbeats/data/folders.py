@@ -68,28 +68,35 @@ def sounds_in_folder(folder: str, omissions: Omissions, *, follow_links: bool = 
             if follow_links and not _first_visit(parent, visited):
                 own.repeated.append(parent)
                 continue
-            with os.scandir(parent) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
+            names, below = _entries(parent, own, follow_links)
         except OSError as error:
             own.unsearchable.append(f"{parent} ({error.strerror})")
             continue
-        below: list[str] = []
-        for entry in entries:
-            if _is_folder(entry):
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_symlink() and not follow_links:
-                    own.links.append(entry.path)
-                else:
-                    below.append(entry.path)
-            elif _is_sound(entry, own):
-                empty = False
-                yield entry.path
+        for name in names:
+            empty = False
+            yield os.path.join(parent, name)
         waiting += reversed(below)
     _add(own, omissions)
     if empty:
         reasons = " ".join(own.lines())
         raise InputError(f"There is no sound file in the folder {folder}, nor in any below it. {reasons}".rstrip())
+
+
+def _entries(parent: str, omissions: Omissions, follow_links: bool) -> tuple[list[str], list[str]]:
+    """Names of the sounds in a folder, and paths of the folders in it; names alone, as there may be a million."""
+    own, sounds, below = Omissions(), list[str](), list[str]()
+    with os.scandir(parent) as listing:
+        for entry in listing:
+            if _is_folder(entry):
+                if entry.name.startswith("."):
+                    continue
+                (own.links if entry.is_symlink() and not follow_links else below).append(entry.path)
+            elif _is_sound(entry, own):
+                sounds.append(entry.name)
+    for paths in (sounds, below, *vars(own).values()):
+        paths.sort()
+    _add(own, omissions)
+    return sounds, below
 
 
 def _first_visit(folder: str, visited: set[tuple[int, int]]) -> bool:

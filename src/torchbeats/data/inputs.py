@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO
 
 from torchbeats.audio import AudioWarning
 from torchbeats.data.folders import Omissions, sounds_in_folder
-from torchbeats.data.lists import LIST_SUFFIXES, read_list
+from torchbeats.data.lists import LIST_SUFFIXES, LONGEST_PATH, iterate_list
 from torchbeats.data.stored import MemorySound, StoredSound
 from torchbeats.errors import InputError
 from torchbeats.files import special_kind
@@ -55,7 +57,7 @@ def find_audio(
         InputError: a folder without sounds, a list that cannot be read or holds sounds itself, or no file at all.
     """
     if notes is None:
-        notes = partial(warnings.warn, category=AudioWarning, stacklevel=3)
+        notes = partial(warnings.warn, category=AudioWarning, stacklevel=4)
     result: dict[str, None] = {}
     for piece in find_sounds(inputs, follow_links=follow_links, notes=notes):
         if isinstance(piece.content, StoredSound):
@@ -91,31 +93,71 @@ def find_sounds(
     Raises:
         InputError: a folder without sounds, a list that cannot be read, or no file at all.
     """
-    result: dict[Piece, None] = {}
+    if notes is None:
+        notes = partial(warnings.warn, category=AudioWarning, stacklevel=3)
+    return list(iterate_sounds(inputs, follow_links=follow_links, notes=notes))
+
+
+def iterate_sounds(
+    inputs: Iterable[str | os.PathLike[str]],
+    *,
+    follow_links: bool = False,
+    notes: Callable[[str], None] | None = None,
+) -> Iterator[Piece]:
+    """The same one by one, while the search goes on; what is wrong with an input is said when it is reached.
+
+    Args:
+        inputs: as for `find_sounds`.
+        follow_links: as for `find_sounds`.
+        notes: as for `find_sounds`; called at the end.
+    """
+    if notes is None:
+        notes = partial(warnings.warn, category=AudioWarning, stacklevel=2)
+    names = [os.fspath(name) for name in inputs]
     omissions = Omissions()
-    for name in inputs:
-        result.update(dict.fromkeys(_expand(os.fspath(name), omissions, follow_links)))
+    sounds = chain.from_iterable(_expand(name, omissions, follow_links) for name in names)
+    one_folder = len(names) == 1 and os.path.isdir(names[0])  # a search comes by every file once
+    empty = True
+    for sound in sounds if one_folder else distinct(sounds):
+        empty = False
+        yield sound
     for line in omissions.lines():
-        if notes is None:
-            warnings.warn(line, AudioWarning, stacklevel=2)
-        else:
-            notes(line)
-    if not result:
+        notes(line)
+    if empty:
         raise InputError("The inputs name no files.")
-    return list(result)
+
+
+def distinct(sounds: Iterable[Piece]) -> Iterator[Piece]:
+    """Each sound once. Of those that have been, hashes of 64 bits are kept."""
+    known: set[int] = set()
+    for sound in sounds:
+        identity = hash(repr(sound))
+        if identity not in known:
+            known.add(identity)
+            yield sound
 
 
 def _expand(name: str, omissions: Omissions, follow_links: bool) -> Iterator[Piece]:
     if name == "-":
-        data = sys.stdin.buffer.read()  # as bytes: names need not be UTF-8
-        separator = b"\0" if b"\0" in data else b"\n"  # that of find -print0, or one a line
-        names = (os.fsdecode(one).rstrip("\r\n") for one in data.split(separator))
+        names = (os.fsdecode(one).rstrip("\r\n") for one in _split(sys.stdin.buffer))
         yield from (Piece(one) for one in names if one.strip())
     elif os.path.isdir(name):
         yield from map(Piece, sounds_in_folder(name, omissions, follow_links=follow_links))
     elif Path(name).suffix.lower() in LIST_SUFFIXES:
         if kind := special_kind(name):
             raise InputError(f"The list {name} is {kind}, not a file. Paths are read from - (stdin).")
-        yield from (Piece(row.path, row.start, row.end, row.content) for row in read_list(Path(name)).rows)
+        yield from (Piece(row.path, row.start, row.end, row.content) for row in iterate_list(Path(name)))
     else:
         yield Piece(name)
+
+
+def _split(file: BinaryIO) -> Iterator[bytes]:
+    """Names in a stream, as bytes: they need not be UTF-8. They end in NUL, as of find -print0, or with the line."""
+    block = file.read(2 * LONGEST_PATH)  # long enough for one whole name
+    separator = b"\0" if b"\0" in block else b"\n"
+    rest = b""
+    while block:
+        *names, rest = (rest + block).split(separator)
+        yield from names
+        block = file.read(1 << 16)
+    yield rest

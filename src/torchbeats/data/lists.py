@@ -10,6 +10,7 @@ import re
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,36 +119,65 @@ def read_list(path: Path, labels: bool | str = False, recordings: Recordings | N
     Raises:
         InputError: there is no such list, it cannot be read, or has no paths; the message names the line.
     """
+    with _errors(path):
+        result, rows = _begun(path, labels, recordings)
+        result.rows.extend(rows)
+    _note_times(result)
+    return result
+
+
+def iterate_list(path: Path) -> Iterator[Row]:
+    """The rows of `read_list` one by one; what is wrong with a row is said when it is reached."""
+    with _errors(path):
+        result, rows = _begun(path, False, None)
+        if result.dialect is not None:  # annotations are judged as a whole, and never many
+            result.rows.extend(rows)
+            rows = iter(result.rows)
+        yield from rows
+    _note_times(result)
+
+
+@contextmanager
+def _errors(path: Path) -> Iterator[None]:
     try:
-        raw = LISTS[path.suffix.lower()](path, labels)
-        columns = Columns(raw.names)
-        dialect = raw.dialect or dialect_of(raw.names)
-        recordings = recordings or Recordings()
-        if dialect is not None:
-            columns.paths = dialect.path_columns(raw.names)
-        if raw.path is not None:
-            columns.paths = [raw.path]
-        if not columns.paths and dialect is None:
-            names = ", ".join(name[:40] for name in columns.names[:20]) or "none"
-            raise ValueError(f"it needs a column called {' or '.join(PATH_COLUMNS[:6])}; it has {names}.")
-        result = SoundList(path, columns, [], raw.unit, raw.class_names, dialect)
-        if not columns.paths:
-            result.recording = recordings.beside(path)
-        if labels:
-            label_columns = _label_columns(result, labels)
-            raw.rows = _with_label(raw.rows, label_columns) if len(label_columns) > 1 else raw.rows
-        _fill(result, raw, bool(labels), recordings)
+        yield
     except FileNotFoundError:
         raise InputError(f"There is no list {path}.") from None
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"The list {path} cannot be read: {error}") from error
+
+
+def _begun(path: Path, labels: bool | str, recordings: Recordings | None) -> tuple[SoundList, Iterator[Row]]:
+    """A list whose columns are known, and has no row yet; and its rows."""
+    raw = LISTS[path.suffix.lower()](path, labels)
+    columns = Columns(raw.names)
+    dialect = raw.dialect or dialect_of(raw.names)
+    recordings = recordings or Recordings()
+    if dialect is not None:
+        columns.paths = dialect.path_columns(raw.names)
+    if raw.path is not None:
+        columns.paths = [raw.path]
+    if not columns.paths and dialect is None:
+        names = ", ".join(name[:40] for name in columns.names[:20]) or "none"
+        raise ValueError(f"it needs a column called {' or '.join(PATH_COLUMNS[:6])}; it has {names}.")
+    result = SoundList(path, columns, [], raw.unit, raw.class_names, dialect)
+    if not columns.paths:
+        result.recording = recordings.beside(path)
+    if labels:
+        label_columns = _label_columns(result, labels)
+        raw.rows = _with_label(raw.rows, label_columns) if len(label_columns) > 1 else raw.rows
+    return result, _rows(result, raw, bool(labels), recordings)
+
+
+def _note_times(result: SoundList) -> None:
+    """Say what is unusual about a list's times."""
+    columns = result.columns
     if note_of := _note_on_sequence(result):
         result.note(note_of)
     if columns.not_understood and result.dialect is None:
         names = quoted(columns.not_understood)
         whole = "" if columns.times else ": whole files are taken"
         result.note(f"the columns {names} look like times, and are not used{whole}.")
-    return result
 
 
 def _note_on_sequence(result: SoundList) -> str | None:
@@ -189,7 +219,7 @@ def _with_label(
         yield number, {**values, names[0]: first}
 
 
-def _fill(result: SoundList, raw: _Raw, labels: bool, recordings: Recordings) -> None:
+def _rows(result: SoundList, raw: _Raw, labels: bool, recordings: Recordings) -> Iterator[Row]:
     columns, paths = result.columns, _Paths(result.path, raw.encoding, recordings, result.dialect is not None)
     kept = {*columns.places.values(), *columns.others, columns.label} if labels else set[str | None]()
     lacking = defaultdict[str, list[int]](list)
@@ -233,7 +263,7 @@ def _fill(result: SoundList, raw: _Raw, labels: bool, recordings: Recordings) ->
                 opened = paths.resolve(str(sound), number, _folders_of(columns, values), other_names)
             if opened is not None:
                 values = {name: value for name, value in values.items() if name in kept}
-                result.rows.append(Row(number, opened, start, end, values, content))
+                yield Row(number, opened, start, end, values, content)
     for reason, numbers in lacking.items():
         result.left_out(reason, numbers)
     for message in paths.notes():

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from torchbeats.audio import Floats
 from torchbeats.errors import InputError
 from torchbeats.files import from_readable
 from torchbeats.inference import Flags, Times
-from torchbeats.tables.store import DAMAGE, SUFFIXES, summary
+from torchbeats.tables.formats import BEGINS, DAMAGE, SUFFIXES, open_lance, summary
 
 ROWS = 8192  # at a time
 
@@ -38,11 +40,62 @@ class Rows(NamedTuple):
     begins: Flags
 
 
+class Ranges:
+    """Rows of a finished table by their places in it, as they lie there.
+
+    Args:
+        path: of the table. Its rows are a window or a step each.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._group, self._held = -1, pa.table({})
+
+    def __enter__(self) -> Ranges:
+        if self.path.suffix == ".npz":
+            with np.load(self.path) as arrays:
+                columns = {name: arrays[name] for name in ("path", "start", "end")}
+                (name,) = set(arrays.files) - {*columns, "about", "inputs"}
+                values = arrays[name]
+            stored = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+            self._table = pa.table({**columns, name: stored})
+        elif self.path.suffix == ".lance":
+            self._dataset = open_lance(self.path)
+        else:
+            self._file = pq.ParquetFile(self.path)
+            rows = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+            self._edges = np.cumsum([0, *rows])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.path.suffix == ".parquet":
+            self._file.close()
+
+    def read(self, first: int, last: int) -> Iterator[pa.Table]:
+        """The rows from the first to the one before the last, in pieces, with the column `BEGINS`."""
+        while first < last:
+            table = self.at(first, last).slice(0, last - first)
+            first += len(table)
+            yield table.append_column(BEGINS, pa.array(np.zeros(len(table), bool)))
+
+    def at(self, first: int, last: int) -> pa.Table:
+        """The first of some rows and those behind it that are read with it, which may be more than are asked for."""
+        if self.path.suffix == ".lance":
+            count = min(last - first, ROWS)
+            return self._dataset.to_table(offset=first, limit=count).replace_schema_metadata(None)
+        if self.path.suffix == ".npz":
+            return self._table.slice(first)
+        group = int(np.searchsorted(self._edges, first, "right")) - 1
+        if group != self._group:
+            self._group, self._held = group, self._file.read_row_group(group).replace_schema_metadata(None)
+        return self._held.slice(first - self._edges[group])
+
+
 class Table:
     """Embeddings that `write_table` wrote.
 
     Args:
-        path: ``.parquet`` or ``.npz``.
+        path: ``.parquet``, ``.npz`` or ``.lance``.
 
     Attributes:
         about: all that the embeddings depend on: "model", "weights", "pool", "layer", "window" and so on.
@@ -88,27 +141,93 @@ class Table:
 
     def take(self, indices: np.ndarray[Any, Any]) -> Floats:
         """``(n, D)``, the embeddings of some rows, in the order of the indices."""
+        wanted, places = np.unique(indices, return_inverse=True)
+        taken = np.empty((len(wanted), int(np.prod(self.shape))), np.float32)
+        done = 0
+        for first, values in self._around(wanted):
+            last = int(np.searchsorted(wanted, first + len(values)))
+            taken[done:last] = values[wanted[done:last] - first]
+            done = last
+        return taken[places]
+
+    def _around(self, wanted: np.ndarray[Any, Any]) -> Iterator[tuple[int, Floats]]:
+        """Index of the first of some rows, and their embeddings, until all wanted ones have been among them."""
+        if self.path.suffix == ".npz":
+            first = 0
+            for values in self.vectors():
+                yield first, values
+                first += len(values)
+            return
+        with Ranges(self.path) as ranges:
+            done = 0
+            while done < len(wanted):
+                first = int(wanted[done])
+                rows = ranges.at(first, int(wanted[-1]) + 1)
+                yield first, rows["embedding"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
+                done = int(np.searchsorted(wanted, first + len(rows)))
+
+    def vectors(self, size: int = ROWS) -> Iterator[Floats]:
+        """``(rows, D)`` embeddings in order, and nothing else of the rows."""
+        if self.path.suffix == ".npz":
+            yield from (values for _, _, values in self._npz(size))
+            return
+        for batch in self.batches(["embedding"], size):
+            yield batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)
+
+    def places(self, indices: np.ndarray[Any, Any]) -> list[tuple[str, float, float]]:
+        """Path, start and end of some rows, in the order of the indices."""
         order = np.argsort(indices, kind="stable")
         wanted = indices[order]
-        taken = np.empty((len(indices), int(np.prod(self.shape))), np.float32)
-        for rows in self.rows():
-            low, high = np.searchsorted(wanted, [rows.first, rows.first + len(rows.paths)])
-            taken[order[low:high]] = rows.values[wanted[low:high] - rows.first]
-        return taken
+        result: list[tuple[str, float, float]] = [("", 0.0, 0.0)] * len(indices)
+        for first, path, start, end in self._places():
+            low, high = np.searchsorted(wanted, [first, first + len(start)])
+            taken = wanted[low:high] - first
+            columns = (column.take(pa.array(taken)).to_pylist() for column in (path, start, end))
+            for place, (name, *times) in zip(order[low:high].tolist(), zip(*columns, strict=True), strict=True):
+                result[place] = (from_readable(name), *times)
+        return result
 
     def _pieces(self, size: int) -> Iterator[tuple[list[str], Times, Floats]]:
         try:
-            yield from self._npz(size) if self.path.suffix == ".npz" else self._parquet(size)
+            yield from self._npz(size) if self.path.suffix == ".npz" else self._arrow(size)
         except DAMAGE as error:
             reason = (str(error).splitlines() or [repr(error)])[0]
             raise InputError(f"{self.path} is damaged ({reason}). Make it again, or copy it again.") from error
 
-    def _parquet(self, size: int) -> Iterator[tuple[list[str], Times, Floats]]:
-        with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(size, columns=["path", "start", "end", "embedding"]):
-                times = np.stack([batch["start"].to_numpy(), batch["end"].to_numpy()], 1)
-                values = batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)
-                yield batch["path"].to_pylist(), times, values
+    def rows_of(self, paths: Iterable[str]) -> np.ndarray[Any, Any]:
+        """Sorted indices of the rows of some files, by their paths as the table has them."""
+        wanted = pa.array(sorted(paths), pa.string())
+        parts = [np.zeros(0, np.int64)]
+        for first, path, _, _ in self._places():
+            parts.append(first + np.flatnonzero(pc.is_in(path, wanted).to_numpy(zero_copy_only=False)))
+        return np.concatenate(parts)
+
+    def _places(self) -> Iterator[tuple[int, pa.Array, pa.Array, pa.Array]]:
+        """Index of the first of some rows, their paths, starts and ends."""
+        columns = ["path", "start", "end"]
+        if self.path.suffix == ".npz":
+            with np.load(self.path) as arrays:
+                yield (0, *(pa.array(arrays[name]) for name in columns))
+            return
+        first = 0
+        for batch in self.batches(columns, 1 << 16):
+            yield (first, *(batch[name] for name in columns))
+            first += len(batch)
+
+    def _arrow(self, size: int) -> Iterator[tuple[list[str], Times, Floats]]:
+        for batch in self.batches(["path", "start", "end", "embedding"], size):
+            times = np.stack([batch["start"].to_numpy(), batch["end"].to_numpy()], 1)
+            values = batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)
+            yield batch["path"].to_pylist(), times, values
+
+    def batches(self, columns: list[str], size: int = ROWS) -> Iterator[pa.RecordBatch]:
+        """Some columns of a table in Parquet or Lance."""
+        if self.path.suffix == ".lance":
+            yield from open_lance(self.path).to_batches(columns=columns, batch_size=size, scan_in_order=True)
+        else:
+            # Read ahead, all of the file would be in memory before long.
+            with pq.ParquetFile(self.path, pre_buffer=False) as file:
+                yield from file.iter_batches(size, columns=columns)
 
     def _npz(self, size: int) -> Iterator[tuple[list[str], Times, Floats]]:
         with np.load(self.path) as arrays:

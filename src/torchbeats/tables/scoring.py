@@ -19,10 +19,10 @@ from torchbeats.tables.reading import Table
 
 def is_table(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a table of embeddings of ours, rather than a list of files."""
-    from torchbeats.tables.store import SUFFIXES, summary
+    from torchbeats.tables.formats import SUFFIXES, summary
 
     name = os.fspath(path)
-    described = summary(Path(name)) if name.lower().endswith(SUFFIXES) and os.path.isfile(name) else None
+    described = summary(Path(name)) if name.lower().endswith(SUFFIXES) and os.path.exists(name) else None
     return described is not None and "embedding" in described["columns"]
 
 

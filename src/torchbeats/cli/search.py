@@ -1,0 +1,90 @@
+"""``torchbeats search``: a table of embeddings and some sounds → the rows that are like them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table as Lines
+
+from torchbeats.cli.console import complain, remark
+from torchbeats.cli.tables import NAMES, Device
+from torchbeats.files import readable
+from torchbeats.search import searching
+
+QUERY = "a sound file, file@12.5-15.0 for the part of it between these seconds, or row:7 for a row of the table"
+
+
+class Formats(str, Enum):
+    """How matches are printed."""
+
+    table = "table"
+    jsonl = "jsonl"
+
+
+def search(
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="Table of embeddings, as `torchbeats embed` writes it.")
+    ],
+    query: Annotated[
+        list[str],
+        typer.Argument(metavar="QUERY...", help=f"What to look for: {QUERY}, counted from 0. Several are averaged."),
+    ],
+    unlike: Annotated[
+        list[str] | None,
+        typer.Option(metavar="QUERY", help="What the results must be unlike. Can be given several times."),
+    ] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Number of results.")] = 20,
+    not_same_file: Annotated[
+        bool, typer.Option("--not-same-file", help="Leave out rows of the files that the queries are from.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Results to write: .csv, .jsonl, or a folder for WAV clips named by rank."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help=f"{NAMES} Default: the model that the table names.")
+    ] = None,
+    device: Device = "auto",
+    format: Annotated[
+        Formats | None,
+        typer.Option(help="Format on standard output. Default: a table on a terminal, otherwise a JSON object a line."),
+    ] = None,
+) -> None:
+    """Find the rows of a table that are most like some sounds, by the cosine of their embeddings; all are compared.
+
+    The first search of a large Parquet table keeps its vectors unpacked in ~/.cache/torchbeats/search, for later ones.
+    """
+    from torchbeats.search import results
+
+    clips = output is not None and results.check_output(output)
+    matches = searching.search(
+        table, query, unlike=unlike or (), n=n, not_same_file=not_same_file, model=model, device=device
+    )
+    if output is None:
+        if format is Formats.table or (format is None and sys.stdout.isatty()):
+            _print(matches)
+        else:
+            print("".join(json.dumps(results.as_object(match), ensure_ascii=False) + "\n" for match in matches), end="")
+    elif clips:
+        failures = results.write_clips(output, matches)
+        for failure in failures:
+            complain(str(failure), "Skipped")
+        remark(f"{output}: {len(matches) - len(failures):,} clips.")
+        if failures:
+            raise typer.Exit(1)
+    else:
+        results.WRITERS[output.suffix.lower()](output, matches)
+        remark(f"{output}: {len(matches):,} rows.")
+
+
+def _print(matches: list[searching.Match]) -> None:
+    lines = Lines("score", "path", "start", "end", box=None)
+    for match in matches:
+        lines.add_row(f"{match.score:.3f}", readable(match.path), f"{match.start:,.2f}", f"{match.end:,.2f}")
+    Console(highlight=False, markup=False).print(lines)

@@ -1,0 +1,53 @@
+"""Some rows of a finished table, and all of them, a piece at a time."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from torchbeats.inference import Group, Position
+from torchbeats.plans import Row
+from torchbeats.tables import reading, store
+from torchbeats.tables.reading import Table
+
+FORMATS = ["t.parquet", "t.npz"] + ["t.lance"] * (importlib.util.find_spec("lance") is not None)
+
+
+@pytest.fixture(params=FORMATS)
+def table(request, tmp_path, monkeypatch):
+    """100 rows of 20 files, in many pieces however they are read; and their embeddings."""
+    monkeypatch.setattr(store, "FLUSH_BYTES", 700)
+    monkeypatch.setattr(reading, "ROWS", 8)
+    values = np.random.default_rng(0).standard_normal((100, 6)).astype(np.float32)
+    times = np.stack([np.arange(100) % 5, np.arange(100) % 5 + 1], 1) * 1.0
+    paths = [f"{row // 5}.wav" for row in range(100)]
+    written = store.Store(
+        tmp_path / request.param, Row("embedding", (6,), np.dtype(np.float32), "window"), {"shape": [6]}
+    )
+    written.append(Group(paths, times, values, times[:, 0] == 0, position=Position(20)))
+    written.finish()
+    return Table(tmp_path / request.param), values
+
+
+@pytest.mark.parametrize(
+    "indices", [[], [0], [99], [3, 3, 1], [*range(100)], [*range(99, -1, -1)], [12, 70, 11, 13, 12]], ids=str
+)
+def test_some_rows(table, indices):
+    opened, values = table
+    np.testing.assert_array_equal(opened.take(np.array(indices, np.int64)), values[indices].reshape(-1, 6))
+    places = [(f"{row // 5}.wav", row % 5 * 1.0, row % 5 + 1.0) for row in indices]
+    assert opened.places(np.array(indices, np.int64)) == places
+
+
+def test_all_rows(table):
+    opened, values = table
+    np.testing.assert_array_equal(np.concatenate(list(opened.vectors(7))), values)
+    rows = list(opened.rows(7))
+    np.testing.assert_array_equal(np.concatenate([part.values for part in rows]), values)
+    assert np.concatenate([part.begins for part in rows]).sum() == 20
+
+
+def test_rows_of_files(table):
+    opened, _ = table
+    assert opened.rows_of(["3.wav", "19.wav", "none.wav"]).tolist() == [*range(15, 20), *range(95, 100)]
+    assert opened.rows_of([]).tolist() == []
