@@ -211,7 +211,8 @@ def test_confusion_of_any_size_and_script(tmp_path, classes):
 
 def test_no_input_is_overwritten(run, tmp_path):
     data = tmp_path / "classes.csv"
-    data.write_text("path,label\nnone.wav,cat\n")
+    soundfile.write(tmp_path / "a.wav", noise(0.5), 16_000)
+    data.write_text("path,label\na.wav,cat\n")
     before = data.read_bytes()
     tagger = small_model(finetuned_model=True, predictor_class=1, problem_type="single_label")
     tagger.label_dict = {0: "cat"}

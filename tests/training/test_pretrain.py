@@ -254,7 +254,7 @@ def test_metrics(whole):
     found = rows(whole[0])
     assert list(found[0]) == [
         *("iteration", "phase", "step", "lr", "loss", "distance", "commitment", "accuracy", "majority"),
-        *("codes_used", "perplexity", "skipped"),
+        *("codes_used", "perplexity", "effective_rank", "mean_cosine", "embedding_norm", "skipped"),
     ]
     assert [(row["iteration"], row["phase"], row["step"]) for row in found] == [
         (iteration, phase, step)
@@ -630,7 +630,7 @@ def test_several_steps_in_a_row_end_the_run_at_the_last_good_state(sounds, tmp_p
         cli.main()
     assert status.value.code == 2
     error = capsys.readouterr().err
-    assert "was not finite in 5 steps in a row, up to step 7. The last good state is" in error
+    assert "was not finite in 5 steps in a row, up to step 7. The state saved before is kept in" in error
     assert not list(out.rglob("model.safetensors"))
     state = torch.load(out / "iteration-1" / "model.ckpt", weights_only=True)
     assert all(tensor.isfinite().all() for tensor in state["state_dict"].values() if tensor.is_floating_point())

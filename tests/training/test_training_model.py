@@ -167,7 +167,7 @@ def test_logits_of_a_clip_do_not_depend_on_the_batch():
 
     def logits(crops):
         batch = collate(crops, GRID)
-        return task.network(task.network.model.normalise(task.network.model.fbank(batch.wav)), batch)
+        return task.network(task.network.model.normalise(task.network.model.fbank(batch.wav)), batch)[0]
 
     alone = [logits([crop]) for crop in crops]
     torch.testing.assert_close(logits(crops), torch.cat(alone), **CLOSE)
@@ -187,7 +187,7 @@ def test_loss_is_the_cross_entropy_of_labels_of_hidden_patches():
     batch = collate([crop], GRID)
     model = task.network.model
     labels = task.tokenizer.encode(batch.wav).labels.flatten()[torch.from_numpy(crop.hidden)]
-    logits = task.network(model.normalise(model.fbank(batch.wav)), batch)
+    logits, _ = task.network(model.normalise(model.fbank(batch.wav)), batch)
     logs = logits.log_softmax(-1)
     expected = -(0.9 * logs.gather(1, labels[:, None]).mean() + 0.1 * logs.mean())
     torch.testing.assert_close(task.step(batch)["loss"], expected, **CLOSE)
@@ -217,9 +217,9 @@ def test_hidden_patches_are_not_seen():
     hidden = torch.from_numpy(crop.hidden).view(-1, GRID.bands)
     inside = hidden.repeat_interleave(16, 0).repeat_interleave(16, 1)[None]
     changed = features[:, : inside.size(1)].masked_fill(inside, 3.0)
-    assert torch.equal(task.network(changed, batch), task.network(features, batch))
+    assert torch.equal(task.network(changed, batch)[0], task.network(features, batch)[0])
     changed = features[:, : inside.size(1)].masked_fill(~inside, 3.0)
-    assert not torch.allclose(task.network(changed, batch), task.network(features, batch), atol=1e-3)
+    assert not torch.allclose(task.network(changed, batch)[0], task.network(features, batch)[0], atol=1e-3)
 
 
 def test_labels_are_of_what_is_unshifted_while_the_model_hears_the_shift(monkeypatch):

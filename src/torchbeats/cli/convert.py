@@ -10,7 +10,6 @@ import typer
 
 from torchbeats.cli.console import remark
 from torchbeats.errors import SettingsError
-from torchbeats.files import refuse_inputs
 from torchbeats.loading import load
 from torchbeats.weights import checkpoint, transformers_folder
 
@@ -43,7 +42,6 @@ def convert(
         raise SettingsError(
             f"{path.joinpath(*existing[:1]) if folder else path} exists; use --overwrite to replace it."
         )
-    refuse_inputs([path], [source])
     model = load(source, engine="torch")
     checkpoint.save(model, target, torch.float16 if half else None)
     labels = f", {len(model.label_dict)} labels" if model.label_dict else ""

@@ -75,7 +75,7 @@ class OnnxModel:
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # it has a dozen types of its own
-            why = next(iter(str(error).splitlines()), type(error).__name__)
+            why = next(iter(str(error).splitlines()), type(error).__name__)[-200:]  # its beginning is the path again
             raise CheckpointError(
                 name, f"ONNX Runtime cannot read it: the file is damaged, or none ({why})."
             ) from error

@@ -121,7 +121,7 @@ class Table:
         """All rows, at most ``size`` at a time.
 
         Raises:
-            InputError: one of them is not finite.
+            InputError: one of them is not finite, or the file is damaged.
         """
         last = ("", 0.0)  # path and start of the row before
         first = 0
@@ -138,6 +138,10 @@ class Table:
                 )
             yield Rows(first, [from_readable(path) for path in paths], times, values, begins)
             first += len(paths)
+        if first != self.count:
+            raise InputError(
+                f"{self.path} is damaged: it declares {self.count:,} rows and holds {first:,}. Make it again."
+            )
 
     def take(self, indices: np.ndarray[Any, Any]) -> Floats:
         """``(n, D)``, the embeddings of some rows, in the order of the indices."""
