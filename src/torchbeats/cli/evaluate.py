@@ -96,7 +96,7 @@ def evaluate(
     with audio_progress(len(examples.examples), 0) as progress:
         rows = rows_of(examples.examples, network, plan, jobs=jobs, progress=progress, on_failure=skipped)
     heard = examples.subset(rows.heard.tolist())
-    found = report(heard.targets(), rows.values, names)
+    result = report(heard.targets(), rows.values, names)
     about = {
         "torchbeats": __version__,
         "model": model,
@@ -107,13 +107,13 @@ def evaluate(
         "window": plan.window,
         "views": plan.views,
     }
-    everything = _as_json(found, about, rows)
+    everything = _as_json(result, about, rows)
     if out is not None:
-        _write(out, found, everything, heard, rows)
-    show(format, everything, lambda console: _print(console, found))
-    if found.absent:
+        _write(out, result, everything, heard, rows)
+    show(format, everything, lambda console: _print(console, result))
+    if result.absent:
         complain(
-            f"{len(found.absent)} of {len(names)} classes have no examples; means over classes leave them out.", "Note"
+            f"{len(result.absent)} of {len(names)} classes have no examples; means over classes leave them out.", "Note"
         )
     if rows.failures:
         complain(f"{len(rows.failures):,} of {len(examples.examples):,} sounds could not be used, or not to their end.")
@@ -122,27 +122,27 @@ def evaluate(
         remark(f"{out}: figures of {len(heard.examples):,} sounds.")
 
 
-def _as_json(found: Report, about: dict[str, Any], rows: Rows) -> dict[str, Any]:
+def _as_json(result: Report, about: dict[str, Any], rows: Rows) -> dict[str, Any]:
     """A report as JSON has it; what is not defined is null."""
     return plain(
         {
             **about,
-            "problem_type": found.problem_type,
-            "examples": found.examples,
+            "problem_type": result.problem_type,
+            "examples": result.examples,
             "failed": [{"path": readable(path), "error": reason} for path, reason in rows.failures],
-            "metrics": found.figures,
-            "classes": [figures._asdict() for figures in found.classes],
-            "absent": found.absent,
-            "confusion": None if found.confusion is None else found.confusion.tolist(),
+            "metrics": result.figures,
+            "classes": [figures._asdict() for figures in result.classes],
+            "absent": result.absent,
+            "confusion": None if result.confusion is None else result.confusion.tolist(),
         }
     )
 
 
-def _print(console: Console, found: Report) -> None:
-    means = Table("", *(CALLED[name] for name in found.figures))
-    means.add_row(f"{found.examples:,} sounds", *(f"{value:.3f}" for value in found.figures.values()))
+def _print(console: Console, result: Report) -> None:
+    means = Table("", *(CALLED[name] for name in result.figures))
+    means.add_row(f"{result.examples:,} sounds", *(f"{value:.3f}" for value in result.figures.values()))
     console.print(means)
-    present = [figures for figures in found.classes if figures.examples]
+    present = [figures for figures in result.classes if figures.examples]
     if len(present) > SHOWN_CLASSES:
         console.print(f"{len(present)} classes: --out or --format json has their figures.")
         return
@@ -153,11 +153,11 @@ def _print(console: Console, found: Report) -> None:
     console.print(table)
 
 
-def _write(out: Path, found: Report, everything: dict[str, Any], heard: Labelled, rows: Rows) -> None:
+def _write(out: Path, result: Report, everything: dict[str, Any], heard: Labelled, rows: Rows) -> None:
     write_json(out / "metrics.json", everything)
     with replacing(out / "classes.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         file.write(csv_line(ClassFigures._fields))
-        file.writelines(csv_line("" if value != value else value for value in figures) for figures in found.classes)
+        file.writelines(csv_line("" if value != value else value for value in figures) for figures in result.classes)
     scores = pa.FixedSizeListArray.from_arrays(pa.array(rows.values.reshape(-1)), rows.values.shape[1])
     columns = {
         "path": [readable(example.path) for example in heard.examples],
@@ -167,13 +167,13 @@ def _write(out: Path, found: Report, everything: dict[str, Any], heard: Labelled
         "scores": scores,
     }
     kept = {name: everything[name] for name in ("torchbeats", "model", "weights", "window", "views")}
-    about = {**kept, "classes": [figures.name for figures in found.classes]}
+    about = {**kept, "classes": [figures.name for figures in result.classes]}
     with replacing(out / "scores.parquet") as temporary:
         table = pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(about)})
         pq.write_table(table, temporary)
     picture = out / "confusion.png"
-    if found.confusion is not None and is_installed("matplotlib"):
+    if result.confusion is not None and is_installed("matplotlib"):
         with replacing(picture) as temporary:
-            plots.draw_confusion(found.confusion, [figures.name for figures in found.classes], temporary)
+            plots.draw_confusion(result.confusion, [figures.name for figures in result.classes], temporary)
     else:
         picture.unlink(missing_ok=True)  # an earlier evaluation's

@@ -68,7 +68,10 @@ def probe(
     ] = None,
     layer: Annotated[
         str | None,
-        typer.Option(metavar="N|all", help="Whose output: 0 is the input to the first layer. Default: the last."),
+        typer.Option(
+            metavar="N|all",
+            help="Transformer layer to read: 0 is the input of the first layer. Default: the last layer.",
+        ),
     ] = None,
     folds: Annotated[
         int | None,

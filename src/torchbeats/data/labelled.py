@@ -57,8 +57,8 @@ class Labelled:
 
     def counts(self) -> dict[str, int]:
         """Examples of each class."""
-        found = Counter(label for example in self.examples for label in example.labels)
-        return {name: found[name] for name in self.classes}
+        numbers = Counter(label for example in self.examples for label in example.labels)
+        return {name: numbers[name] for name in self.classes}
 
     def subset(self, chosen: Iterable[int]) -> Labelled:
         """Some of the examples, with the same classes."""
@@ -106,10 +106,10 @@ class Labelled:
         for name, wanted in (("split", split and (purpose(split) or split)), ("fold", fold)):
             if wanted is None:
                 continue
-            there = {i: getattr(self.examples[i], name) for i in chosen}
-            chosen = [i for i in chosen if there[i] == wanted]  # type: ignore[assignment]
+            values = {i: getattr(self.examples[i], name) for i in chosen}
+            chosen = [i for i in chosen if values[i] == wanted]  # type: ignore[assignment]
             if not chosen:
-                known = sorted({value for value in there.values() if value is not None})
+                known = sorted({value for value in values.values() if value is not None})
                 said = f"there are {quoted(known)}" if known else f"no example says its {name}"
                 asked = split if name == "split" else fold
                 raise InputError(f"There is no example in the {name} {asked!r}; {said}.")
@@ -365,10 +365,10 @@ def _both(before: Example, example: Example) -> Example:
     """One example of two that are the same sound."""
     places = {}
     for name in PLACE_COLUMNS:
-        there, here = getattr(before, name), getattr(example, name)
-        if there is not None and here is not None and there != here:
-            raise InputError(f"{example.path} is in the {name} {there!r} and in {here!r}; it can be in one only.")
-        places[name] = there if here is None else here
+        earlier, later = getattr(before, name), getattr(example, name)
+        if earlier is not None and later is not None and earlier != later:
+            raise InputError(f"{example.path} is in the {name} {earlier!r} and in {later!r}; it can be in one only.")
+        places[name] = earlier if later is None else later
     return before._replace(labels=tuple(dict.fromkeys(before.labels + example.labels)), **places)
 
 

@@ -200,11 +200,11 @@ class OnnxModel:
 
     def _run(self, outputs: Sequence[str], wav: Tensor, samples: Tensor | None) -> list[Tensor]:
         """Outputs for what `waveform.prepare` gave."""
-        given, counts = wav.float(), torch.full((len(wav),), wav.size(1)) if samples is None else samples
+        inputs, counts = wav.float(), torch.full((len(wav),), wav.size(1)) if samples is None else samples
         if self._takes == "fbank":
             with torch.inference_mode():
-                given, counts = self._fbank(wav), frames(counts)
-        feed = {self._takes: given.detach().numpy(), LENGTHS: counts.numpy()}
+                inputs, counts = self._fbank(wav), frames(counts)
+        feed = {self._takes: inputs.detach().numpy(), LENGTHS: counts.numpy()}
         results = [torch.from_numpy(result) for result in self._session.run(list(outputs), feed)]
         for output, result in zip(outputs, results, strict=True):
             if output == "patches" and result.size(1) != (expected := self.grid.patches(wav.size(1))):

@@ -235,9 +235,9 @@ def settings(
     Raises:
         SettingsError: no such setting, or a value that it cannot have.
     """
-    given = read_yaml_file(file) if file is not None else {}
+    values = read_yaml_file(file) if file is not None else {}
     assignments = list(assignments)
-    size = given.get("size", size) if isinstance(given, Mapping) else size
+    size = values.get("size", size) if isinstance(values, Mapping) else size
     for assignment in assignments:
         if assignment.startswith("size="):
             size = assignment[len("size=") :]
@@ -245,7 +245,7 @@ def settings(
         raise SettingsError(f"There is no size called {size!r}; choose one of {', '.join(PRESETS)}.")
     chosen = Settings(size=size)
     _merge(chosen, PRESETS[size], "")
-    _apply(chosen, given, assignments, named)
+    _apply(chosen, values, assignments, named)
     _check(chosen)
     return chosen
 
@@ -258,9 +258,9 @@ def finetune_settings(file: Path | None = None, assignments: Iterable[str] = (),
     return chosen
 
 
-def _apply(chosen: Any, given: Any, assignments: Iterable[str], named: Mapping[str, Any]) -> None:
+def _apply(chosen: Any, values: Any, assignments: Iterable[str], named: Mapping[str, Any]) -> None:
     """Set what a file says, over that what assignments say, over that what is named and not None."""
-    _merge(chosen, given, "")
+    _merge(chosen, values, "")
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:

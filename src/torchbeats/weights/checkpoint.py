@@ -114,14 +114,14 @@ Config = TypeVar("Config", BEATsConfig, TokenizersConfig, RandomProjectionConfig
 
 
 def source(
-    given: Config | Checkpoint | str | os.PathLike[str] | None, kind: type[Config]
+    config_or_file: Config | Checkpoint | str | os.PathLike[str] | None, kind: type[Config]
 ) -> tuple[Config, Checkpoint | None]:
     """What a model is to be built from: its config, and the checkpoint to fill it from unless its weights are fresh."""
-    if given is None:
+    if config_or_file is None:
         return kind(), None
-    if isinstance(given, (BEATsConfig, RandomProjectionConfig)):
-        return kind(given.to_dict()), None
-    stored = given if isinstance(given, Checkpoint) else read(given, expect=kind)
+    if isinstance(config_or_file, (BEATsConfig, RandomProjectionConfig)):
+        return kind(config_or_file.to_dict()), None
+    stored = config_or_file if isinstance(config_or_file, Checkpoint) else read(config_or_file, expect=kind)
     return stored.config, stored
 
 

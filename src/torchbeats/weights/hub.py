@@ -208,8 +208,8 @@ def _cached(source: Source) -> Path | None:
     ref = folder / "refs" / source.revision
     snapshot = folder / "snapshots" / (ref.read_text() if ref.is_file() else source.revision)
     names = (entry.relative_to(snapshot).as_posix() for entry in snapshot.rglob("*") if entry.is_file())
-    found = [source.file] if source.file else _checkpoints(names)
-    return snapshot / found[0] if len(found) == 1 and (snapshot / found[0]).is_file() else None
+    checkpoints = [source.file] if source.file else _checkpoints(names)
+    return snapshot / checkpoints[0] if len(checkpoints) == 1 and (snapshot / checkpoints[0]).is_file() else None
 
 
 def _checkpoints(names: Iterable[str]) -> list[str]:
@@ -222,12 +222,14 @@ def _checkpoints(names: Iterable[str]) -> list[str]:
 
 
 def _only_checkpoint(names: Iterable[str], where: str, prefix: str) -> str:
-    found = _checkpoints(names)
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    checkpoints = _checkpoints(names)
+    if len(checkpoints) == 1:
+        return checkpoints[0]
+    if not checkpoints:
         raise HubError(f"There is no checkpoint ({', '.join(SUFFIXES)}) in {where}.")
-    raise HubError(f"There are {len(found)} checkpoints in {where}. Name one: {', '.join(prefix + n for n in found)}.")
+    raise HubError(
+        f"There are {len(checkpoints)} checkpoints in {where}. Name one: {', '.join(prefix + n for n in checkpoints)}."
+    )
 
 
 def _sidecars(file: str, files: list[str]) -> list[str]:
