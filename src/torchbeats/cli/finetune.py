@@ -15,12 +15,13 @@ from torchbeats.cli.labelled import (
     GroupFrom,
     LabelColumn,
     MinOverlap,
+    ProblemType,
     Sounds,
     note_several,
     show,
     windows,
 )
-from torchbeats.cli.tables import NAMES
+from torchbeats.cli.tables import HELD_OUT, MODEL, NAMES, OUTPUT, TRAINING
 from torchbeats.data.folds import FOLDS, Design, design, groups_from, split
 from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import InputError, quoted, some_of
@@ -34,56 +35,75 @@ if TYPE_CHECKING:
 
 def finetune(
     data: DATA,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
+    out: Annotated[Path, typer.Option("--out", "-o", rich_help_panel=OUTPUT, help="Folder for the run.")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help=f"{NAMES} Default: the small built-in model.")
-    ] = None,
-    problem_type: Annotated[
         str | None,
-        typer.Option(help="single_label (softmax) or multi_label (sigmoid). Default: by what the labels are."),
+        typer.Option("--model", "-m", rich_help_panel=MODEL, help=f"{NAMES} Default: the small built-in model."),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Times to go through the sounds. Default: 20.")] = None,
+    problem_type: ProblemType = None,
+    epochs: Annotated[
+        float | None, typer.Option(rich_help_panel=TRAINING, help="Passes through the sounds. Default: 20.")
+    ] = None,
     freeze: Annotated[
-        int | None, typer.Option(help="Layers, counted from the input, that stay as they are; -1: all but the head.")
+        int | None,
+        typer.Option(
+            rich_help_panel=TRAINING,
+            help="Number of layers to freeze, from the input on; -1: all but the label head. Default: 0.",
+        ),
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(help="32-true, bf16-mixed, 16-mixed and so on. Default: bf16-mixed on a GPU that has it."),
+        typer.Option(
+            rich_help_panel=TRAINING,
+            help="32-true, bf16-mixed, 16-mixed and so on. Default: bf16-mixed on a GPU that has it, otherwise 32-true.",
+        ),
     ] = None,
     cross_validate: Annotated[
         bool,
         typer.Option(
             "--cross-validate",
-            help="Fine-tune once for each fold and ask about what was left out: the split or the folds that a list "
-            f"has, or each of its groups in turn; else {FOLDS} stratified folds.",
+            rich_help_panel=HELD_OUT,
+            help="Fine-tune once for each fold, and evaluate on the sounds that were held out. Folds are those of the "
+            f"list, or each of its groups in turn; otherwise {FOLDS} stratified folds.",
         ),
     ] = False,
     folds: Annotated[
         int | None,
-        typer.Option(min=2, help="Cross-validate with so many stratified folds, which keep groups together."),
+        typer.Option(
+            min=2,
+            rich_help_panel=HELD_OUT,
+            help="Cross-validate with this many stratified folds, which keep groups together.",
+        ),
     ] = None,
     group_from: GroupFrom = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Random seed.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings in YAML.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, rich_help_panel=TRAINING, help="Random seed. Default: 0.")] = None,
+    config: Annotated[Path | None, typer.Option(rich_help_panel=TRAINING, help="YAML file with settings.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A single setting, over both; --set model.lr=1e-3, say."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            rich_help_panel=TRAINING,
+            help="A single setting, which overrides --config. Example: --set model.lr=1e-3.",
+        ),
     ] = None,
     format: Format = None,
     label_column: LabelColumn = None,
     sounds: Sounds = None,
     min_overlap: MinOverlap = None,
     fully_annotated: FullyAnnotated = False,
-    show_settings: Annotated[bool, typer.Option("--show", help="Print all settings as YAML, and do nothing.")] = False,
+    show_settings: Annotated[
+        bool,
+        typer.Option("--show", rich_help_panel=TRAINING, help="Print all settings as YAML, and do nothing else."),
+    ] = False,
 ) -> None:
-    """Fine-tune a model on sounds with labels: class folders, or a list with path and label.
+    """Fine-tune a model on labelled sounds.
 
-    The folder gets model.safetensors, which carries its labels; validation.json, metrics.csv, TensorBoard logs and
-    run.yaml. A run that was stopped or killed goes on where it was when the same command is given again.
+    The folder receives model.safetensors, which carries its labels, and validation.json, metrics.csv, TensorBoard logs
+    and run.yaml. To continue a run that was stopped or killed, give the same command again.
 
-    Sounds are held out to tell how good the model is, and to keep that of the best epoch: those in the split
-    validation (or else test) of a list, or a tenth of each class. A cross-validation gives figures, and a folder for
-    each fold.
+    Some sounds are held out, to measure the model and to choose the best epoch: those in the split validation (or else
+    test) of a list, or a tenth of each class. A cross-validation gives figures, and a folder for each fold.
     """
     require("lightning", "train")
     import yaml

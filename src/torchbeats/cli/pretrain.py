@@ -10,6 +10,7 @@ import typer
 
 from torchbeats.cli.console import remark
 from torchbeats.config import SIZES
+from torchbeats.data.lists import LIST_SUFFIXES
 from torchbeats.extras import require
 
 Size = Enum("Size", {name: name for name in SIZES}, type=str)  # type: ignore[misc]
@@ -20,32 +21,38 @@ def pretrain(
         list[str],
         typer.Argument(
             metavar="DATA...",
-            help="Sound files; folders, searched with all below them; lists (.csv, .txt, .jsonl, .parquet); WebDataset "
-            "shards (.tar), by path or URL, with * and {000..127} for many.",
+            help=f"Sound files; folders, searched with all their subfolders; lists ({', '.join(LIST_SUFFIXES)}); "
+            "WebDataset shards (.tar), by path or URL, with * and {000..127} for many.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")],
-    size: Annotated[Size, typer.Option(help="Of the model, with the training settings that suit it.")] = Size.base,  # type: ignore[attr-defined]
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run.")],
+    size: Annotated[Size, typer.Option(help="Size of the model, with the training settings that suit it.")] = Size.base,  # type: ignore[attr-defined]
     iterations: Annotated[
-        int | None, typer.Option(min=1, help="Rounds of labels and model. Default: that of the size.")
+        int | None, typer.Option(min=1, help="Rounds of tokenizer and model. Default: that of the size.")
     ] = None,
     teacher: Annotated[
         str | None,
-        typer.Option(help="A model, by name or file, to distil the first labels from. Default: random projection."),
+        typer.Option(help="A model, by name or file, to distil the first tokenizer from. Default: random projection."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Random seed.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings in YAML, over those of the size.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Random seed. Default: 0.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with settings, which override those of the size.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A single setting, over both; --set model.lr=1e-3, say."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A single setting, which overrides both. Example: --set model.lr=1e-3.",
+        ),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Print all settings as YAML, and do nothing.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print all settings as YAML, and do nothing else.")] = False,
 ) -> None:
-    """Pre-train a model on any sounds: labels, model, tokenizer, model, and so on.
+    """Pre-train a model on any sounds: a tokenizer labels them, a model learns the labels, and so on in turn.
 
-    The folder gets run.yaml, metrics.csv, TensorBoard logs, every iteration's tokenizer and model, and at last
-    model.safetensors, which `torchbeats embed --model` takes. A run that was stopped or killed goes on where it was
-    when the same command is given again.
+    The folder receives run.yaml, metrics.csv, TensorBoard logs, the tokenizer and the model of every iteration, and in
+    the end model.safetensors, which `torchbeats embed --model` takes. To continue a run that was stopped or killed,
+    give the same command again.
     """
     require("lightning", "train")
     import yaml

@@ -28,7 +28,7 @@ from torchbeats.cli.labelled import (
     show,
     windows,
 )
-from torchbeats.cli.tables import NAMES, BatchSeconds, Device, Jobs, Window
+from torchbeats.cli.tables import COMPUTING, HELD_OUT, MODEL, NAMES, BatchSeconds, Device, Jobs, Window
 from torchbeats.data.folds import FOLDS, Design, design, groups_from
 from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import SettingsError
@@ -45,6 +45,7 @@ from torchbeats.pooling import POOLINGS, WINDOW_POOLINGS
 from torchbeats.version import __version__
 from torchbeats.weights import hub
 
+CLASSIFIERS_PANEL = "Classifiers"
 Head = Enum("Head", {ATTENTIVE: ATTENTIVE}, type=str)  # type: ignore[misc]
 Pool = Enum("Pool", {name: name for name in WINDOW_POOLINGS}, type=str)  # type: ignore[misc]
 
@@ -52,24 +53,30 @@ Pool = Enum("Pool", {name: name for name in WINDOW_POOLINGS}, type=str)  # type:
 def probe(
     data: DATA,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help=f"{NAMES} Default: the small built-in model.")
+        str | None,
+        typer.Option("--model", "-m", rich_help_panel=MODEL, help=f"{NAMES} Default: the small built-in model."),
     ] = None,
     pool: Annotated[
         Pool,
-        typer.Option(help=f"Embeddings: {'; '.join(f'{name}: {POOLINGS[name].about}' for name in WINDOW_POOLINGS)}."),
+        typer.Option(
+            rich_help_panel=MODEL,
+            help=f"Pooling. {'; '.join(f'{name}: {POOLINGS[name].about}' for name in WINDOW_POOLINGS)}.",
+        ),
     ] = Pool.statistics,  # type: ignore[attr-defined]
     head: Annotated[
         Head | None,
         typer.Option(
-            help="A further classifier. attentive: learned weights of all layers, and attention over time in each "
-            "frequency band; it is trained for minutes, on features that take 10 MB on disk for ten seconds of sound "
-            "of a base model. Default: none."
+            rich_help_panel=CLASSIFIERS_PANEL,
+            help="One more classifier. attentive: learned weights of all layers, and attention over time in each "
+            "frequency band. Training takes minutes, and features 10 MB on disk for ten seconds of sound with a base "
+            "model. Default: none.",
         ),
     ] = None,
     layer: Annotated[
         str | None,
         typer.Option(
             metavar="N|all",
+            rich_help_panel=MODEL,
             help="Transformer layer to read: 0 is the input of the first layer. Default: the last layer.",
         ),
     ] = None,
@@ -77,8 +84,9 @@ def probe(
         int | None,
         typer.Option(
             min=2,
-            help="Stratified folds that keep groups together. Default: the split or the folds that a list has, or each "
-            f"of its groups in turn; else {FOLDS} folds.",
+            rich_help_panel=HELD_OUT,
+            help="Number of stratified folds, which keep groups together. Default: the split or the folds of the list, "
+            f"or each of its groups in turn; otherwise {FOLDS}.",
         ),
     ] = None,
     group_from: GroupFrom = None,
@@ -87,8 +95,9 @@ def probe(
         float | None,
         typer.Option(
             "--c",
-            help="Inverse strength of the regression's regularisation. Default: chosen of "
-            f"{', '.join(f'{c:g}' for c in CS)} within each fold's training sounds.",
+            rich_help_panel=CLASSIFIERS_PANEL,
+            help="Inverse regularisation strength of the linear classifier. Default: chosen from "
+            f"{', '.join(f'{c:g}' for c in CS)} within the training sounds of each fold.",
         ),
     ] = None,
     format: Format = None,
@@ -101,15 +110,20 @@ def probe(
     device: Device = "auto",
     jobs: Jobs = None,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Neither use nor keep embeddings in ~/.cache/torchbeats/probe.")
+        bool,
+        typer.Option(
+            "--no-cache",
+            rich_help_panel=COMPUTING,
+            help="Neither use nor keep embeddings in ~/.cache/torchbeats/probe.",
+        ),
     ] = False,
 ) -> None:
-    """Find out whether a model's embeddings are good for your sounds: cross-validated, with a confidence interval.
+    """Measure how much a model's embeddings tell about your labels: cross-validated, with a confidence interval.
 
-    Two classifiers on frozen embeddings: logistic regression (one class against the rest where sounds have several
-    labels) on standardised values, and the nearest neighbours by cosine; --head attentive adds a third. Beside them
-    stands what someone gets who does not listen. A sound that cannot be used is named and left out, and the exit
-    status is 1.
+    Two classifiers on frozen embeddings: logistic regression on standardised values (one class against the rest if
+    sounds have several labels), and nearest neighbours by cosine; --head attentive adds a third. For comparison, chance
+    is what the most frequent class gets. A sound that cannot be used is reported and left out; the exit status is then
+    1.
     """
     require("sklearn", "probe")
     chosen_layer = int(layer) if layer and layer.isdecimal() else layer

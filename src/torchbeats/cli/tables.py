@@ -30,6 +30,8 @@ OUTPUT = "Output"
 MODEL = "Model"
 WINDOWS = "Windows"
 COMPUTING = "Computing"
+HELD_OUT = "Held-out sounds"
+TRAINING = "Training"
 
 NAMES = (
     "A name from `torchbeats models`; a checkpoint file; or owner/repo or owner/repo/file on the Hugging Face Hub, "
