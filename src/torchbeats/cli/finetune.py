@@ -55,7 +55,7 @@ def finetune(
         str | None,
         typer.Option(
             rich_help_panel=TRAINING,
-            help="32-true, bf16-mixed, 16-mixed and so on. Default: bf16-mixed on a GPU that has it, otherwise 32-true.",
+            help="32-true, bf16-mixed, 16-mixed and so on. Default: bf16-mixed on a GPU that has it, else 32-true.",
         ),
     ] = None,
     cross_validate: Annotated[
