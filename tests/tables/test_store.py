@@ -363,6 +363,19 @@ def test_run_without_results_may_change_its_settings(tmp_path):
     assert about(tmp_path / "t.npz")["pool"] == "bands"
 
 
+def test_an_unfinished_run_of_the_version_before_is_refused(tmp_path):
+    folder = tmp_path / "t.parquet.parts"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"about": {**ABOUT, "torchbeats": "0.1.0"}, "overwrite": False}))
+    (folder / "part-000000.parquet").write_bytes(b"rows")
+    with pytest.raises(StoreError, match=r"unfinished run of torchbeats 0\.1, which this version cannot continue"):
+        write(tmp_path / "t.parquet")
+    assert (folder / "part-000000.parquet").read_bytes() == b"rows"
+    write(tmp_path / "t.parquet", overwrite=True)
+    assert_holds(tmp_path / "t.parquet")
+    assert not folder.exists()
+
+
 @every_output
 @pytest.mark.parametrize("data", [b"", b"something else\n" * 10, b"PK\x05\x06" + bytes(18), "npy"])
 def test_strange_file_in_the_way(tmp_path, name, data):

@@ -116,6 +116,11 @@ class Store:
             self.position, self.failed, self.inputs = unfinished.position, run["failed"], run["inputs"]
             self._under_way, self._rows_under_way = run["under_way"], run["rows_under_way"]
             return
+        if run is None and unfinished.of_version_one() and not overwrite:
+            raise StoreError(
+                f"{folder_of(self.out)} holds an unfinished run of torchbeats 0.1, which this version cannot continue. "
+                "Finish it with that version, or use --overwrite to begin anew."
+            )
         if run is not None and unfinished.position != Position() and not overwrite and self._what["base"] is None:
             raise StoreError(self._other_run(run["about"]))
         self._begin()

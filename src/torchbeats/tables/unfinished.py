@@ -28,6 +28,7 @@ from torchbeats.errors import DiskFullError, FileInUseError, StoreError
 from torchbeats.files import as_json, held, is_full, readable, remove_leftovers, replacing
 from torchbeats.inference import Position
 
+PARTS_OF_VERSION_ONE = "part-*.parquet"
 GROWING = ("rows.arrow", "failures.jsonl", "inputs.bin")
 
 
@@ -59,6 +60,10 @@ class Unfinished:
     def position(self) -> Position:
         """How far the run has come."""
         return Position(*self.run["position"]) if self.run else Position()
+
+    def of_version_one(self) -> bool:
+        """Whether there are rows of a run that torchbeats 0.1 began: a file for each part."""
+        return any(self.folder.glob(PARTS_OF_VERSION_ONE))
 
     def begin(self, what: dict[str, Any]) -> None:
         """Begin a new run; rows of an earlier one go.
@@ -161,8 +166,7 @@ class Unfinished:
         for file in self._files.values():
             file.close()
         self._files.clear()
-        of_others = self.folder.glob("part-*.parquet")  # of torchbeats 0.1
-        for path in (*(self.folder / name for name in GROWING), *of_others):
+        for path in (*(self.folder / name for name in GROWING), *self.folder.glob(PARTS_OF_VERSION_ONE)):
             path.unlink(missing_ok=True)
         errors = self.out.with_suffix(self.out.suffix + ".errors.jsonl")
         for leftover_of in (self.folder, self.out, errors):  # the last two of a run that was killed as it ended
