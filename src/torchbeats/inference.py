@@ -11,6 +11,7 @@ import mmap
 import os
 import queue
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,6 +28,7 @@ from torchbeats.batching import batches_of_like_length
 from torchbeats.data.inputs import Piece
 from torchbeats.data.sounds import Sound, blocks, named
 from torchbeats.errors import AudioError
+from torchbeats.interrupts import postponed
 from torchbeats.loading import ready
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, EmbeddingPlan, Plan, TokenPlan, Values, Window
@@ -37,6 +39,7 @@ Flags: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
 
 GROUP_BATCHES = 8  # how many batches' worth of audio is sorted by length together
 WINDOWS_AHEAD = 4  # of each file that is being decoded
+FULL_SECONDS = 0.002  # from one look at a queue that is full to the next
 
 
 class Embedding(NamedTuple):
@@ -342,14 +345,13 @@ def _decode_ahead(
     """Events of all inputs in order, while threads work on the inputs that follow."""
     stopped = threading.Event()
 
-    def decode(name: str, sound: Sound, events: queue.Queue[_Event]) -> None:
+    def decode(name: str, sound: Sound, events: queue.SimpleQueue[_Event]) -> None:
         def put(event: _Event) -> bool:
             while not stopped.is_set():
-                try:
-                    events.put(event, timeout=0.1)
-                except queue.Full:
-                    continue
-                return True
+                if events.qsize() < WINDOWS_AHEAD:
+                    events.put(event)
+                    return True
+                time.sleep(FULL_SECONDS)
             return False
 
         end: str | None = None
@@ -364,13 +366,15 @@ def _decode_ahead(
             end = f"decoding failed with {error!r}"
         put(end)
 
-    running: deque[tuple[str, queue.Queue[_Event]]] = deque()
+    # A signal may raise at any moment here: only what C guards, or what is postponed, leaves no lock held behind it.
+    running: deque[tuple[str, queue.SimpleQueue[_Event]]] = deque()
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="decode")
     try:
         while True:
             for name, sound in islice(sounds, 4 * jobs - len(running)):
-                running.append((name, queue.Queue(WINDOWS_AHEAD)))
-                pool.submit(decode, name, sound, running[-1][1])
+                running.append((name, queue.SimpleQueue()))
+                with postponed():
+                    pool.submit(decode, name, sound, running[-1][1])
             if not running:
                 break
             name, events = running.popleft()

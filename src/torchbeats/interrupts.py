@@ -35,6 +35,9 @@ def as_exceptions() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
+        if _postponed is not None and os.getpid() == process:
+            _postponed.append(number)
+            return
         if os.getpid() != process:  # a child that was forked: the parent does the talking
             os.kill(os.getpid(), number)
             return
@@ -50,6 +53,27 @@ def as_exceptions() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_postponed: list[int] | None = None  # signals that came while they were not to be raised
+
+
+@contextmanager
+def postponed() -> Iterator[None]:
+    """Inside, a signal waits for the end of the block.
+
+    An exception that is raised between a lock's acquisition and its ``with`` would leave the lock held for good, and
+    the threads that share it, and whoever waits for those, waiting.
+    """
+    global _postponed
+    waiting: list[int] = []
+    _postponed = waiting
+    try:
+        yield
+    finally:
+        _postponed = None
+    if waiting:
+        raise Stopped(waiting[0])
 
 
 if is_the_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -16,8 +16,8 @@ import pytest
 import torchbeats
 from helpers import small_model, small_tokenizer, write_sounds
 from torchbeats import files
-from torchbeats.errors import DiskFullError
-from torchbeats.interrupts import is_the_command
+from torchbeats.errors import DiskFullError, Stopped
+from torchbeats.interrupts import as_exceptions, is_the_command, postponed
 from torchbeats.tables import unfinished
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and pipes")
@@ -260,3 +260,16 @@ def test_errors_without_a_number_that_say_no_room(tmp_path):
         with pytest.raises((RuntimeError, OSError)) as caught, open("/dev/full", "wb", buffering=0) as full:
             torch.save({"x": torch.zeros(1_000_000)}, full)
         assert files.is_full(caught.value)
+
+
+def test_a_signal_waits_where_an_exception_would_leave_a_lock_held():
+    steps = []
+
+    def work():
+        with as_exceptions(), postponed():
+            os.kill(os.getpid(), signal.SIGTERM)
+            steps.append("inside")
+
+    with pytest.raises(Stopped) as caught:
+        work()
+    assert (steps, caught.value.status) == (["inside"], 143)
