@@ -56,16 +56,16 @@ def all_values(tolerance):
 def run(x, data: Labelled, plan: Design, regressions=None, threads=None):
     """Wall-clock seconds, seconds of processor time, and the outcome."""
     new = probing.regressions
-    limit = probing.few_threads
+    limit = probing.limited_threads
     try:
         if regressions is not None:
             probing.regressions = regressions
-            probing.few_threads = lambda *sizes: threadpool_limits(threads)
+            probing.limited_threads = lambda *sizes: threadpool_limits(threads)
         begun, worked = time.perf_counter(), time.process_time()
         outcome = probing.probe(x, data, plan)
         return time.perf_counter() - begun, time.process_time() - worked, outcome
     finally:
-        probing.regressions, probing.few_threads = new, limit
+        probing.regressions, probing.limited_threads = new, limit
 
 
 def main():

@@ -216,18 +216,18 @@ class MultiheadAttention(nn.Module):
         """
         return self.bias_by_distance(1 - query_length - offset, key_length - offset).t().contiguous()
 
-    def bias_between(self, places: Tensor, length: int) -> Tensor:
+    def bias_between(self, positions: Tensor, length: int) -> Tensor:
         """Position bias of every head between some places of a sequence.
 
         Args:
-            places: ``(B, T)`` int64, of ``length`` that there are.
+            positions: ``(B, T)`` int64, of ``length`` that there are.
             length: of the sequence.
 
         Returns:
             ``(B, H, T, T)``.
         """
         values = self.bias_by_distance(1 - length, length)  # (2 * length - 1, H)
-        distance = places[:, None, :] - places[:, :, None]  # key minus query
+        distance = positions[:, None, :] - positions[:, :, None]  # key minus query
         return F.embedding(distance + (length - 1), values).permute(0, 3, 1, 2)
 
     def bias_by_distance(self, first: int, end: int) -> Tensor:
@@ -263,8 +263,8 @@ class MultiheadAttention(nn.Module):
             distance = (-relative_positions).clamp_min(0)
         exact = buckets // 2
         share = torch.log(distance.clamp_min(exact).float() / exact) / math.log(self.max_distance / exact)
-        far = (exact + (share * (buckets - exact)).long()).clamp_max(buckets - 1)
-        return first + torch.where(distance < exact, distance, far)
+        logarithmic = (exact + (share * (buckets - exact)).long()).clamp_max(buckets - 1)
+        return first + torch.where(distance < exact, distance, logarithmic)
 
     def apply_bias(
         self,
@@ -435,10 +435,10 @@ class MultiheadAttention(nn.Module):
 
     def extra_repr(self) -> str:
         """Heads and position bias, for ``print(model)``."""
-        told: dict[str, Any] = {"num_heads": self.num_heads}
+        options: dict[str, Any] = {"num_heads": self.num_heads}
         if self.has_relative_attention_bias:
-            told |= {"num_buckets": self.num_buckets, "max_distance": self.max_distance, "gated": self.gru_rel_pos}
-        return ", ".join(f"{name}={value}" for name, value in told.items())
+            options |= {"num_buckets": self.num_buckets, "max_distance": self.max_distance, "gated": self.gru_rel_pos}
+        return ", ".join(f"{name}={value}" for name, value in options.items())
 
 
 def _visible_column(mask: Tensor | None) -> Tensor | None:

@@ -115,17 +115,17 @@ def excerpt(sound: str | os.PathLike[str] | BinaryIO, start: float, seconds: flo
     """
     path = sound if isinstance(sound, (str, os.PathLike)) else getattr(sound, "name", "an open file")
     file = None if isinstance(sound, (str, os.PathLike)) else sound
-    wanted, held = None if seconds == float("inf") else max(1, round(seconds * SAMPLE_RATE)), 0
+    length, count = None if seconds == float("inf") else max(1, round(seconds * SAMPLE_RATE)), 0
     faults: list[str] = []
     blocks: list[Floats] = []
     for block in _decode(os.fspath(path), faults, start, file):
         blocks.append(block)
-        held += len(block)
-        if wanted is not None and held >= wanted:
+        count += len(block)
+        if length is not None and count >= length:
             break
-    if not held:
+    if not count:
         raise AudioError(path, faults[0] if faults else f"it holds no samples behind {start:.2f} s")
-    return np.concatenate(blocks)[:wanted]
+    return np.concatenate(blocks)[:length]
 
 
 def duration(path: str | os.PathLike[str]) -> float | None:
@@ -227,19 +227,19 @@ def windows(blocks: Iterable[Floats], length: int, hop: int, shortest: int) -> I
     if shortest < 0:
         raise ValueError(f"The shortest window has {shortest} samples: give 0 or more.")
     enough = length + max(shortest, 1)  # from here on the window at `start` is certain to be followed by another
-    start = held = 0
+    start = count = 0
     pending: list[Floats] = []
     for block in blocks:
         pending.append(np.array(block))  # a copy: the caller may fill one buffer again and again
-        held += len(block)
-        if held < enough:
+        count += len(block)
+        if count < enough:
             continue
         buffer = np.concatenate(pending)
         while len(buffer) >= enough:
             yield start, buffer[:length].copy()
             start, buffer = start + hop, buffer[hop:]
-        pending, held = [buffer], len(buffer)
-    if held:
+        pending, count = [buffer], len(buffer)
+    if count:
         yield start, np.concatenate(pending)
 
 

@@ -29,10 +29,10 @@ class _Settings:
     fbank_std: float
 
     def __init__(self, cfg: Mapping[str, Any] | None = None, **fields: Any) -> None:
-        known = {field.name: field.default for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        if unknown := sorted(fields.keys() - known.keys()):
-            raise TypeError(f"{type(self).__name__} has no field {', '.join(unknown)}. It has: {', '.join(known)}.")
-        self.update({**known, **(cfg or {}), **fields})
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        if unknown := sorted(fields.keys() - defaults.keys()):
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(unknown)}. It has: {', '.join(defaults)}.")
+        self.update({**defaults, **(cfg or {}), **fields})
 
     def update(self, cfg: Mapping[str, Any]) -> None:
         """Overwrite the settings that ``cfg`` names; keys the config does not know are kept as attributes."""

@@ -169,13 +169,13 @@ class _Rules(NamedTuple):
 
     head: struct.Struct  # name, size
     aligned: int  # chunks begin at multiples of it
-    own: int = 0  # bytes of the head that count as part of the size
+    header_bytes: int = 0  # bytes of the head that count as part of the size
     last_may_be_endless: bool = False
 
 
 _RIFF = _Rules(struct.Struct("<4sI"), 2)
 _RIFX = _Rules(struct.Struct(">4sI"), 2)
-_W64 = _Rules(struct.Struct("<16sQ"), 8, own=24)
+_W64 = _Rules(struct.Struct("<16sQ"), 8, header_bytes=24)
 _CAF = _Rules(struct.Struct(">4sQ"), 1)
 
 
@@ -190,7 +190,7 @@ def _chunk(content: Content, rules: _Rules, position: int) -> _Chunk | None:
     if len(head) < rules.head.size:
         return None
     name, size = rules.head.unpack(head)
-    return _Chunk(name[:4], position + len(head), size - rules.own)
+    return _Chunk(name[:4], position + len(head), size - rules.header_bytes)
 
 
 def _behind(content: Content, rules: _Rules, chunk: _Chunk, offset: int) -> int:
@@ -224,14 +224,14 @@ def _chunks_until(
 def _only_chunks(content: Content, rules: _Rules, position: int, offset: int) -> bool:
     """Whether what lies from a position to the end of the file is chunks, tags or padding, and so no sound."""
     for _ in range(_WALK_CHUNKS):
-        rest = content.size - position
-        if rest < rules.head.size:
+        remaining = content.size - position
+        if remaining < rules.head.size:
             return True
         begin = content.at(position, 16)
         if begin.startswith(_TAGS):
             return True
-        if not any(begin) and rest <= _PADDING:
-            return not any(content.at(position, rest))
+        if not any(begin) and remaining <= _PADDING:
+            return not any(content.at(position, remaining))
         chunk = _chunk(content, rules, position)
         if chunk is None or not _NAME.fullmatch(chunk.name) or chunk.size < 0:
             return False
@@ -441,10 +441,10 @@ def _break_off_flv(content: Content) -> str | None:
 def _break_off_matroska(content: Content) -> str | None:
     """A Matroska file is an EBML header and a segment (RFC 9559); both say how long they are, unless they are live."""
     position, size = 0, content.size
-    for wanted in (b"\x1aE\xdf\xa3", b"\x18S\x80g"):
+    for signature in (b"\x1aE\xdf\xa3", b"\x18S\x80g"):
         head = content.at(position, 12)
         width = 9 - head[4].bit_length() if len(head) == 12 and head[4] else 0
-        if not head.startswith(wanted) or not width:
+        if not head.startswith(signature) or not width:
             return None
         value = int.from_bytes(head[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
         if value == (1 << 7 * width) - 1:  # unknown

@@ -281,7 +281,7 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
     """Reads the first audio stream with FFmpeg."""
     import av
 
-    seconds, spoilt = 0.0, 0
+    seconds, damaged = 0.0, 0
     with _container(path, file) as container:
         sound = container.streams.audio[0]
         if sound.codec_context is None:
@@ -295,7 +295,7 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
                 try:
                     frames = packet.decode()
                 except av.error.FFmpegError:
-                    spoilt += 1  # what follows may be sound again
+                    damaged += 1  # what follows may be sound again
                     continue
                 for frame in frames:
                     samples = frame.to_ndarray()
@@ -310,8 +310,8 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
         name = container.format.name
     if expected is not None and seconds < expected:
         faults.append(f"the file breaks off or is damaged: its header declares at least {expected:.2f} s")
-    elif spoilt:
-        faults.append(f"the file breaks off or is damaged: {spoilt} of its packets could not be decoded")
+    elif damaged:
+        faults.append(f"the file breaks off or is damaged: {damaged} of its packets could not be decoded")
     elif name == "ogg" and not _last_ogg_page(file):
         faults.append("the file breaks off within an Ogg page")
 

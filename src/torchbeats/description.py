@@ -41,10 +41,10 @@ def describe(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
 def _table(path: Path) -> dict[str, Any]:
     from torchbeats.tables.formats import summary
 
-    found = summary(path)
-    if found is None:
+    about_table = summary(path)
+    if about_table is None:
         raise InputError(f"{path} cannot be read, or is no table that torchbeats wrote.")
-    return {"kind": "table", "path": str(path), **found}
+    return {"kind": "table", "path": str(path), **about_table}
 
 
 def _run(path: Path) -> dict[str, Any]:

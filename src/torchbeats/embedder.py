@@ -228,9 +228,9 @@ class Tagger(_Worker):
         self._score_plan.check(model)
         names = class_names(model.label_dict, model.outputs[PROBABILITIES].shape[0])
         for row in scored(results, self._score_plan):
-            chosen = likeliest(row.probabilities, self.top, self.threshold)
-            labels = [names[index] for index in chosen]
-            values = [float(row.probabilities[index]) for index in chosen]
+            indices = likeliest(row.probabilities, self.top, self.threshold)
+            labels = [names[index] for index in indices]
+            values = [float(row.probabilities[index]) for index in indices]
             yield row.path, {"start": row.start, "end": row.end, "labels": labels, "probabilities": values}
 
 

@@ -191,12 +191,12 @@ PARAMETRIZED_NAMES = {"parametrizations.weight.original0": "weight_g", "parametr
 
 def _accept_parametrized_names(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Rename what newer torch wrote, before a state dict is loaded."""
-    for theirs, ours in PARAMETRIZED_NAMES.items():
-        if prefix + theirs in state_dict:
-            state_dict[prefix + ours] = state_dict.pop(prefix + theirs)
+    for parametrized, plain in PARAMETRIZED_NAMES.items():
+        if prefix + parametrized in state_dict:
+            state_dict[prefix + plain] = state_dict.pop(prefix + parametrized)
 
 
-class Places(NamedTuple):
+class VisiblePatches(NamedTuple):
     """Which patches of a longer sequence are there; in masked modelling the encoder sees no others.
 
     Attributes:
@@ -294,7 +294,7 @@ class TransformerEncoder(nn.Module):
         output_all_hiddens: bool | None = None,
         *,
         layers: int | None = None,
-        places: Places | None = None,
+        visible: VisiblePatches | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Encode.
 
@@ -303,7 +303,7 @@ class TransformerEncoder(nn.Module):
             padding_mask: ``(B, T)`` bool, True = padding.
             output_all_hiddens: return every layer's output too.
             layers: run only this many layers, and no final norm behind fewer than all.
-            places: where these T patches lie in a longer sequence, the rest of which is left out: the convolution sees
+            visible: where these T patches lie in a longer sequence, the rest of which is left out: the convolution sees
                 zeros there, and distances are those of the longer sequence.
 
         Raises:
@@ -314,7 +314,7 @@ class TransformerEncoder(nn.Module):
             empty list. With ``layer_norm_first`` the last of them is still without the final norm.
         """
         x, hiddens = self.extract_features(
-            x, padding_mask, output_all_hiddens=output_all_hiddens, layers=layers, places=places
+            x, padding_mask, output_all_hiddens=output_all_hiddens, layers=layers, visible=visible
         )
         if self.layer_norm_first and layers in (None, len(self.layers)):
             x = self.layer_norm(x)
@@ -327,7 +327,7 @@ class TransformerEncoder(nn.Module):
         output_all_hiddens: bool | None = None,
         *,
         layers: int | None = None,
-        places: Places | None = None,
+        visible: VisiblePatches | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """As `forward`, without the final norm of models with ``layer_norm_first``."""
         # The research code's third argument is a layer; as a flag, any number would mean all hiddens.
@@ -340,17 +340,17 @@ class TransformerEncoder(nn.Module):
             raise ValueError(f"This model has {len(self.layers)} layers; there is no layer {layers}.")
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0)
-        around = x if places is None else places.spread(x)
-        position = self.pos_conv(around.transpose(1, 2)).transpose(1, 2)
-        if places is not None:
-            position = places.pick(position)
+        before = x if visible is None else visible.spread(x)
+        position = self.pos_conv(before.transpose(1, 2)).transpose(1, 2)
+        if visible is not None:
+            position = visible.pick(position)
         x = x + position.contiguous()  # a sum of two memory layouts is slow, and more than torch.export can prove
         if not self.layer_norm_first:
             x = self.layer_norm(x)
         x = F.dropout(x, self.dropout, self.training)
 
         hiddens = [x] if output_all_hiddens else []
-        pos_bias = self._position_bias(x, places)
+        pos_bias = self._position_bias(x, visible)
         for layer in self.layers[:layers]:
             if self.training and self.layer_wise_gradient_decay_ratio != 1.0:
                 x = GradMultiply.apply(x, self.layer_wise_gradient_decay_ratio)
@@ -361,13 +361,13 @@ class TransformerEncoder(nn.Module):
                 hiddens.append(x)
         return x, hiddens
 
-    def _position_bias(self, x: Tensor, places: Places | None) -> Tensor | None:
+    def _position_bias(self, x: Tensor, visible: VisiblePatches | None) -> Tensor | None:
         """What all layers add to their scores, made once from the table they share."""
         first = getattr(self.layers[0], "self_attn", None)
         if not (isinstance(first, MultiheadAttention) and first.has_relative_attention_bias):
             return None
-        if places is not None:
-            return first.bias_between(places.indices, places.length).flatten(0, 1)
+        if visible is not None:
+            return first.bias_between(visible.indices, visible.length).flatten(0, 1)
         T = x.size(1)
         return kernels.bias_for_layers(first.bias_table(T, T), T)
 

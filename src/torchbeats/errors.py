@@ -63,15 +63,15 @@ class DiskFullError(TorchbeatsError, OSError):
     Attributes:
         path: the file.
         reason: the system's words for it: no space left, a quota, a limit of size.
-        kept: a sentence about what was written before.
+        advice: a sentence about what was written before.
     """
 
-    def __init__(self, path: str | os.PathLike[str], reason: str, kept: str = "Make room and try again.") -> None:
-        self.path, self.reason, self.kept = os.fspath(path), reason, kept
-        super().__init__(self.path, reason, kept)
+    def __init__(self, path: str | os.PathLike[str], reason: str, advice: str = "Make room and try again.") -> None:
+        self.path, self.reason, self.advice = os.fspath(path), reason, advice
+        super().__init__(self.path, reason, advice)
 
     def __str__(self) -> str:
-        return f"{self.path} could not be written: {self.reason}. {self.kept}"
+        return f"{self.path} could not be written: {self.reason}. {self.advice}"
 
 
 class FileInUseError(TorchbeatsError):
@@ -137,13 +137,13 @@ class TrainingError(TorchbeatsError, RuntimeError):
 # --- names in sentences -----------------------------------------------------------------------------------------------
 
 
-def some_of(names: Iterable[str], most: int = 8) -> str:
+def some_of(names: Iterable[str], limit: int = 8) -> str:
     """The first of many names, and how many more there are."""
     names = list(names)
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
-def quoted(names: Iterable[str], most: int = 8) -> str:
+def quoted(names: Iterable[str], limit: int = 8) -> str:
     """As `some_of`, with quotation marks around each."""
-    return some_of(map(repr, names), most)
+    return some_of(map(repr, names), limit)

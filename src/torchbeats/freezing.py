@@ -55,9 +55,9 @@ def _asks_for(optimizer: Optimizer, model: nn.Module) -> bool:
     Who passes all parameters of a larger model, a frozen encoder among them, does not; who names those of the encoder
     alone does. Fresh weights that stay as they are nobody wants.
     """
-    own = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
+    frozen_parameters = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
     for group in optimizer.param_groups:
-        frozen = sum(id(parameter) in own for parameter in group["params"])
+        frozen = sum(id(parameter) in frozen_parameters for parameter in group["params"])
         if frozen and (frozen == len(group["params"]) or getattr(model, "frozen_by_default", False)):
             return True
     return False

@@ -401,16 +401,16 @@ def _compute(
     results: list[Values | None] = [None] * len(clips)
     lengths = [max(len(clip.samples), model.grid.min_samples) for clip in clips]
     for batch in batches_of_like_length(lengths, plan.batch_seconds * SAMPLE_RATE):
-        chosen = [clips[index] for index in batch]
-        for index, result in zip(batch, _run([clip.samples for clip in chosen], model, plan), strict=True):
+        members = [clips[index] for index in batch]
+        for index, result in zip(batch, _run([clip.samples for clip in members], model, plan), strict=True):
             results[index] = result
         if progress is not None:
-            seconds = sum(len(clip.samples) for clip in chosen) / SAMPLE_RATE
+            seconds = sum(len(clip.samples) for clip in members) / SAMPLE_RATE
             progress(seconds, group.inputs * len(batch) / len(clips))
-        for clip in chosen:
+        for clip in members:
             clip.release()
-    done = [(clip, result) for clip, result in zip(clips, results, strict=True) if result is not None]
-    broken = _first_without_numbers(done)
+    computed = [(clip, result) for clip, result in zip(clips, results, strict=True) if result is not None]
+    broken = _first_without_numbers(computed)
     failures = failures | {
         clip.input: (clip.name, f"the model gives numbers for it that are not finite{_kept(clip.number)}")
         for clip in broken.values()
@@ -422,19 +422,21 @@ def _compute(
             group.ended[index - first] = (clip.number, True)
     if group.position.inputs in broken:
         group.position = group.position._replace(failed=True)
-    done = [
-        (clip, result) for clip, result in done if clip.input not in broken or clip.number < broken[clip.input].number
+    computed = [
+        (clip, result)
+        for clip, result in computed
+        if clip.input not in broken or clip.number < broken[clip.input].number
     ]
-    if not done:
+    if not computed:
         return group
     by_step = plan.row(model).per != "window"
     times, begins = [], []
-    for clip, result in done:
+    for clip, result in computed:
         times.append(_times(clip, len(result), model.grid.step_seconds if by_step else None))
         begins.append(np.arange(len(result)) + clip.number == 0)
         group.paths += [clip.name] * len(result)
     group.times, group.begins = np.concatenate(times), np.concatenate(begins)
-    group.values = np.concatenate([result for _, result in done])
+    group.values = np.concatenate([result for _, result in computed])
     return group
 
 
@@ -442,8 +444,8 @@ def _first_without_numbers(results: list[tuple[_Clip, Values]]) -> dict[int, _Cl
     """For each input whose results are not all numbers, the first window of which they are not."""
     broken: dict[int, _Clip] = {}
     for clip, values in results:
-        good = np.isfinite(values) if values.dtype.kind == "f" else values >= 0  # a patch without a label has -1
-        if not good.all():
+        valid = np.isfinite(values) if values.dtype.kind == "f" else values >= 0  # a patch without a label has -1
+        if not valid.all():
             broken.setdefault(clip.input, clip)
     return broken
 

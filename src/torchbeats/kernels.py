@@ -84,7 +84,7 @@ def attention_weights(
         return torch.softmax(scores, dim=-1).to(q.dtype)
     weights = torch.softmax(scores + added, dim=-1)
     if attn_mask is not None:
-        weights = weights.masked_fill(_blind(added), 0)
+        weights = weights.masked_fill(_fully_masked(added), 0)
     return weights.to(q.dtype)
 
 
@@ -128,7 +128,7 @@ def _differentiable(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def _blind(added: Tensor) -> Tensor:
+def _fully_masked(added: Tensor) -> Tensor:
     """Queries that no key is left for, ``(..., T, 1)``. They attend to nothing, as in the fused call."""
     return torch.isneginf(added).all(-1, keepdim=True)
 
@@ -190,8 +190,8 @@ def _in_query_blocks(
     """As `_fused`, for so many queries at a time that their gated bias takes a bounded room, with autograd too."""
     B, H, T, _ = q.shape
     S = k.size(2)
-    most = SCORES_AT_ONCE["cpu" if q.device.type == "cpu" and not differentiable else "cuda"]
-    size = max(1, min(T, most // (B * H * S)))
+    limit = SCORES_AT_ONCE["cpu" if q.device.type == "cpu" and not differentiable else "cuda"]
+    size = max(1, min(T, limit // (B * H * S)))
     if size == T:
         return _fused(q, k, v, bias, gate, key_padding_mask, attn_mask, dropout)
     blocks = []
@@ -229,8 +229,8 @@ def _may_flex(like: Tensor) -> bool:
 
 def _exporting() -> bool:
     # torch 2.6 cannot tell exporting from compiling: there no graph has this kernel.
-    asked: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)
-    return asked is None or asked()
+    is_exporting: Callable[[], bool] | None = getattr(torch.compiler, "is_exporting", None)
+    return is_exporting is None or is_exporting()
 
 
 def _flex(
@@ -309,10 +309,10 @@ def _in_cache(
                 flat.baddbmm_(query.flatten(0, 1), key, beta=bias is not None or attn_mask is not None, alpha=D**-0.5)
                 if hidden is not None:
                     scores.masked_fill_(hidden, -math.inf)
-                blind = None if attn_mask is None else _blind(scores)
+                fully_masked = None if attn_mask is None else _fully_masked(scores)
                 torch.softmax(scores, dim=-1, out=scores)
-                if blind is not None:
-                    scores.masked_fill_(blind, 0)
+                if fully_masked is not None:
+                    scores.masked_fill_(fully_masked, 0)
                 out[b, h, t] = (torch.bmm(flat, value) if weigh is None else weigh(flat)).view_as(query)
     return out
 
@@ -325,8 +325,8 @@ def _onednn_weighing(value: Tensor) -> Callable[[Tensor], Tensor] | None:
     """
     if len(value) > 1 or _ONEDNN_PRODUCT is None or not torch.backends.mkldnn.enabled:
         return None
-    product, turned = _ONEDNN_PRODUCT, value[0].T.contiguous()
-    return lambda weights: product(weights[0], turned, None, "none", [], "none")
+    product, transposed = _ONEDNN_PRODUCT, value[0].T.contiguous()
+    return lambda weights: product(weights[0], transposed, None, "none", [], "none")
 
 
 def linear(layer: nn.Module, x: Tensor, gelu: bool = False) -> Tensor:
@@ -426,10 +426,10 @@ def _spectral_convolution(x: Tensor, kernel: Tensor, bias: Tensor, groups: int) 
 
 def is_plain_linear(layer: nn.Module) -> bool:
     """Whether nobody can tell if ``layer(x)`` is called: it is a linear layer, not quantised, adapted or watched."""
-    return type(layer).forward is nn.Linear.forward and not _watched(layer)
+    return type(layer).forward is nn.Linear.forward and not _has_hooks(layer)
 
 
-def _watched(module: nn.Module) -> bool:
+def _has_hooks(module: nn.Module) -> bool:
     """Whether somebody wants to see what goes in and out, as it is called in the plain way.
 
     By a hook of the module's, by a hook on every module, or by a function in the place of its ``forward``.
@@ -460,7 +460,7 @@ def by_rows(function: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Module
         or x.device.type != "cpu"
         or B * T <= ROWS_AT_ONCE
         or _differentiable(x, *(parameter for module in modules for parameter in module.parameters()))
-        or any(_watched(module) for module in modules)
+        or any(_has_hooks(module) for module in modules)
     ):
         return function(x)
     rows = x.reshape(B * T, C)

@@ -22,8 +22,8 @@ def display_name(label: str) -> str:
 
 def class_names(label_dict: Mapping[int, str] | None, classes: int) -> list[str]:
     """A readable name for each output: AudioSet ids become names; "class 7" where a model's file has none."""
-    known = label_dict or {}
-    return [display_name(known[index]) if index in known else f"class {index}" for index in range(classes)]
+    names = label_dict or {}
+    return [display_name(names[index]) if index in names else f"class {index}" for index in range(classes)]
 
 
 def names_and_aliases(

@@ -132,7 +132,7 @@ def load(
         name_or_path = hub.BUILT_IN
     if engine not in (None, *ENGINES):
         raise SettingsError(f"There is no engine called {engine!r}; choose one of {', '.join(ENGINES)}.")
-    place = None if device is None else device_called(device)
+    torch_device = None if device is None else device_called(device)
     path = hub.resolve(name_or_path)
     exported = path.suffix == SUFFIX
     if exported and engine == "torch":
@@ -140,7 +140,7 @@ def load(
     if exported and expect not in (None, OnnxModel):
         raise ModelError(f"{path} is an exported model, and a checkpoint is needed: the one that it was made from.")
     if exported or engine == "onnx":
-        if device != "auto" and place is not None and place.type != "cpu":
+        if device != "auto" and torch_device is not None and torch_device.type != "cpu":
             raise SettingsError("ONNX Runtime computes on the CPU here; leave the device out, or use the engine torch.")
         if dtype not in (None, torch.float32):
             raise SettingsError("A dtype is for the engine torch; for smaller numbers, export the model with --int8.")
@@ -161,7 +161,7 @@ def load(
             return OnnxModel.of(model, layer)
         except ValueError as error:
             raise ModelError(f"{path}: {error}") from error
-    return model.to(device=place, dtype=dtype)
+    return model.to(device=torch_device, dtype=dtype)
 
 
 def ready(
@@ -182,15 +182,15 @@ def ready(
         return load(model, device=device, dtype=dtype)
     if isinstance(model, OnnxModel):
         return model.to(None if device is None else device_called(device), dtype)
-    place = model.device if device is None else device_called(device)
+    torch_device = model.device if device is None else device_called(device)
     if not isinstance(model, torch.nn.Module):  # somebody else's: it has to be as it is asked for
-        if place != model.device or dtype is not None:
+        if torch_device != model.device or dtype is not None:
             raise ModelError(f"A {type(model).__name__} cannot be moved; give it where, and as, it is to compute.")
         return model
     kinds = {parameter.dtype for parameter in model.parameters()}
-    if place == model.device and (dtype is None or kinds <= {dtype}):
+    if torch_device == model.device and (dtype is None or kinds <= {dtype}):
         return model
-    copied: Model = copy.deepcopy(model).to(device=place, dtype=dtype)
+    copied: Model = copy.deepcopy(model).to(device=torch_device, dtype=dtype)
     return copied
 
 

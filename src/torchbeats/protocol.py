@@ -114,18 +114,18 @@ def token_type(codes: int) -> np.dtype[Any]:
     return np.dtype(np.int16 if codes <= np.iinfo(np.int16).max else np.int32)
 
 
-def refuse(outputs: Mapping[str, Output], wanted: str) -> None:
+def refuse(outputs: Mapping[str, Output], requested: str) -> None:
     """Raise a `ModelError` where ``wanted`` is not among a model's outputs; the message says what the model is."""
-    if wanted in outputs:
+    if requested in outputs:
         return
-    if wanted == PROBABILITIES and TOKENS not in outputs:
+    if requested == PROBABILITIES and TOKENS not in outputs:
         raise ModelError("This model has no label head; take one that was fine-tuned.")
-    if wanted == TOKENS:
+    if requested == TOKENS:
         raise ModelError("This is a BEATs model; tokens need a tokenizer.")
     if TOKENS in outputs:
-        kind = "embeddings need a BEATs model" if wanted in POOLINGS else "labels of classes need a fine-tuned model"
+        kind = "embeddings need a BEATs model" if requested in POOLINGS else "labels of classes need a fine-tuned model"
         raise ModelError(f"This is a tokenizer; {kind}.")
-    raise ModelError(f"This model has no output called {wanted!r}; it has {', '.join(outputs)}.")
+    raise ModelError(f"This model has no output called {requested!r}; it has {', '.join(outputs)}.")
 
 
 def refuse_layer(layer: Layer, depth: int) -> None:

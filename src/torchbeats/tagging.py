@@ -194,8 +194,8 @@ def _by_file(results: Iterable[Group]) -> Iterator[Scored]:
 def tags(rows: Iterable[Scored], names: list[str], top: int = TOP, threshold: float | Floats = 0.0) -> Iterator[Tags]:
     """Rows with the likeliest labels; a row has none where none has the threshold, of all classes or its own."""
     for path, start, end, probabilities in rows:
-        chosen = likeliest(probabilities, top, threshold)
-        yield Tags(path, start, end, [(names[index], float(probabilities[index])) for index in chosen])
+        indices = likeliest(probabilities, top, threshold)
+        yield Tags(path, start, end, [(names[index], float(probabilities[index])) for index in indices])
 
 
 def regions(rows: Iterable[Tags]) -> Iterator[Region]:

@@ -84,16 +84,16 @@ def _lengths(
     B: int, samples: int, wav_lens: Tensor | None, lengths: Tensor | None, padding_mask: Tensor | None
 ) -> Tensor | None:
     """Lengths in samples, ``(B,)`` int64, from whichever form was given."""
-    given = {"wav_lens": wav_lens, "lengths": lengths, "padding_mask": padding_mask}
-    given = {name: value for name, value in given.items() if value is not None}
-    if len(given) > 1:
-        raise ValueError(f"Give lengths in one form, not as {' and '.join(given)}.")
+    arguments = {"wav_lens": wav_lens, "lengths": lengths, "padding_mask": padding_mask}
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    if len(arguments) > 1:
+        raise ValueError(f"Give lengths in one form, not as {' and '.join(arguments)}.")
     if wav_lens is not None and (wav_lens.dtype == torch.bool or tuple(wav_lens.shape) == (B, samples)):
         raise ValueError(
             f"wav_lens, the second argument, is each clip's share of the longest, of the shape ({B},); this is a mask, "
             f"{tuple(wav_lens.shape)} of {wav_lens.dtype}. Pass a mask by keyword: padding_mask=mask."
         )
-    for name, value in given.items():
+    for name, value in arguments.items():
         expected = (B, samples) if name == "padding_mask" else (B,)
         if value is not None and tuple(value.shape) != expected:
             raise ValueError(f"{name} has the shape {tuple(value.shape)}; this batch needs {expected}.")

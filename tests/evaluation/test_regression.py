@@ -7,7 +7,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from torchbeats.evaluation import regression
-from torchbeats.evaluation.regression import few_threads, regressions, spanned, standardised
+from torchbeats.evaluation.regression import limited_threads, regressions, spanned, standardised
 
 CS = (0.001, 0.01, 0.1, 1.0)
 
@@ -82,8 +82,8 @@ def test_small_products_have_one_thread(monkeypatch):
         return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
     with threadpool_limits(2):
-        with few_threads(400, 2048, 10):
+        with limited_threads(400, 2048, 10):
             assert threads() == {1}
         monkeypatch.setattr(regression, "SMALL", 0)
-        with few_threads(400, 2048, 10):
+        with limited_threads(400, 2048, 10):
             assert threads() == {2}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from helpers import noise
 from torchbeats.errors import SettingsError
 from torchbeats.training.environment import environment_for
-from torchbeats.training.processes import Launched, launched, leads
+from torchbeats.training.processes import Launched, is_leader, launched
 from torchbeats.training.run import Run
 from torchbeats.training.settings import TrainerSettings, settings
 
@@ -62,7 +62,7 @@ MPI = {"OMPI_COMM_WORLD_RANK": 3, "OMPI_COMM_WORLD_SIZE": 4, "OMPI_COMM_WORLD_LO
 def test_the_place_among_processes_that_a_launcher_started(variables, values, launcher):
     variables(**values)
     assert launched() == Launched(launcher, rank=3, world=4, local_rank=1, local_world=2)
-    assert not leads()
+    assert not is_leader()
     _, devices, nodes = environment_for(TrainerSettings(devices="auto", nodes=2))
     assert (devices, nodes) == (2, 2)
     with pytest.raises(SettingsError, match="started 2 processes on each of 2 machines"):
@@ -72,13 +72,13 @@ def test_the_place_among_processes_that_a_launcher_started(variables, values, la
 def test_a_batch_script_without_srun_is_one_process(variables):
     variables(**TASK, SLURM_PROCID=0, ENVIRONMENT="BATCH")
     assert launched() is None
-    assert leads()
+    assert is_leader()
 
 
 def test_processes_of_lightning_are_not_a_launchers(variables):
     variables(LOCAL_RANK=1, NODE_RANK=0, WORLD_SIZE=2)
     assert launched() is None
-    assert not leads()
+    assert not is_leader()
 
 
 def test_several_machines_need_a_launcher(variables):
@@ -89,7 +89,7 @@ def test_several_machines_need_a_launcher(variables):
 def test_variables_that_make_no_sense(variables):
     variables(RANK="x", WORLD_SIZE=2, LOCAL_RANK=0)
     with pytest.raises(SettingsError, match="RANK=x"):
-        leads()
+        is_leader()
 
 
 TINY = {

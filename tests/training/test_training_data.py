@@ -300,8 +300,8 @@ def test_very_short_clips_have_one_step(tmp_path):
     draws = next(iter(Batches(corpus, DATA, 0, GRID)))
     batch = collate([Crops(corpus, DATA, GRID, mask=0.75)[draw] for draw in draws], GRID)
     assert batch.samples.tolist() == [GRID.min_samples] * len(draws)
-    assert batch.kept_counts.tolist() == [2] * len(draws)
-    assert len(batch.asked) == 6 * len(draws)
+    assert batch.visible_counts.tolist() == [2] * len(draws)
+    assert len(batch.target_indices) == 6 * len(draws)
 
 
 def test_crops_from_deep_inside_a_very_long_file(tmp_path):
@@ -452,7 +452,7 @@ def test_where_all_fail_silence_stands_in_and_nothing_is_asked():
     batch = collate([Failure("a", "broken"), Failure("b", "broken")], GRID)
     assert len(batch.failures) == 2
     assert batch.wav.abs().sum() == 0
-    assert len(batch.asked) == 0
+    assert len(batch.target_indices) == 0
 
 
 @given(
@@ -475,11 +475,11 @@ def test_kept_hidden_and_asked_agree(clips, seed):
     assert int(GRID.patches(batch.samples).max()) == T
     assert batch.wav.shape == (B, int(batch.samples.max()))
     asked = torch.zeros(B * T, dtype=torch.bool)
-    asked[batch.asked] = True
-    assert int(asked.sum()) == len(batch.asked)  # none twice
+    asked[batch.target_indices] = True
+    assert int(asked.sum()) == len(batch.target_indices)  # none twice
     asked = asked.view(B, T)
     for row, crop in enumerate(crops):
-        kept = batch.kept[row, : batch.kept_counts[row]].tolist()
+        kept = batch.visible[row, : batch.visible_counts[row]].tolist()
         hidden = batch.hidden[row].nonzero().squeeze(1).tolist()
         own = int(GRID.patches(batch.samples[row]))
         assert sorted(kept + hidden) == list(range(own))  # every patch of the clip is one of both

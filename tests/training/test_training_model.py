@@ -87,7 +87,7 @@ def test_all_patches_kept_is_the_plain_encoder(fields):
     encoder, x = encoder_of(**fields), torch.randn(2, 24, 48)
     padding = mask_behind(torch.tensor([24, 16]), 24)
     places = Places(torch.arange(24).expand(2, -1), 24)
-    ours, plain = encoder(x, padding, places=places)[0], encoder(x, padding)[0]
+    ours, plain = encoder(x, padding, visible=places)[0], encoder(x, padding)[0]
     torch.testing.assert_close(ours[~padding], plain[~padding], **CLOSE)
 
 
@@ -139,7 +139,7 @@ def test_kept_patches_are_at_their_true_positions(fields):
         row[: len(own)] = torch.from_numpy(own)
     places = Places(indices, T)
     padding = mask_behind(torch.tensor([len(own) for own in kept]), indices.size(1))
-    y = encoder(places.pick(x), padding, places=places)[0]
+    y = encoder(places.pick(x), padding, visible=places)[0]
     for row, own in enumerate(kept):
         seen = torch.zeros(counts[row], dtype=torch.bool)
         seen[own] = True
@@ -241,7 +241,7 @@ def test_labels_are_of_what_is_unshifted_while_the_model_hears_the_shift(monkeyp
 def test_where_nothing_is_hidden_all_labels_are_asked_for():
     task = pretraining()
     batch = collate(crops_of([0.9, 0.5], mask=0.0), GRID)
-    assert len(batch.asked) == int(GRID.patches(batch.samples).sum())
+    assert len(batch.target_indices) == int(GRID.patches(batch.samples).sum())
     assert task.step(batch)["loss"].isfinite()
 
 

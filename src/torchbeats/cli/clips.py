@@ -71,19 +71,19 @@ def clips(
     their labels, recordings and times. The same command continues a run that was stopped. A recording that cannot be
     read is reported and left out; the exit status is then 1.
     """
-    chosen = read_annotations(annotations, label_column=label_column, sounds=sounds or ())
-    known = dict.fromkeys(one.label for one in chosen)
+    stretches = read_annotations(annotations, label_column=label_column, sounds=sounds or ())
+    known = dict.fromkeys(stretch.label for stretch in stretches)
     if unknown := [name for name in label or () if name not in known]:
         raise InputError(f"There is no label {quoted(unknown)}; there are {quoted(known, 20)}.")
     if label:
-        chosen = [one for one in chosen if one.label in label]
+        stretches = [stretch for stretch in stretches if stretch.label in label]
     if min_score is not None:
-        chosen = [one for one in chosen if one.peak is not None and one.peak >= min_score]
-    if not chosen:
+        stretches = [stretch for stretch in stretches if stretch.peak is not None and stretch.peak >= min_score]
+    if not stretches:
         raise InputError("There are no annotations to cut.")
-    with audio_progress(len(chosen), 0) as progress:
+    with audio_progress(len(stretches), 0) as progress:
         result = cut_clips(
-            chosen,
+            stretches,
             output,
             format=format.value,
             padding=padding,
@@ -92,8 +92,8 @@ def clips(
             on_failure=skipped,
             progress=progress,
         )
-    kept = f"; {result.existing:,} were there already" if result.existing else ""
-    remark(f"{result.manifest}: {result.written:,} clips written{kept}.")
+    existing = f"; {result.existing:,} were there already" if result.existing else ""
+    remark(f"{result.manifest}: {result.written:,} clips written{existing}.")
     if result.failures:
         complain(f"Recordings and stretches that could not be cut: {len(result.failures):,}.")
         raise typer.Exit(1)

@@ -95,13 +95,13 @@ def evaluate(
             complain(f"There will be no confusion.png. {MissingPackageError('matplotlib', 'plots')}", "Note")
     with audio_progress(len(examples.examples), 0) as progress:
         rows = rows_of(examples.examples, network, plan, jobs=jobs, progress=progress, on_failure=skipped)
-    heard = examples.subset(rows.heard.tolist())
-    result = report(heard.targets(), rows.values, names)
+    usable = examples.subset(rows.indices.tolist())
+    result = report(usable.targets(), rows.values, names)
     about = {
         "torchbeats": __version__,
         "model": model,
         "weights": f"sha256:{sha256(weights)}",
-        "data": [readable(os.path.abspath(given)) for given in data],
+        "data": [readable(os.path.abspath(path)) for path in data],
         "split": split,
         "fold": fold,
         "window": plan.window,
@@ -109,7 +109,7 @@ def evaluate(
     }
     everything = _as_json(result, about, rows)
     if out is not None:
-        _write(out, result, everything, heard, rows)
+        _write(out, result, everything, usable, rows)
     show(format, everything, lambda console: _print(console, result))
     if result.absent:
         complain(
@@ -119,7 +119,7 @@ def evaluate(
         complain(f"{len(rows.failures):,} of {len(examples.examples):,} sounds could not be used, or not to their end.")
         raise typer.Exit(1)
     if out is not None:
-        remark(f"{out}: figures of {len(heard.examples):,} sounds.")
+        remark(f"{out}: figures of {len(usable.examples):,} sounds.")
 
 
 def _as_json(result: Report, about: dict[str, Any], rows: Rows) -> dict[str, Any]:
@@ -153,21 +153,21 @@ def _print(console: Console, result: Report) -> None:
     console.print(table)
 
 
-def _write(out: Path, result: Report, everything: dict[str, Any], heard: Labelled, rows: Rows) -> None:
+def _write(out: Path, result: Report, everything: dict[str, Any], usable: Labelled, rows: Rows) -> None:
     write_json(out / "metrics.json", everything)
     with replacing(out / "classes.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         file.write(csv_line(ClassFigures._fields))
         file.writelines(csv_line("" if value != value else value for value in figures) for figures in result.classes)
     scores = pa.FixedSizeListArray.from_arrays(pa.array(rows.values.reshape(-1)), rows.values.shape[1])
     columns = {
-        "path": [readable(example.path) for example in heard.examples],
-        "start": pa.array([example.start for example in heard.examples], pa.float64()),
-        "end": pa.array([example.end for example in heard.examples], pa.float64()),
-        "labels": pa.array([list(example.labels) for example in heard.examples], pa.list_(pa.string())),
+        "path": [readable(example.path) for example in usable.examples],
+        "start": pa.array([example.start for example in usable.examples], pa.float64()),
+        "end": pa.array([example.end for example in usable.examples], pa.float64()),
+        "labels": pa.array([list(example.labels) for example in usable.examples], pa.list_(pa.string())),
         "scores": scores,
     }
-    kept = {name: everything[name] for name in ("torchbeats", "model", "weights", "window", "views")}
-    about = {**kept, "classes": [figures.name for figures in result.classes]}
+    settings = {name: everything[name] for name in ("torchbeats", "model", "weights", "window", "views")}
+    about = {**settings, "classes": [figures.name for figures in result.classes]}
     with replacing(out / "scores.parquet") as temporary:
         table = pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(about)})
         pq.write_table(table, temporary)

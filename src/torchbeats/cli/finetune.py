@@ -117,27 +117,27 @@ def finetune(
 
     named = {"model.epochs": epochs, "model.freeze": freeze, "trainer.precision": precision}
     options = [f"{name}={value}" for name, value in named.items() if value is not None]
-    chosen = finetune_settings(config, [*(set_ or ()), *options], seed=seed)
+    run_settings = finetune_settings(config, [*(set_ or ()), *options], seed=seed)
     if show_settings:
-        print(yaml.safe_dump(chosen.to_dict(), sort_keys=False), end="")
+        print(yaml.safe_dump(run_settings.to_dict(), sort_keys=False), end="")
         return
-    cut = windows(chosen.data.seconds, min_overlap, fully_annotated)
+    cut = windows(run_settings.data.seconds, min_overlap, fully_annotated)
     labelled = read_labelled(data, problem_type, label_column=label_column, sounds=sounds or (), windows=cut)
     labelled = _usable(labelled, group_from)
     cross = cross_validate or folds is not None
-    plan = design(labelled, folds, group_from is not None, chosen.seed) if cross else None
-    parts = None if cross else split(labelled, chosen.data.validation, chosen.seed)
+    plan = design(labelled, folds, group_from is not None, run_settings.seed) if cross else None
+    parts = None if cross else split(labelled, run_settings.data.validation, run_settings.seed)
     if model is None:
         complain(hub.BUILT_IN_NOTE, "Note")
         model = hub.BUILT_IN
     network = load(hub.resolve(model), expect=BEATs)
-    about = {"data": [str(one) for one in data], "model": model}
+    about = {"data": [str(path) for path in data], "model": model}
     if parts is None:
         assert plan is not None
         for warning in plan.warnings:
             complain(warning, "Warning")
         with stopping():
-            result = CrossValidation(out, network, labelled, plan, chosen, about, Display()).run()
+            result = CrossValidation(out, network, labelled, plan, run_settings, about, Display()).run()
         if result is not None:
             show(format, plain(result.to_dict(plan)), lambda console: _print(console, result, plan))
             remark(f"{out}: a folder for each fold, and all figures in validation.json.")
@@ -145,8 +145,8 @@ def finetune(
     if parts.rest.examples:
         complain(f"The {len(parts.rest.examples):,} sounds for testing are left alone: torchbeats evaluate.", "Note")
     with stopping():
-        file = Finetune(out, network, parts.train, parts.validation, chosen, about, Display()).train()
-    views = f" --views {chosen.data.views}" if chosen.data.views > 1 else ""
+        file = Finetune(out, network, parts.train, parts.validation, run_settings, about, Display()).train()
+    views = f" --views {run_settings.data.views}" if run_settings.data.views > 1 else ""
     remark(f"{file}: {len(labelled.classes)} classes. Try it: torchbeats tag FILE -m {file}{views}")
 
 

@@ -139,7 +139,7 @@ def _as_json(head: Head, suggestions: list[Suggestion]) -> dict[str, Any]:
         "by_class": head.by_class,
         "c": head.c,
         "warnings": head.warnings,
-        "suggestions": [{**one._asdict(), "path": readable(one.path)} for one in suggestions],
+        "suggestions": [{**suggestion._asdict(), "path": readable(suggestion.path)} for suggestion in suggestions],
     }
 
 
@@ -154,12 +154,12 @@ def _print(out: Console, head: Head, suggestions: list[Suggestion]) -> None:
     if head.held_out:
         means = ", ".join(f"{name} {value:.3f}" for name, value in head.figures.items())
         out.print(f"{means}; held out: {head.held_out}.")
-    for one in suggestions:
-        place = f"{readable(one.path)} {one.start:.2f}–{one.end:.2f} s"
-        out.print(f"{place}: {one.label} {one.probability:.2f} ({one.reason})")
+    for suggestion in suggestions:
+        span = f"{readable(suggestion.path)} {suggestion.start:.2f}–{suggestion.end:.2f} s"
+        out.print(f"{span}: {suggestion.label} {suggestion.probability:.2f} ({suggestion.reason})")
 
 
 def _write(path: Path, suggestions: list[Suggestion]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         file.write(csv_line(Suggestion._fields))
-        file.writelines(csv_line((readable(one.path), *one[1:])) for one in suggestions)
+        file.writelines(csv_line((readable(suggestion.path), *suggestion[1:])) for suggestion in suggestions)

@@ -67,8 +67,8 @@ def windows(seconds: float | None, min_overlap: float | None, fully_annotated: b
     """How annotated recordings are cut into windows of some seconds; None leaves annotations as they are."""
     if seconds is None:
         return None
-    asked = min_overlap is not None or fully_annotated
-    return Windows(seconds, MIN_OVERLAP if min_overlap is None else min_overlap, fully_annotated, plain_lists=asked)
+    requested = min_overlap is not None or fully_annotated
+    return Windows(seconds, MIN_OVERLAP if min_overlap is None else min_overlap, fully_annotated, plain_lists=requested)
 
 
 GroupFrom = Annotated[
@@ -101,9 +101,9 @@ Format = Annotated[
 
 def note_several(labelled: Labelled) -> None:
     """Say which sound makes a problem a multi-label one."""
-    if odd := next((example for example in labelled.examples if len(example.labels) != 1), None):
-        said = f"the labels {', '.join(odd.labels)}" if odd.labels else "no label"
-        complain(f"A multi-label problem: {odd.path} has {said}.", "Note")
+    if unusual := next((example for example in labelled.examples if len(example.labels) != 1), None):
+        description = f"the labels {', '.join(unusual.labels)}" if unusual.labels else "no label"
+        complain(f"A multi-label problem: {unusual.path} has {description}.", "Note")
 
 
 def show(format: Formats | None, results: dict[str, Any], as_table: Callable[[Console], None]) -> None:

@@ -58,16 +58,16 @@ def pretrain(
     import yaml
 
     from torchbeats.cli.training import Display, stopping
-    from torchbeats.training.processes import leads
+    from torchbeats.training.processes import is_leader
     from torchbeats.training.run import Run
     from torchbeats.training.settings import settings
 
-    chosen = settings(size.value, config, set_ or (), iterations=iterations, seed=seed)
+    run_settings = settings(size.value, config, set_ or (), iterations=iterations, seed=seed)
     if show:
-        print(yaml.safe_dump(chosen.to_dict(), sort_keys=False), end="")
+        print(yaml.safe_dump(run_settings.to_dict(), sort_keys=False), end="")
         return
 
     with stopping():
-        model = Run(out, data, chosen, teacher, Display()).train()
-    if leads():
+        model = Run(out, data, run_settings, teacher, Display()).train()
+    if is_leader():
         remark(f"{model}: done. Try it: torchbeats embed FOLDER -m {model} -o embeddings.parquet")

@@ -146,44 +146,44 @@ def probe(
         with audio_progress(len(labelled.examples), 0) as progress:
             return rows_of(labelled.examples, network, plan, jobs=jobs, progress=progress)
 
-    begun, digest = time.monotonic(), sha256(weights)
+    started, digest = time.monotonic(), sha256(weights)
     folder = None if no_cache else cache_folder()
-    rows, kept = cached(folder, labelled.examples, digest, plan.settings(network), compute)
+    rows, from_cache = cached(folder, labelled.examples, digest, plan.settings(network), compute)
     for path, reason in rows.failures:
         complain(f"{path}: {reason}.", "Skipped")
-    remark(f"Embeddings: {'kept from before' if kept else f'{time.monotonic() - begun:.0f} s'}.")
-    heard = labelled.subset(rows.heard.tolist())
-    chosen = design(heard, folds, group_from is not None)
-    note_several(heard)
-    for warning in chosen.warnings:
+    remark(f"Embeddings: {'kept from before' if from_cache else f'{time.monotonic() - started:.0f} s'}.")
+    usable = labelled.subset(rows.indices.tolist())
+    fold_design = design(usable, folds, group_from is not None)
+    note_several(usable)
+    for warning in fold_design.warnings:
         complain(warning, "Warning")
     layers = plan.layers(network)
-    total = len(layers) * sum(fits(classifier, chosen, c) for classifier in CLASSIFIERS)
+    total = len(layers) * sum(fits(classifier, fold_design, c) for classifier in CLASSIFIERS)
     with count_progress(total, "fits") as on_fit:
-        outcomes: list[tuple[int | str, Outcome]] = [*probe_layers(rows.values, layers, heard, chosen, c, on_fit)]
+        outcomes: list[tuple[int | str, Outcome]] = [*probe_layers(rows.values, layers, usable, fold_design, c, on_fit)]
     store = partial(_features, labelled, network, digest, plan_of(window, batch_seconds), jobs)
-    last, layer_weights = _attentive(store, folder, rows, heard, chosen) if head else (None, None)
+    last, layer_weights = _attentive(store, folder, rows, usable, fold_design) if head else (None, None)
     outcomes += [("all", last)] if last else []
     results = {
         "torchbeats": __version__,
         "model": model,
         "weights": f"sha256:{digest}",
-        "data": [readable(os.path.abspath(given)) for given in data],
-        "problem_type": heard.problem_type,
-        "classes": heard.counts(),
-        "examples": len(heard.examples),
+        "data": [readable(os.path.abspath(input_path)) for input_path in data],
+        "problem_type": usable.problem_type,
+        "classes": usable.counts(),
+        "examples": len(usable.examples),
         "failed": [{"path": readable(path), "error": reason} for path, reason in rows.failures],
-        "held_out": chosen.name,
-        "warnings": chosen.warnings,
-        "interval_over": chosen.unit,
-        "folds": chosen.names,
+        "held_out": fold_design.name,
+        "warnings": fold_design.warnings,
+        "interval_over": fold_design.unit,
+        "folds": fold_design.names,
         "pool": plan.pool,
         "window": plan.window,
         "neighbours": NEIGHBOURS,
         "layer_weights": layer_weights,
         "results": [_result(*outcome) for outcome in outcomes],
     }
-    show(format, plain(results), lambda out: _print(out, heard.problem_type, chosen, outcomes))
+    show(format, plain(results), lambda out: _print(out, usable.problem_type, fold_design, outcomes))
     _say_failures(rows, len(labelled.examples))
 
 
@@ -207,13 +207,13 @@ def _features(
 
 
 def _attentive(
-    store: Callable[[Path], Features], folder: Path | None, rows: Rows, heard: Labelled, chosen: Design
+    store: Callable[[Path], Features], folder: Path | None, rows: Rows, usable: Labelled, fold_design: Design
 ) -> tuple[Outcome, list[float]]:
     """Cross-validate the attentive head on features that are kept in the folder, or for this run alone."""
     with tempfile.TemporaryDirectory() as scratch:
-        features = store(Path(scratch) if folder is None else folder).subset(rows.heard)
-        with count_progress(total_epochs(features, chosen), "epochs") as on_epoch:
-            outcome, weights = attentive(features, heard, chosen, on_epoch=on_epoch)
+        features = store(Path(scratch) if folder is None else folder).subset(rows.indices)
+        with count_progress(total_epochs(features, fold_design), "epochs") as on_epoch:
+            outcome, weights = attentive(features, usable, fold_design, on_epoch=on_epoch)
         del features  # Windows deletes no file that is mapped to memory
     return outcome, weights
 

@@ -175,9 +175,9 @@ def write(
         new = result.sounds - result.kept
         remark(f"{result.path}: {new:,} files computed, {result.kept:,} kept, rows of {result.dropped:,} dropped.")
     elif result.failures:
-        good = result.sounds - result.failures
+        succeeded = result.sounds - result.failures
         listed = f"{result.errors} lists those that could not be read"
-        complain(f"{result.path} has {good:,} of {result.sounds:,} files; {listed}.")
+        complain(f"{result.path} has {succeeded:,} of {result.sounds:,} files; {listed}.")
     else:
         remark(f"{result.path}: {what} of {result.sounds:,} files.")
     if result.failures:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torchbeats.cli.console import complain, console, remark
 from torchbeats.files import printable
 from torchbeats.training.listener import Listener
-from torchbeats.training.processes import leads
+from torchbeats.training.processes import is_leader
 from torchbeats.training.saving import TrainingStopped
 
 
@@ -21,7 +21,7 @@ def stopping() -> Iterator[None]:
     try:
         yield
     except TrainingStopped as stop:
-        if not leads():  # one process speaks for all, and a launcher need not end the rest
+        if not is_leader():  # one process speaks for all, and a launcher need not end the rest
             raise typer.Exit(0) from None
         complain(str(stop), "Note")
         raise typer.Exit(128 + stop.signum) from None
@@ -53,9 +53,9 @@ class Display(Listener):
         with bar:
             task = bar.add_task(printable(name), total=total, remark="")
 
-            def advance(more: float, said: str) -> None:
+            def advance(more: float, remark: str) -> None:
                 bar.update(task, advance=more)
-                if said:
-                    bar.update(task, remark=printable(said))
+                if remark:
+                    bar.update(task, remark=printable(remark))
 
             yield advance

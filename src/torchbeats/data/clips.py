@@ -91,36 +91,36 @@ def cut_clips(
     folder.mkdir(parents=True, exist_ok=True)
     result = ClipsResult(folder / MANIFEST)
     rows = {row["path"]: row for row in _earlier(result.manifest) if (folder / row["path"]).is_file()}
-    done, unreadable = set[Path](), set[str]()
-    for one in annotations:
-        path = folder / _name(one, format, padding, class_folders)
+    finished, unreadable = set[Path](), set[str]()
+    for stretch in annotations:
+        path = folder / _name(stretch, format, padding, class_folders)
         seconds = 0.0
         try:
-            if one.path in unreadable:
+            if stretch.path in unreadable:
                 continue
-            if path in done:  # the same stretch twice, with boxes of its own
+            if path in finished:  # the same stretch twice, with boxes of its own
                 continue
             if path.is_file() and not overwrite:
                 result.existing += 1
             else:
-                seconds = _cut(one, path, format, padding)
+                seconds = _cut(stretch, path, format, padding)
                 result.written += 1
-            done.add(path)
-            place = path.relative_to(folder).as_posix()
-            rows[place] = _row(one, place)
+            finished.add(path)
+            name = path.relative_to(folder).as_posix()
+            rows[name] = _row(stretch, name)
         except _StretchError as error:
-            result.failures.append((one.path, str(error)))
+            result.failures.append((stretch.path, str(error)))
             on_failure(*result.failures[-1])
         except AudioError as error:
-            unreadable.add(one.path)
-            result.failures.append((one.path, error.reason))
+            unreadable.add(stretch.path)
+            result.failures.append((stretch.path, error.reason))
             on_failure(*result.failures[-1])
         finally:
             progress(seconds, 1)
     with replacing(result.manifest) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows[place] for place in sorted(rows))
+        writer.writerows(rows[name] for name in sorted(rows))
     return result
 
 
@@ -138,24 +138,24 @@ def _earlier(manifest: Path) -> list[dict[str, str]]:
         return []
 
 
-def _row(one: Annotation, place: str) -> dict[str, Any]:
-    times = {"from_second": one.start, "to_second": one.end}
-    return {"path": place, "label": one.label, "recording": readable(one.path), **times} | {
-        name: getattr(one, name) for name in ("low", "high", "peak")
+def _row(stretch: Annotation, path: str) -> dict[str, Any]:
+    times = {"from_second": stretch.start, "to_second": stretch.end}
+    return {"path": path, "label": stretch.label, "recording": readable(stretch.path), **times} | {
+        name: getattr(stretch, name) for name in ("low", "high", "peak")
     }
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def _name(one: Annotation, format: str, padding: float, class_folders: bool) -> str:
+def _name(stretch: Annotation, format: str, padding: float, class_folders: bool) -> str:
     """Of a clip, below the folder."""
-    about = (os.path.realpath(one.path), one.start, one.end, one.label, padding)
+    about = (os.path.realpath(stretch.path), stretch.start, stretch.end, stretch.label, padding)
     digest = hashlib.sha256(repr(about).encode("utf-8", "surrogateescape")).hexdigest()[:10]
-    end = "end" if one.end is None else f"{one.end:.3f}"
-    stem = safe_name(readable(os.path.splitext(os.path.basename(one.path))[0]))
-    name = f"{stem}_{one.start:.3f}-{end}_{digest}.{format}"
-    return f"{safe_name(one.label)}/{name}" if class_folders else name
+    end = "end" if stretch.end is None else f"{stretch.end:.3f}"
+    stem = safe_name(readable(os.path.splitext(os.path.basename(stretch.path))[0]))
+    name = f"{stem}_{stretch.start:.3f}-{end}_{digest}.{format}"
+    return f"{safe_name(stretch.label)}/{name}" if class_folders else name
 
 
 def safe_name(text: str) -> str:
@@ -170,7 +170,7 @@ def safe_name(text: str) -> str:
 # --- sound ------------------------------------------------------------------------------------------------------------
 
 
-def _cut(one: Annotation, path: Path, format: str, padding: float) -> float:
+def _cut(stretch: Annotation, path: Path, format: str, padding: float) -> float:
     """Write a clip; its seconds.
 
     Raises:
@@ -179,21 +179,21 @@ def _cut(one: Annotation, path: Path, format: str, padding: float) -> float:
     """
     import soundfile
 
-    if one.end == one.start and not padding:
-        raise _StretchError(f"{one.label!r} at {one.start:g} s is a point: give a padding")
-    if one.end != one.start and (reason := impossible(one.start, one.end)):
-        raise _StretchError(reason.replace("the piece", f"{one.label!r}"))
-    begin = max(0.0, one.start - padding)
-    wanted = math.inf if one.end is None else one.end + padding - begin
+    if stretch.end == stretch.start and not padding:
+        raise _StretchError(f"{stretch.label!r} at {stretch.start:g} s is a point: give a padding")
+    if stretch.end != stretch.start and (reason := impossible(stretch.start, stretch.end)):
+        raise _StretchError(reason.replace("the piece", f"{stretch.label!r}"))
+    begin = max(0.0, stretch.start - padding)
+    duration = math.inf if stretch.end is None else stretch.end + padding - begin
     faults: list[str] = []
-    blocks = _blocks(one.path, begin, wanted, faults)
+    blocks = _blocks(stretch.path, begin, duration, faults)
     try:
         rate, block = next(blocks)
     except StopIteration:
         if faults:
-            raise AudioError(one.path, faults[0]) from None
-        raise _StretchError(f"{one.label!r} starts at {one.start:g} s, where the recording has ended") from None
-    subtype = _subtype(one.path, block, format)
+            raise AudioError(stretch.path, faults[0]) from None
+        raise _StretchError(f"{stretch.label!r} starts at {stretch.start:g} s, where the recording has ended") from None
+    subtype = _subtype(stretch.path, block, format)
     frames = 0
     with replacing(path) as temporary:
         try:
@@ -207,31 +207,32 @@ def _cut(one: Annotation, path: Path, format: str, padding: float) -> float:
                     if following is None:
                         break
                     if following[0] != rate or len(following[1]) != len(block):
-                        raise AudioError(one.path, "its rate or its number of channels changes on the way")
+                        raise AudioError(stretch.path, "its rate or its number of channels changes on the way")
                     block = following[1]
         except soundfile.LibsndfileError as error:
             raise _StretchError(
                 f"a {format} of {rate} Hz and {len(block)} channels cannot be written ({error})"
             ) from error
-        heard = begin + frames / rate
-        if one.end is not None and heard < one.end - SLACK_SECONDS:
+        recording_end = begin + frames / rate
+        if stretch.end is not None and recording_end < stretch.end - SLACK_SECONDS:
             if faults:
-                raise _StretchError(f"{one.label!r} at {one.start:g} s: {faults[0]}")
-            if heard <= one.start:
-                raise _StretchError(f"{one.label!r} starts at {one.start:g} s, where the recording has ended")
+                raise _StretchError(f"{stretch.label!r} at {stretch.start:g} s: {faults[0]}")
+            if recording_end <= stretch.start:
+                raise _StretchError(f"{stretch.label!r} starts at {stretch.start:g} s, where the recording has ended")
             message = (
-                f"{one.path}: {one.label!r} ends at {one.end:g} s, and the recording at {heard:.2f} s; its clip too."
+                f"{stretch.path}: {stretch.label!r} ends at {stretch.end:g} s, and the recording at "
+                f"{recording_end:.2f} s; its clip too."
             )
             warnings.warn(message, AudioWarning, stacklevel=3)
     return frames / rate
 
 
-def _blocks(path: str, begin: float, wanted: float, faults: list[str]) -> Iterator[tuple[int, Channels]]:
+def _blocks(path: str, begin: float, duration: float, faults: list[str]) -> Iterator[tuple[int, Channels]]:
     """Samples from a time on, as they are stored, so many seconds of them; none that are not finite."""
     seconds = 0.0
     for rate, block in decoders.read(path, faults, begin):
         decoders.check_rate(path, rate)
-        left = wanted - seconds
+        left = duration - seconds
         block = block if left == math.inf else block[:, : max(0, round(left * rate))]
         if not block.shape[1]:
             return
@@ -267,8 +268,8 @@ def _stored(block: Channels, subtype: str) -> Channels:
     if kind == "i4":
         return (block >> 16).astype(np.int16)
     bits = int(subtype[4:])
-    whole = np.rint(block.astype(np.float64) * 2 ** (bits - 1)).clip(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return whole.astype(np.int16) if bits == 16 else whole.astype(np.int64).astype(np.int32) << (32 - bits)
+    integers = np.rint(block.astype(np.float64) * 2 ** (bits - 1)).clip(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return integers.astype(np.int16) if bits == 16 else integers.astype(np.int64).astype(np.int32) << (32 - bits)
 
 
 def _for_libsndfile(path: str | os.PathLike[str]) -> Any:

@@ -21,7 +21,7 @@ LABEL_COLUMNS = (
     *("class_name", "class_label", "event_label", "primary_label", "tag", "tags", "annotation"),
     *("species", "common_name", "scientific_name"),
 )
-PLACE_COLUMNS = ("split", "fold", "group")  # a sound is in one of each
+PARTITION_COLUMNS = ("split", "fold", "group")  # a sound is in one of each
 SLICED = "slice_file_name"  # UrbanSound8K's path: its start and end are those of the recording that it was cut from
 NEMO = "audio_filepath"  # NeMo's path: a duration without a start is that of a piece; elsewhere it is the whole file's
 
@@ -50,8 +50,8 @@ _INDEX = re.compile(r"|unnamed_\d+|index|index_level_\d+|id|row|number")  # what
 @lru_cache(10_000)  # tables have few columns and many rows
 def key(name: str) -> str:
     """A column's name without what differs from writer to writer: "Begin Time (s)" is begin_time_s."""
-    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
-    return re.sub(r"[\W_]+", "_", apart.lower()).strip("_")
+    separated = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    return re.sub(r"[\W_]+", "_", separated.lower()).strip("_")
 
 
 class Time(NamedTuple):
@@ -70,7 +70,7 @@ class Columns:
     Attributes:
         paths: those that may hold paths, the best first.
         label: the one that holds labels, if any does.
-        places: those for split, fold and group, by these words.
+        partitions: those for split, fold and group, by these words.
         not_understood: names that look as if they held times, and are not used.
     """
 
@@ -79,9 +79,9 @@ class Columns:
         self._by_key: dict[str, str] = {}
         for name in self.names:
             self._by_key.setdefault(key(name), name)
-        self.paths = [self._by_key[known] for known in PATH_COLUMNS if known in self._by_key]
-        self.label = next((self._by_key[known] for known in LABEL_COLUMNS if known in self._by_key), None)
-        self.places = {place: self._by_key[place] for place in PLACE_COLUMNS if place in self._by_key}
+        self.paths = [self._by_key[column] for column in PATH_COLUMNS if column in self._by_key]
+        self.label = next((self._by_key[column] for column in LABEL_COLUMNS if column in self._by_key), None)
+        self.partitions = {kind: self._by_key[kind] for kind in PARTITION_COLUMNS if kind in self._by_key}
         self.start, self.end = self._time(_START), self._time(_END)
         self.duration, offset = self._time(_DURATION), self._time(_OFFSET)
         self.file_offset = self._time(_FILE_OFFSET)
@@ -95,8 +95,8 @@ class Columns:
         if path == SLICED:
             self.start = self.end = self.duration = None
         used = {time.name for time in self.times}
-        rest = (name for name in self.names if name not in used and name not in self.paths and name != self.label)
-        self.not_understood = [name for name in rest if _LIKE_TIME & set(key(name).split("_"))]
+        remaining = (name for name in self.names if name not in used and name not in self.paths and name != self.label)
+        self.not_understood = [name for name in remaining if _LIKE_TIME & set(key(name).split("_"))]
 
     @property
     def times(self) -> list[Time]:
@@ -108,7 +108,7 @@ class Columns:
         """The columns that have no known use, those that only number the rows left out."""
         used = {
             *self.paths,
-            *self.places.values(),
+            *self.partitions.values(),
             *(time.name for time in self.times),
             *self.not_understood,
             self.label,

@@ -101,8 +101,8 @@ def design(data: Labelled, folds: int | None = None, by_group: bool = False, see
     if as_given and split is not None and (kinds := _train_and_test(split)) is not None:
         plan.name, plan.names = "train and test as given", ["test"]
         plan.folds = [Fold(number[kinds == "train"], number[kinds == "test"])]
-        if others := int((~np.isin(kinds, ["train", "test"])).sum()):
-            plan.warnings.append(f"{others:,} sounds are in other splits than train and test, and left out.")
+        if in_others := int((~np.isin(kinds, ["train", "test"])).sum()):
+            plan.warnings.append(f"{in_others:,} sounds are in other splits than train and test, and left out.")
     elif as_given and fold is not None and len(set(fold.tolist()) - {""}) > 1:
         if "" in fold:
             raise InputError(f"{data.examples[int((fold == '').argmax())].path} has no fold, and others have.")
@@ -112,18 +112,18 @@ def design(data: Labelled, folds: int | None = None, by_group: bool = False, see
         plan.names, plan.folds = _held_out(groups)
         plan.name = f"each of {len(plan.folds)} groups left out in turn"
     else:
-        dealt = dealt_out(data, together, folds or FOLDS, seed)
-        plan.folds = [Fold(number[dealt != k], number[dealt == k]) for k in range(int(dealt.max()) + 1)]
+        assignment = assign_folds(data, together, folds or FOLDS, seed)
+        plan.folds = [Fold(number[assignment != k], number[assignment == k]) for k in range(int(assignment.max()) + 1)]
         if len(plan.folds) < 2:
             raise InputError("Every class has one sound only; at least two of some are needed.")
-        kept = ", groups kept together" if groups is not None else ""
-        plan.name = f"{len(plan.folds)} stratified folds{kept}"
+        note = ", groups kept together" if groups is not None else ""
+        plan.name = f"{len(plan.folds)} stratified folds{note}"
         plan.names = [str(k) for k in range(1, len(plan.folds) + 1)]
     if as_given and split is not None and plan.names != ["test"]:
         plan.warnings.append(f"No train and test among the splits {quoted(_natural(split))}: they play no part.")
     if together is not None and len(np.unique(together[np.concatenate([fold.test for fold in plan.folds])])) > 1:
         plan.units, plan.unit = together, "groups"
-    plan.warnings += _unlearned(data, plan.folds)
+    plan.warnings += _unlearned_labels(data, plan.folds)
     return plan
 
 
@@ -157,7 +157,7 @@ def _held_out(values: Array) -> tuple[list[str], list[Fold]]:
     return names, [Fold(np.flatnonzero(values != name), np.flatnonzero(values == name)) for name in names]
 
 
-def dealt_out(data: Labelled, groups: Array | None, folds: int, seed: int) -> Array:
+def assign_folds(data: Labelled, groups: Array | None, folds: int, seed: int) -> Array:
     """``(N,)`` the fold of each example, -1 for those that are never held out.
 
     Examples, or groups of them, are dealt out class by class, so that each fold has its share of every class; in
@@ -169,34 +169,39 @@ def dealt_out(data: Labelled, groups: Array | None, folds: int, seed: int) -> Ar
     for i in range(len(classes)):
         members[i if groups is None else int(groups[i])].append(i)
     strata: dict[str, list[int]] = defaultdict(list)
-    for unit, inside in members.items():
-        strata[Counter(classes[i] for i in inside).most_common(1)[0][0]].append(unit)
+    for unit, indices in members.items():
+        strata[Counter(classes[i] for i in indices).most_common(1)[0][0]].append(unit)
     folds = min(folds, len(members) if groups is not None else max(len(units) for units in strata.values()))
-    dealt, turn, generator = np.full(len(classes), -1), 0, np.random.default_rng(seed)
+    assignment, position, generator = np.full(len(classes), -1), 0, np.random.default_rng(seed)
     for label in sorted(strata):
         units = strata[label]
         if len(units) == 1 and groups is None and label and counts[label] == 1:
             continue
         for unit in generator.permutation(units).tolist():
-            dealt[members[unit]] = turn % folds
-            turn += 1
-    return dealt
+            assignment[members[unit]] = position % folds
+            position += 1
+    return assignment
 
 
-def _unlearned(data: Labelled, folds: Sequence[Fold]) -> Iterator[str]:
+def _unlearned_labels(data: Labelled, folds: Sequence[Fold]) -> Iterator[str]:
     counts = data.counts()
-    asked = np.zeros(len(data.examples), bool)
-    never: set[str] = set()
+    held_out = np.zeros(len(data.examples), bool)
+    unlearned: set[str] = set()
     for fold in folds:
-        asked[fold.test] = True
+        held_out[fold.test] = True
         learned = {label for i in fold.train for label in data.examples[i].labels}
-        never |= {label for i in fold.test for label in data.examples[i].labels} - learned
-    tested = {label for example, yes in zip(data.examples, asked, strict=True) if yes for label in example.labels}
+        unlearned |= {label for i in fold.test for label in data.examples[i].labels} - learned
+    tested = {
+        label
+        for example, is_held_out in zip(data.examples, held_out, strict=True)
+        if is_held_out
+        for label in example.labels
+    }
     single = [name for name in data.classes if counts[name] == 1 and name not in tested]
     if single:
         yield f"One sound only, learned from and never asked about: {quoted(single)}."
-    if never:
-        yield f"Held out without an example to learn from, so never right: {quoted(sorted(never))}."
+    if unlearned:
+        yield f"Held out without an example to learn from, so never right: {quoted(sorted(unlearned))}."
 
 
 class Split(NamedTuple):
@@ -238,13 +243,13 @@ def share_of(labelled: Labelled, share: float, seed: int) -> list[int]:
     for i, example in enumerate(labelled.examples):
         units.setdefault(f"g {example.group}" if example.group is not None else f"e {i}", []).append(i)
     left = labelled.counts()
-    wanted = {name: share * count for name, count in left.items()}
+    quota = {name: share * count for name, count in left.items()}
     out: list[int] = []
     for unit in [list(units.values())[i] for i in random.permutation(len(units))]:
         labels = [label for i in unit for label in labelled.examples[i].labels]
-        if labels and all(wanted[label] >= 0.5 and left[label] > labels.count(label) for label in labels):
+        if labels and all(quota[label] >= 0.5 and left[label] > labels.count(label) for label in labels):
             out += unit
             for label in labels:
-                wanted[label] -= 1
+                quota[label] -= 1
                 left[label] -= 1
     return sorted(out)

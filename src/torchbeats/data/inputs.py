@@ -129,18 +129,18 @@ def iterate_sounds(
 
 def distinct(sounds: Iterable[Piece]) -> Iterator[Piece]:
     """Each sound once. Of those that have been, hashes of 64 bits are kept."""
-    known: set[int] = set()
+    seen: set[int] = set()
     for sound in sounds:
         identity = hash(repr(sound))
-        if identity not in known:
-            known.add(identity)
+        if identity not in seen:
+            seen.add(identity)
             yield sound
 
 
 def _expand(name: str, omissions: Omissions, follow_links: bool) -> Iterator[Piece]:
     if name == "-":
-        names = (os.fsdecode(one).rstrip("\r\n") for one in _split(sys.stdin.buffer))
-        yield from (Piece(one) for one in names if one.strip())
+        names = (os.fsdecode(raw_name).rstrip("\r\n") for raw_name in _split(sys.stdin.buffer))
+        yield from (Piece(raw_name) for raw_name in names if raw_name.strip())
     elif os.path.isdir(name):
         yield from map(Piece, sounds_in_folder(name, omissions, follow_links=follow_links))
     elif Path(name).suffix.lower() in LIST_SUFFIXES:
@@ -155,9 +155,9 @@ def _split(file: BinaryIO) -> Iterator[bytes]:
     """Names in a stream, as bytes: they need not be UTF-8. They end in NUL, as of find -print0, or with the line."""
     block = file.read(2 * LONGEST_PATH)  # long enough for one whole name
     separator = b"\0" if b"\0" in block else b"\n"
-    rest = b""
+    tail = b""
     while block:
-        *names, rest = (rest + block).split(separator)
+        *names, tail = (tail + block).split(separator)
         yield from names
         block = file.read(1 << 16)
-    yield rest
+    yield tail

@@ -18,7 +18,7 @@ from torchbeats.config import PROBLEM_TYPES
 from torchbeats.data.annotations.reading import annotation_files, labels_of
 from torchbeats.data.annotations.recordings import Recordings, sounds_below
 from torchbeats.data.cells import are_one_hot, canonical_numbers, composed, items, plain_number, word, yes_or_no
-from torchbeats.data.columns import LABEL_COLUMNS, PATH_COLUMNS, PLACE_COLUMNS, is_missing
+from torchbeats.data.columns import LABEL_COLUMNS, PARTITION_COLUMNS, PATH_COLUMNS, is_missing
 from torchbeats.data.example import Example
 from torchbeats.data.inputs import find_audio
 from torchbeats.data.lists import LIST_SUFFIXES, Row, SoundList, read_list
@@ -161,7 +161,7 @@ def read_labelled(
     places: dict[Hashable, str] = {}
     conflict = None
     for source in sources:
-        for example, place in zip(source.examples, source.places, strict=True):
+        for example, place in zip(source.examples, source.origins, strict=True):
             example = example._replace(labels=named.of(example.labels, source.words))
             this = _identity(example)
             if this not in examples:
@@ -226,14 +226,14 @@ class _Source:
 
     Attributes:
         examples: in order.
-        places: of each, for messages: its path, or the line of a list.
+        origins: of each, for messages: its path, or the line of a list.
         words: whether labels are cells of a list, in which NA and the like are none; a folder may be called so.
         several: whether a sound may have several labels, whatever these have.
         annotated: whether these are annotations of recordings.
     """
 
     examples: list[Example]
-    places: list[str]
+    origins: list[str]
     words: bool = False
     several: bool = False
     annotated: bool = False
@@ -354,7 +354,7 @@ def _in_annotations(sounds: SoundList) -> _Source:
     )
     rows = [(row, words) for row, words in zip(sounds.rows, labels, strict=True) if words]
     examples = [
-        Example(row.path, tuple(words), row.start, row.end, content=None, **_places_of(sounds, row))
+        Example(row.path, tuple(words), row.start, row.end, content=None, **_partitions_of(sounds, row))
         for row, words in rows
     ]
     places = [f"{sounds.place(row.number)} of {sounds.path}" for row, _ in rows]
@@ -364,7 +364,7 @@ def _in_annotations(sounds: SoundList) -> _Source:
 def _both(before: Example, example: Example) -> Example:
     """One example of two that are the same sound."""
     places = {}
-    for name in PLACE_COLUMNS:
+    for name in PARTITION_COLUMNS:
         earlier, later = getattr(before, name), getattr(example, name)
         if earlier is not None and later is not None and earlier != later:
             raise InputError(f"{example.path} is in the {name} {earlier!r} and in {later!r}; it can be in one only.")
@@ -425,19 +425,19 @@ def _in_list(sounds: SoundList) -> _Source:
         )
     examples = []
     for row, words in zip(sounds.rows, labels, strict=True):
-        about = _places_of(sounds, row)
+        about = _partitions_of(sounds, row)
         examples.append(Example(row.path, tuple(words), row.start, row.end, content=row.content, **about))
     places = [f"{sounds.place(row.number)} of {sounds.path}" for row in sounds.rows]
     return _Source(examples, places, words=True, several=several)
 
 
-def _places_of(sounds: SoundList, row: Row) -> dict[str, str | None]:
+def _partitions_of(sounds: SoundList, row: Row) -> dict[str, str | None]:
     """The split, the fold and the group of a row, where its list has such columns."""
-    kept = {place: word(row.values.get(name)) for place, name in sounds.columns.places.items()}
-    kept = {place: None if is_missing(value) else value for place, value in kept.items()}
-    if split := kept.get("split"):
-        kept["split"] = purpose(split) or split
-    return kept
+    words = {kind: word(row.values.get(name)) for kind, name in sounds.columns.partitions.items()}
+    partitions = {kind: None if is_missing(value) else value for kind, value in words.items()}
+    if split := partitions.get("split"):
+        partitions["split"] = purpose(split) or split
+    return partitions
 
 
 def _labels_of(sounds: SoundList, column: str) -> list[list[str]]:

@@ -221,7 +221,7 @@ def _with_label(
 
 def _rows(result: SoundList, raw: _Raw, labels: bool, recordings: Recordings) -> Iterator[Row]:
     columns, paths = result.columns, _Paths(result.path, raw.encoding, recordings, result.dialect is not None)
-    kept = {*columns.places.values(), *columns.others, columns.label} if labels else set[str | None]()
+    kept = {*columns.partitions.values(), *columns.others, columns.label} if labels else set[str | None]()
     lacking = defaultdict[str, list[int]](list)
     for number, values in raw.rows:
         sound = next((values[name] for name in columns.paths if name in values), None)
@@ -276,9 +276,9 @@ def _is_pipe(text: str) -> bool:
 
 def _folders_of(columns: Columns, values: dict[str, Any]) -> Sequence[str]:
     """Where else beside the list UrbanSound8K has a file: in a folder for each fold."""
-    if not columns.paths or key(columns.paths[0]) != SLICED or "fold" not in columns.places:
+    if not columns.paths or key(columns.paths[0]) != SLICED or "fold" not in columns.partitions:
         return ()
-    fold = f"fold{str(values.get(columns.places['fold'])).strip()}"
+    fold = f"fold{str(values.get(columns.partitions['fold'])).strip()}"
     return fold, f"audio/{fold}", f"../audio/{fold}"
 
 
@@ -546,7 +546,7 @@ def _read_parquet(path: Path, labels: bool | str) -> _Raw:
     names = [] if stored else columns.paths[:1]
     if labels:
         flat = [name for name in columns.others if not pa.types.is_nested(schema.field(name).type)]
-        names += [*columns.places.values(), *((columns.label,) if columns.label else flat)]
+        names += [*columns.partitions.values(), *((columns.label,) if columns.label else flat)]
         names += [name for name in schema.names if isinstance(labels, str) and key(name) == key(labels)]
     names += [time.name for time in columns.times]
     wanted = [name for name in dict.fromkeys(names) if name != stored]

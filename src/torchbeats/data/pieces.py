@@ -50,8 +50,8 @@ def stream(piece: Piece) -> Iterator[Floats]:
     if piece.content is None and not piece.start and piece.end is None:
         yield from audio.stream(piece.path)
         return
-    wanted = math.inf if piece.end is None else piece.end - piece.start
-    samples = audio.excerpt(piece.path if piece.content is None else piece.content.open(), piece.start, wanted)
+    duration = math.inf if piece.end is None else piece.end - piece.start
+    samples = audio.excerpt(piece.path if piece.content is None else piece.content.open(), piece.start, duration)
     if reason := impossible(piece.start, piece.end, piece.start + len(samples) / SAMPLE_RATE):
         raise AudioError(piece.path, reason)
     yield samples

@@ -33,9 +33,9 @@ def blocks(sound: Sound) -> Iterator[Floats]:
 
 def named(inputs: Sound | Iterable[Sound]) -> Iterator[tuple[str, Sound]]:
     """Every single sound with the name its rows will have."""
-    one = isinstance(inputs, (str, os.PathLike, Piece, np.ndarray, Tensor))
+    is_single = isinstance(inputs, (str, os.PathLike, Piece, np.ndarray, Tensor))
     pair = isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], Real)
-    for index, sound in enumerate([inputs] if one or pair else inputs):  # type: ignore[arg-type]
+    for index, sound in enumerate([inputs] if is_single or pair else inputs):  # type: ignore[arg-type]
         if isinstance(sound, (str, os.PathLike)):
             yield from ((piece.path, piece) for piece in find_sounds([sound]))
         elif isinstance(sound, Piece):

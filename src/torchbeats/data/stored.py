@@ -104,9 +104,9 @@ class _Reader:
                     return values[row - first].as_py()
             raise ValueError(f"its row group {group} has no row {row}")
 
-    def _hold(self, place: tuple[int, int], value: bytes | None) -> None:
-        self._bytes -= len(self._held.pop(place, None) or b"")
-        self._held[place] = value
+    def _hold(self, key: tuple[int, int], value: bytes | None) -> None:
+        self._bytes -= len(self._held.pop(key, None) or b"")
+        self._held[key] = value
         self._bytes += len(value or b"")
         while self._bytes > HELD_BYTES and len(self._held) > 1:
             self._bytes -= len(self._held.popitem(last=False)[1] or b"")
@@ -118,10 +118,10 @@ _readers_lock = threading.Lock()
 
 def _reader(file: str, column: str) -> _Reader:
     with _readers_lock:  # a process that was forked, and a file that was written anew, have readers of their own
-        place = (os.getpid(), file, column, os.stat(file).st_mtime_ns)
-        if place not in _readers:
-            _readers[place] = _Reader(file, column)
+        key = (os.getpid(), file, column, os.stat(file).st_mtime_ns)
+        if key not in _readers:
+            _readers[key] = _Reader(file, column)
             while len(_readers) > MOST_READERS:
                 _readers.popitem(last=False)
-        _readers.move_to_end(place)
-        return _readers[place]
+        _readers.move_to_end(key)
+        return _readers[key]

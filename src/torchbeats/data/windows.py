@@ -45,17 +45,17 @@ class Windows:
         for example in stretches:
             by_path.setdefault(example.path, []).append(example)
         windows, unused = [], []
-        for path, own in by_path.items():
-            covered = self._covered(path, own)
+        for path, path_stretches in by_path.items():
+            covered = self._covered(path, path_stretches)
             windows += covered[0]
             unused += covered[1]
         return windows, unused
 
-    def _covered(self, path: str, own: list[Example]) -> tuple[list[Example], list[Example]]:
-        edges = self._edges(_length(path, own))
+    def _covered(self, path: str, path_stretches: list[Example]) -> tuple[list[Example], list[Example]]:
+        edges = self._edges(_length(path, path_stretches))
         covering = defaultdict[int, list[Example]](list)
         unused = []
-        for example in own:
+        for example in path_stretches:
             end = math.inf if example.end is None else example.end
             first = max(0, int(example.start / self.seconds) - 1)
             used = False
@@ -71,7 +71,7 @@ class Windows:
         for number, (start, end) in enumerate(edges):
             if number in covering or self.fully_annotated:
                 labels = dict.fromkeys(label for example in covering[number] for label in example.labels)
-                about = (covering[number] or own or [Example(path, ())])[0]
+                about = (covering[number] or path_stretches or [Example(path, ())])[0]
                 windows.append(about._replace(labels=tuple(labels), start=start, end=end))
         return windows, unused
 
@@ -101,10 +101,10 @@ def covers(stretch: Example, start: float, end: float, min_overlap: float) -> bo
 def _length(path: str, stretches: Iterable[Example]) -> float:
     """Seconds of a recording; where its header does not tell, or it cannot be read, as far as stretches reach."""
     try:
-        known = audio.duration(path)
+        seconds = audio.duration(path)
     except AudioError:
-        known = None
-    if known is not None:
-        return known
+        seconds = None
+    if seconds is not None:
+        return seconds
     ends = (example.start + SHORTEST_SECONDS if example.end is None else example.end for example in stretches)
     return max(ends, default=SHORTEST_SECONDS)

@@ -148,11 +148,11 @@ def train(
     _, layers, bands, width = features.values.shape
     head = AttentiveHead(layers, bands, width, classes, training.dropout).train()
     random = np.random.default_rng([seed, len(fold.train)])
-    rest = [parameter for name, parameter in head.named_parameters() if name != "predictor.weight"]
+    other_parameters = [parameter for name, parameter in head.named_parameters() if name != "predictor.weight"]
     optimiser = torch.optim.AdamW(
         [
             {"params": [head.predictor.weight], "weight_decay": training.weight_decay},
-            {"params": rest, "weight_decay": 0.0, "lr": 10 * training.lr},
+            {"params": other_parameters, "weight_decay": 0.0, "lr": 10 * training.lr},
         ],
         lr=training.lr,
     )
@@ -200,15 +200,17 @@ def share_of_rate(step: int, total: int) -> float:
 @torch.inference_mode()
 def predict(head: AttentiveHead, features: Features, examples: Array, single: bool) -> Array:
     """``(examples, classes)`` probabilities: the mean over pieces of a sound that is longer than `STEPS`."""
-    pieces = [(place, int(first)) for place, i in enumerate(examples) for first in pieces_of(int(features.counts[i]))]
+    pieces = [
+        (position, int(first)) for position, i in enumerate(examples) for first in pieces_of(int(features.counts[i]))
+    ]
     scores = torch.zeros(len(examples), head.predictor.out_features)
     counts = torch.zeros(len(examples), 1)
     for members in batches(np.arange(len(pieces)), batch_size(features, examples, 64), alone=True):
-        places, firsts = zip(*(pieces[k] for k in members), strict=True)
-        logits = head(*gathered(features, [int(examples[place]) for place in places], firsts))
+        positions, firsts = zip(*(pieces[k] for k in members), strict=True)
+        logits = head(*gathered(features, [int(examples[position]) for position in positions], firsts))
         values = logits.softmax(1) if single else logits.sigmoid()
-        scores.index_add_(0, torch.tensor(places), values)
-        counts.index_add_(0, torch.tensor(places), torch.ones(len(places), 1))
+        scores.index_add_(0, torch.tensor(positions), values)
+        counts.index_add_(0, torch.tensor(positions), torch.ones(len(positions), 1))
     return (scores / counts).numpy()
 
 

@@ -64,12 +64,12 @@ def roc_auc(truth: npt.ArrayLike, scores: npt.ArrayLike) -> Array:
     """
     areas = []
     for positive, score in _columns(truth, scores):
-        inside = int(positive.sum())
-        outside = len(positive) - inside
-        _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
-        ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # from 1 on, the mean where scores are equal
-        wins = ranks[positive].sum() - inside * (inside + 1) / 2
-        areas.append(wins / (inside * outside) if inside and outside else math.nan)
+        positives = int(positive.sum())
+        outside = len(positive) - positives
+        _, inverse, counts = np.unique(score, return_inverse=True, return_counts=True)
+        ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # from 1 on, the mean where scores are equal
+        wins = ranks[positive].sum() - positives * (positives + 1) / 2
+        areas.append(wins / (positives * outside) if positives and outside else math.nan)
     return np.array(areas)
 
 
@@ -103,9 +103,11 @@ def lwlrap(truth: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     truth, scores = _checked(truth, scores)
     total = 0.0
     for labels, score in zip(truth, scores, strict=True):
-        own = np.sort(score[labels])
-        as_high = len(score) - np.searchsorted(np.sort(score), own, side="left")
-        total += float(np.sum((len(own) - np.searchsorted(own, own, side="left")) / as_high))
+        positive_scores = np.sort(score[labels])
+        ranks = len(score) - np.searchsorted(np.sort(score), positive_scores, side="left")
+        total += float(
+            np.sum((len(positive_scores) - np.searchsorted(positive_scores, positive_scores, side="left")) / ranks)
+        )
     count = int(truth.sum())
     return total / count if count else math.nan
 
@@ -261,8 +263,8 @@ def _mean(values: Array) -> float:
     return float(values.mean()) if len(values) else math.nan
 
 
-def _ratio(part: Array, whole: Array) -> Array:
-    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+def _ratio(part: Array, total: Array) -> Array:
+    return np.divide(part, total, out=np.zeros(len(part)), where=total > 0)
 
 
 def _columns(truth: npt.ArrayLike, scores: npt.ArrayLike) -> Any:

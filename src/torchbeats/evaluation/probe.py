@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from torchbeats.data.folds import Design, Fold, dealt_out
+from torchbeats.data.folds import Design, Fold, assign_folds
 from torchbeats.data.labelled import Labelled
 from torchbeats.errors import InputError
 from torchbeats.evaluation.metrics import (
@@ -24,7 +24,7 @@ from torchbeats.evaluation.metrics import (
     mean_average_precision,
     precision_recall_f1,
 )
-from torchbeats.evaluation.regression import few_threads, regressions
+from torchbeats.evaluation.regression import limited_threads, regressions
 
 CLASSIFIERS = ("linear", "k-NN")
 INNER_FOLDS = 3  # within the training sounds, to choose C
@@ -88,20 +88,20 @@ def probe(
     truth = data.targets()
     classes = len(data.classes)
     scores = np.full((len(truth), classes), np.nan, np.float32)
-    chosen: list[float] = []
+    best_cs: list[float] = []
     for fold in plan.folds:
         check_classes(truth[fold.train], data)
-    with few_threads(len(x), x.shape[1], classes):
+    with limited_threads(len(x), x.shape[1], classes):
         for fold in plan.folds:
             if classifier == "k-NN":
                 scores[fold.test] = _neighbours(x, truth, fold, classes)
             else:
-                chosen.append(_best_c(x, truth, data, plan, fold.train, seed, on_fit) if c is None else c)
+                best_cs.append(_best_c(x, truth, data, plan, fold.train, seed, on_fit) if c is None else c)
                 ((_, scores[fold.test]),) = regressions(
-                    x[fold.train], truth[fold.train], x[fold.test], classes, chosen[-1:]
+                    x[fold.train], truth[fold.train], x[fold.test], classes, best_cs[-1:]
                 )
             on_fit()
-    return outcome(classifier, truth, scores, plan, seed, chosen)
+    return outcome(classifier, truth, scores, plan, seed, best_cs)
 
 
 def fits(classifier: str, plan: Design, c: float | None = None) -> int:
@@ -132,8 +132,8 @@ def probe_layers(
         A layer's number, and how one classifier did on it.
     """
     x = x.reshape(len(x), len(layers), -1)
-    for place, layer in enumerate(layers):
-        rows = np.ascontiguousarray(x[:, place])
+    for position, layer in enumerate(layers):
+        rows = np.ascontiguousarray(x[:, position])
         for classifier in CLASSIFIERS:
             yield layer, probe(rows, data, plan, classifier, c, on_fit=on_fit)
 
@@ -230,11 +230,11 @@ def _unit(rows: Array) -> Array:
 def _best_c(x: Array, truth: Array, data: Labelled, plan: Design, train: Array, seed: int, on_fit: OnFit) -> float:
     """Of `CS` the one that does best on sounds held out of the training sounds, the smallest of equals."""
     groups = None if plan.groups is None or len(np.unique(plan.groups[train])) < 2 else plan.groups[train]
-    dealt = dealt_out(data.subset(train.tolist()), groups, INNER_FOLDS, seed)
+    assignment = assign_folds(data.subset(train.tolist()), groups, INNER_FOLDS, seed)
     measure: Callable[[Array, Array], float] = accuracy if truth.ndim == 1 else mean_average_precision
     figures: dict[float, list[float]] = {c: [] for c in CS}
     for k in range(INNER_FOLDS):
-        inner = Fold(train[dealt != k], train[dealt == k])
+        inner = Fold(train[assignment != k], train[assignment == k])
         learnable = len(inner.train) and len(inner.test) and (truth.ndim == 2 or len(np.unique(truth[inner.train])) > 1)
         paths = regressions(x[inner.train], truth[inner.train], x[inner.test], len(data.classes), CS)
         for c in CS:

@@ -23,7 +23,7 @@ TOLERANCE = 1e-5  # of the gradient, in the smaller space; scikit-learn's own, 1
 SMALL = 5e7  # multiplications of a step, below which the threads of a product wait longer for each other than they work
 
 
-def few_threads(rows: int, width: int, classes: int) -> AbstractContextManager[Any]:
+def limited_threads(rows: int, width: int, classes: int) -> AbstractContextManager[Any]:
     """One thread for linear algebra around regressions so small that more would slow it down, a hundredfold at worst.
 
     Args:
@@ -89,7 +89,7 @@ def regressions(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    rows, asked = spanned(*standardised(train, test))
+    rows, test_rows = spanned(*standardised(train, test))
     tolerance = TOLERANCE if rows.dtype == np.float64 else 1e-4
     problems = [(None, targets)] if targets.ndim == 1 else [(k, targets[:, k]) for k in range(classes)]
     models = [LogisticRegression(max_iter=ITERATIONS, tol=tolerance, warm_start=True) for _ in problems]
@@ -102,7 +102,7 @@ def regressions(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # a thousand steps are near enough
                 model.set_params(C=c).fit(rows, target)
-            probabilities: Any = model.predict_proba(asked)
+            probabilities: Any = model.predict_proba(test_rows)
             if column is None:
                 scores[:, model.classes_] = probabilities
             else:

@@ -31,14 +31,14 @@ class Rows:
     """What became of examples.
 
     Attributes:
-        values: ``(heard, D)`` float32, the mean over each one's windows; all are finite.
-        heard: ``(heard,)`` int64, which of the examples.
+        values: ``(N, D)`` float32, the mean over each one's windows; all are finite.
+        indices: ``(N,)`` int64, which of the examples.
         failures: paths of those that could not be read, in whole or in part, or of which the model makes values
             that are not finite; and why.
     """
 
     values: Floats
-    heard: np.ndarray[Any, np.dtype[np.int64]]
+    indices: np.ndarray[Any, np.dtype[np.int64]]
     failures: list[tuple[str, str]]
 
 
@@ -68,18 +68,18 @@ def rows_of(
         for name, row in zip(group.paths, group.values, strict=True):
             total[int(name)] += row
             windows[int(name)] += 1
-    heard = np.flatnonzero(windows)
-    if not len(heard):
+    indices = np.flatnonzero(windows)
+    if not len(indices):
         why = f" The first, {failures[0][0]}: {failures[0][1]}." if failures else ""
         raise InputError(f"Not one of the {len(examples):,} sounds can be read.{why}")
-    values = np.asarray(total[heard] / windows[heard, np.newaxis], np.float32)
+    values = np.asarray(total[indices] / windows[indices, np.newaxis], np.float32)
     finite = np.isfinite(values).all(1)
-    for i in heard[~finite].tolist():
+    for i in indices[~finite].tolist():
         failures.append((examples[i].path, NOT_FINITE))
         on_failure(*failures[-1])
     if not finite.any():
         raise InputError("The model makes no finite values of any sound; its weights may be damaged.")
-    return Rows(values[finite], heard[finite], failures)
+    return Rows(values[finite], indices[finite], failures)
 
 
 def cache_folder() -> Path:
@@ -128,5 +128,5 @@ def cached(
     rows = compute()
     failed = np.array(json.dumps(rows.failures))
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, values=rows.values, heard=rows.heard, failures=failed)
+        np.savez(file, values=rows.values, heard=rows.indices, failures=failed)
     return rows, False

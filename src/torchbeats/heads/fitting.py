@@ -124,11 +124,11 @@ def fit_head(
         counts = windows.counts()
         rows = [{"class": name, "windows": counts[name]} for name in windows.classes]
         return Head(linear, windows.classes, windows.problem_type, unknown, strength, None, {}, rows, notes)
-    asked = ~np.isnan(held_out[best]).any(1)
-    scale, offset = _calibration(truth[asked], held_out[best][asked], windows.problem_type)
+    scored = ~np.isnan(held_out[best]).any(1)
+    scale, offset = _calibration(truth[scored], held_out[best][scored], windows.problem_type)
     linear = Linear(linear.weight * scale[:, np.newaxis], linear.bias * scale + offset)
-    probabilities = _probabilities(held_out[best][asked] * scale + offset, windows.problem_type)
-    figures, rows = _figures(truth[asked], probabilities, windows, precision, notes)
+    probabilities = _probabilities(held_out[best][scored] * scale + offset, windows.problem_type)
+    figures, rows = _figures(truth[scored], probabilities, windows, precision, notes)
     thresholds = np.array([row["threshold"] for row in rows])
     return Head(linear, windows.classes, windows.problem_type, thresholds, strength, plan.name, figures, rows, notes)
 
@@ -221,16 +221,16 @@ def _fits(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a thousand steps are near enough
             if truth.ndim == 1:
-                known = np.unique(truth)
+                present = np.unique(truth)
                 regression.fit(scaled, truth)
-                if len(known) == 2:  # scikit-learn gives one row, the second's log odds against the first
-                    weight[known], bias[known] = (
+                if len(present) == 2:  # scikit-learn gives one row, the second's log odds against the first
+                    weight[present], bias[present] = (
                         np.concatenate([-regression.coef_, regression.coef_]) / 2,
                         (np.concatenate([-regression.intercept_, regression.intercept_]) / 2),
                     )
                 else:
-                    weight[known], bias[known] = regression.coef_, regression.intercept_
-                absent = np.setdiff1d(np.arange(classes), known)
+                    weight[present], bias[present] = regression.coef_, regression.intercept_
+                absent = np.setdiff1d(np.arange(classes), present)
                 bias[absent] = -20.0  # never learned, never said
             else:
                 for k in range(classes):
@@ -253,11 +253,11 @@ def _probabilities(logits: Array, problem_type: str) -> Array:
 
 
 def _quality(truth: Array, logits: Array, problem_type: str) -> float:
-    asked = ~np.isnan(logits).any(1)
+    scored = ~np.isnan(logits).any(1)
     value = (
-        accuracy(truth[asked], logits[asked])
+        accuracy(truth[scored], logits[scored])
         if problem_type == "single_label"
-        else mean_average_precision(truth[asked], logits[asked])
+        else mean_average_precision(truth[scored], logits[scored])
     )
     return -math.inf if math.isnan(value) else value
 
@@ -284,8 +284,8 @@ def _calibration(truth: Array, logits: Array, problem_type: str) -> tuple[Array,
             continue
         # Each side keeps a share of doubt (Platt 1999), so that a few perfect scores do not become certainty.
         targets = np.repeat([1, 0], len(truth))
-        sure, doubt = (positive + 1) / (positive + 2), 1 / (len(truth) - positive + 2)
-        share = np.where(truth[:, k] > 0, sure, doubt)
+        positive_target, negative_target = (positive + 1) / (positive + 2), 1 / (len(truth) - positive + 2)
+        share = np.where(truth[:, k] > 0, positive_target, negative_target)
         column = np.concatenate([logits[:, k], logits[:, k]])[:, np.newaxis]
         platt = LogisticRegression(C=1e6).fit(column, targets, np.concatenate([share, 1 - share]))
         if platt.coef_[0, 0] > 0:  # else the class cannot be told apart, and its order means nothing
@@ -346,5 +346,5 @@ def threshold_for(truth: Array, scores: Array, precision: float) -> tuple[float,
     enough = np.flatnonzero((reached >= precision) & (hits > 0))
     if not len(enough):
         return math.nan, math.nan, 0.0
-    place = enough[-1]
-    return float(scores[order][last[place]]), float(reached[place]), float(hits[place] / truth.sum())
+    best = enough[-1]
+    return float(scores[order][last[best]]), float(reached[best]), float(hits[best] / truth.sum())

@@ -58,13 +58,13 @@ def label_windows(
         for offset, (path, (start, end)) in enumerate(zip(rows.paths, rows.times.tolist(), strict=True)):
             if path not in identities:
                 identities[path] = _identity(path)
-            own = stretches.get(identities[path], [])
-            covering = [n for n in own if covers(labelled.examples[n], start, end, min_overlap)]
-            if not covering and not (own and fully_annotated):
+            file_stretches = stretches.get(identities[path], [])
+            covering = [n for n in file_stretches if covers(labelled.examples[n], start, end, min_overlap)]
+            if not covering and not (file_stretches and fully_annotated):
                 continue
             used[covering] = True
             labels = dict.fromkeys(label for n in covering for label in labelled.examples[n].labels)
-            group = labelled.examples[covering[0] if covering else own[0]].group
+            group = labelled.examples[covering[0] if covering else file_stretches[0]].group
             indices.append(rows.first + offset)
             examples.append(Example(path, tuple(labels), start, end, group=group or identities[path]))
     if not any(example.labels for example in examples):
@@ -74,7 +74,7 @@ def label_windows(
         )
     several = any(len(example.labels) != 1 for example in examples)
     kind = "multi_label" if several else labelled.problem_type
-    unused = [example for example, was in zip(labelled.examples, used.tolist(), strict=True) if not was]
+    unused = [example for example, is_used in zip(labelled.examples, used.tolist(), strict=True) if not is_used]
     return LabelledWindows(np.array(indices, np.intp), Labelled(examples, labelled.classes, kind), unused)
 
 

@@ -47,31 +47,31 @@ def suggest(table: Table, head: Head, labelled: Indices, count: int) -> list[Sug
     """
     pools = [_Pool(CANDIDATES * count) for _ in range(2)]
     rarity = 1 / (1 + np.array([row["windows"] for row in head.by_class], np.float64))
-    taken = np.zeros(table.count, bool)
-    taken[labelled] = True
+    is_labelled = np.zeros(table.count, bool)
+    is_labelled[labelled] = True
     for rows in table.rows():
-        free = np.flatnonzero(~taken[rows.first : rows.first + len(rows.paths)])
+        free = np.flatnonzero(~is_labelled[rows.first : rows.first + len(rows.paths)])
         if not len(free):
             continue
         values = rows.values[free]
         probabilities = head.probabilities(values.astype(np.float64))
-        doubt = (
+        uncertainty = (
             1 - np.abs(2 * probabilities - 1).min(1) if head.problem_type == "multi_label" else _entropy(probabilities)
         )
-        places = [(rows.paths[i], *rows.times[i].tolist()) for i in free]
+        windows = [(rows.paths[i], *rows.times[i].tolist()) for i in free]
         classes = np.abs(2 * probabilities - 1).argmin(1) if head.problem_type == "multi_label" else None
         uncertain = probabilities.argmax(1) if classes is None else classes
-        pools[0].add(doubt, values, places, uncertain, probabilities)
+        pools[0].add(uncertainty, values, windows, uncertain, probabilities)
         rare = probabilities * rarity
-        pools[1].add(rare.max(1), values, places, rare.argmax(1), probabilities)
+        pools[1].add(rare.max(1), values, windows, rare.argmax(1), probabilities)
     rare_count = min(round(RARE_SHARE * count), pools[1].size)
-    chosen: list[Suggestion] = []
+    suggestions: list[Suggestion] = []
     seen: set[tuple[str, float, float]] = set()
     vectors: list[Floats] = []
-    for pool, most, reason in ((pools[1], rare_count, "rare class"), (pools[0], count, "uncertain")):
-        for place, label, probability in pool.spread(most - len(chosen), vectors, seen):
-            chosen.append(Suggestion(*place, head.classes[label], probability, reason))
-    return chosen
+    for pool, limit, reason in ((pools[1], rare_count, "rare class"), (pools[0], count, "uncertain")):
+        for window, label, probability in pool.spread(limit - len(suggestions), vectors, seen):
+            suggestions.append(Suggestion(*window, head.classes[label], probability, reason))
+    return suggestions
 
 
 def _entropy(probabilities: Array) -> Array:
@@ -81,48 +81,53 @@ def _entropy(probabilities: Array) -> Array:
 class _Pool:
     """The best candidates so far, so that a table of any length takes the same memory."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._scores = np.empty(0)
         self._vectors = np.empty((0, 0), np.float32)
-        self._rest: list[tuple[tuple[str, float, float], int, float]] = []
+        self._candidates: list[tuple[tuple[str, float, float], int, float]] = []
 
     @property
     def size(self) -> int:
         """Number of candidates."""
-        return len(self._rest)
+        return len(self._candidates)
 
     def add(
-        self, scores: Array, values: Floats, places: list[tuple[str, float, float]], labels: Array, probabilities: Array
+        self,
+        scores: Array,
+        values: Floats,
+        windows: list[tuple[str, float, float]],
+        labels: Array,
+        probabilities: Array,
     ) -> None:
         """Take more, and keep the best."""
         unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
         self._scores = np.concatenate([self._scores, scores])
-        self._vectors = np.concatenate([self._vectors, unit]) if self._rest else unit
-        self._rest += [
-            (place, int(label), float(row[label]))
-            for place, label, row in zip(places, labels, probabilities, strict=True)
+        self._vectors = np.concatenate([self._vectors, unit]) if self._candidates else unit
+        self._candidates += [
+            (window, int(label), float(row[label]))
+            for window, label, row in zip(windows, labels, probabilities, strict=True)
         ]
-        best = np.sort(np.argsort(-self._scores, kind="stable")[: self._most])
+        best = np.sort(np.argsort(-self._scores, kind="stable")[: self._limit])
         self._scores, self._vectors = self._scores[best], self._vectors[best]
-        self._rest = [self._rest[i] for i in best]
+        self._candidates = [self._candidates[i] for i in best]
 
     def spread(
         self, count: int, vectors: list[Floats], seen: set[tuple[str, float, float]]
     ) -> list[tuple[tuple[str, float, float], int, float]]:
         """So many of them, each far from those before: the score times the distance to the nearest decides."""
-        chosen = []
+        result = []
         span = self._scores.max(initial=1e-12)
-        near = np.full(len(self._rest), -1.0)
+        similarity = np.full(len(self._candidates), -1.0)
         for vector in vectors:
-            near = np.maximum(near, self._vectors @ vector)
-        open_ = np.array([place not in seen for place, *_ in self._rest], bool)
-        for _ in range(min(max(0, count), int(open_.sum()))):
-            merit = np.where(open_, self._scores / span * (1 - near + 1e-3), -np.inf)
-            best = int(merit.argmax())
-            open_[best] = False
+            similarity = np.maximum(similarity, self._vectors @ vector)
+        available = np.array([window not in seen for window, *_ in self._candidates], bool)
+        for _ in range(min(max(0, count), int(available.sum()))):
+            priority = np.where(available, self._scores / span * (1 - similarity + 1e-3), -np.inf)
+            best = int(priority.argmax())
+            available[best] = False
             vectors.append(self._vectors[best])
-            seen.add(self._rest[best][0])
-            near = np.maximum(near, self._vectors @ self._vectors[best])
-            chosen.append(self._rest[best])
-        return chosen
+            seen.add(self._candidates[best][0])
+            similarity = np.maximum(similarity, self._vectors @ self._vectors[best])
+            result.append(self._candidates[best])
+        return result

@@ -18,7 +18,7 @@ from torchbeats.extras import require
 from torchbeats.fbank import Fbank
 from torchbeats.model import BEATs
 from torchbeats.onnx.export import serialized
-from torchbeats.onnx.metadata import LENGTHS, described
+from torchbeats.onnx.metadata import LENGTHS, description_of
 from torchbeats.onnx.outputs import BY_OUTPUT, BY_STEP
 from torchbeats.patches import PatchGrid, frames, mask_behind
 from torchbeats.pooling import POOLINGS
@@ -88,7 +88,7 @@ class OnnxModel:
             {value.name: value.shape for value in values}
             for values in (self._session.get_inputs(), self._session.get_outputs())
         )
-        result = described(name, self._session.get_modelmeta().custom_metadata_map, inputs, outputs)
+        result = description_of(name, self._session.get_modelmeta().custom_metadata_map, inputs, outputs)
         self.cfg, self.label_dict, self.layer, self._takes = (
             result.config,
             result.label_dict,
@@ -133,9 +133,9 @@ class OnnxModel:
         if output in self.outputs:
             return
         if output in (*POOLINGS, PROBABILITIES) and (output != PROBABILITIES or self.cfg.finetuned_model):
-            lacking = output if output == PROBABILITIES else "patches"
+            missing = output if output == PROBABILITIES else "patches"
             raise ModelError(
-                f"This ONNX file has the outputs {', '.join(self._inside)}; export it with {lacking} as well."
+                f"This ONNX file has the outputs {', '.join(self._inside)}; export it with {missing} as well."
             )
         refuse(self.outputs, output)
 

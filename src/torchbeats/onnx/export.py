@@ -25,7 +25,7 @@ from torchbeats.onnx.outputs import OUTPUTS, write_outputs
 from torchbeats.patches import SAMPLE_RATE
 from torchbeats.protocol import PROBABILITIES
 from torchbeats.version import __version__
-from torchbeats.weights.checkpoint import described, plain_settings
+from torchbeats.weights.checkpoint import config_and_labels, plain_settings
 from torchbeats.weights.families import FORMAT_VERSION, METADATA_KEY
 
 SUFFIX = ".onnx"
@@ -91,15 +91,15 @@ def serialized(
     int8: bool = False,
 ) -> bytes:
     """What `export` writes."""
-    chosen = check(model, takes, outputs, layer)
-    config, label_dict = described(model)
+    names = check(model, takes, outputs, layer)
+    config, label_dict = config_and_labels(model)
     onnx = require("onnx", "onnx")
 
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         model = copy.deepcopy(model).float()
     graph = Graph(int8)
     with torch.no_grad():
-        write_outputs(graph, Network(model, graph).write(takes, layer), model, chosen)
+        write_outputs(graph, Network(model, graph).write(takes, layer), model, names)
     if graph.bytes > LARGEST:
         raise ModelError(f"An ONNX file ends at 2 GB, and the weights have {graph.bytes / 1e9:.1f} GB. Export int8.")
 
@@ -113,7 +113,7 @@ def serialized(
         "int8": int8,
     }
     metadata = {METADATA_KEY: json.dumps(about), "torchbeats_version": __version__, "sample_rate": str(SAMPLE_RATE)}
-    if PROBABILITIES in chosen:
+    if PROBABILITIES in names:
         metadata["labels"] = json.dumps(class_names(label_dict, config.predictor_class), ensure_ascii=False)
     proto = onnx.helper.make_model(
         graph.proto("beats"),
@@ -139,21 +139,21 @@ def check(model: BEATs, takes: str, outputs: Iterable[str] | None, layer: int | 
     labelled = model.predictor is not None and layer in (None, depth)
     if outputs is None:
         return tuple(name for name in OUTPUTS if name != PROBABILITIES or labelled)
-    wanted = set(outputs)
-    if unknown := sorted(wanted - set(OUTPUTS)):
+    requested = set(outputs)
+    if unknown := sorted(requested - set(OUTPUTS)):
         raise SettingsError(f"There is no output called {unknown[0]!r}; choose some of {', '.join(OUTPUTS)}.")
-    if not wanted:
+    if not requested:
         raise SettingsError(f"A graph must have an output; choose some of {', '.join(OUTPUTS)}.")
-    if PROBABILITIES in wanted and not labelled:
+    if PROBABILITIES in requested and not labelled:
         why = "stands behind the last layer" if model.predictor is not None else "is missing from this model"
         raise ModelError(f"Probabilities come from the label head, which {why}.")
-    return tuple(name for name in OUTPUTS if name in wanted)
+    return tuple(name for name in OUTPUTS if name in requested)
 
 
 def _check_parts(model: BEATs) -> None:
     """Raise a `ModelError` where a part has been replaced: the graph has the operations of ours.
 
-    A label head may have been replaced; `described` looks at it.
+    A label head may have been replaced; `config_and_labels` looks at it.
     """
     for name, part in model.named_modules():
         kind = type(part)

@@ -46,7 +46,7 @@ class Description:
     takes: str
 
 
-def described(
+def description_of(
     path: str | os.PathLike[str], metadata: Mapping[str, str], inputs: Shapes, outputs: Shapes
 ) -> Description:
     """Read the metadata of a file that `export` wrote.
@@ -101,35 +101,35 @@ def _check_inputs(path: str | os.PathLike[str], takes: Any, inputs: Shapes) -> N
         raise CheckpointError(
             path, f"its metadata say that it takes {reprlib.repr(takes)}; its inputs are {_names(inputs)}."
         )
-    for name, behind in ((takes, _INPUT_SHAPES[takes]), (LENGTHS, ())):
-        _check_shape(path, f"its input {name}", inputs[name], behind)
+    for name, trailing in ((takes, _INPUT_SHAPES[takes]), (LENGTHS, ())):
+        _check_shape(path, f"its input {name}", inputs[name], trailing)
 
 
-def _check_outputs(path: str | os.PathLike[str], described: Description, outputs: Shapes) -> None:
-    config = described.config
+def _check_outputs(path: str | os.PathLike[str], description: Description, outputs: Shapes) -> None:
+    config = description.config
     if unknown := [name for name in outputs if name not in (*BY_OUTPUT, PROBABILITIES, STEP_COUNTS)]:
         raise CheckpointError(path, f"it has outputs that `torchbeats export` does not write: {_names(unknown)}.")
     if PROBABILITIES in outputs and not config.finetuned_model:
         raise CheckpointError(path, f"its settings say finetuned_model false; yet it has the output {PROBABILITIES}.")
-    if PROBABILITIES in outputs and described.layer not in (None, config.encoder_layers):
-        raise CheckpointError(path, f"it has the output {PROBABILITIES}, which layer {described.layer} cannot have.")
+    if PROBABILITIES in outputs and description.layer not in (None, config.encoder_layers):
+        raise CheckpointError(path, f"it has the output {PROBABILITIES}, which layer {description.layer} cannot have.")
     bands = PatchGrid(config.input_patch_size).bands
     for name, shape in outputs.items():
         if name in BY_OUTPUT:
-            behind = POOLINGS[BY_OUTPUT[name]].shape(bands, config.encoder_embed_dim)[1:]
+            trailing = POOLINGS[BY_OUTPUT[name]].shape(bands, config.encoder_embed_dim)[1:]
             setting = f"encoder_embed_dim {config.encoder_embed_dim}"
         else:
-            behind = (config.predictor_class,) if name == PROBABILITIES else ()
+            trailing = (config.predictor_class,) if name == PROBABILITIES else ()
             setting = f"predictor_class {config.predictor_class}"
-        _check_shape(path, f"its settings say {setting}; its output {name}", shape, behind)
+        _check_shape(path, f"its settings say {setting}; its output {name}", shape, trailing)
 
 
 def _check_shape(
-    path: str | os.PathLike[str], what: str, shape: Sequence[Any], behind: Sequence[int | str | None]
+    path: str | os.PathLike[str], what: str, shape: Sequence[Any], trailing: Sequence[int | str | None]
 ) -> None:
     """Compare a shape with a batch and what stands behind it, where names and None are sizes that are open."""
-    fits = len(shape) == 1 + len(behind) and all(
-        wanted == size for wanted, size in zip(behind, shape[1:], strict=True) if isinstance(wanted, int)
+    fits = len(shape) == 1 + len(trailing) and all(
+        expected == size for expected, size in zip(trailing, shape[1:], strict=True) if isinstance(expected, int)
     )
     if not fits:
         raise CheckpointError(path, f"{what} has the shape {reprlib.repr(list(shape))}.")

@@ -59,13 +59,13 @@ class Network:
             wav = g.add("Mul", wav, g.number(PCM_SCALE))
 
             starts = g.add("Mul", g.range(self._frames(g.size(wav, 1))), g.integer(FRAME_SHIFT))
-            places = g.add("Add", g.add("Unsqueeze", starts, g.integers(1)), g.integers(*range(FRAME_LENGTH)))
-            x = g.add("Gather", wav, places, axis=1)  # (B, frames, 400)
+            indices = g.add("Add", g.add("Unsqueeze", starts, g.integers(1)), g.integers(*range(FRAME_LENGTH)))
+            x = g.add("Gather", wav, indices, axis=1)  # (B, frames, 400)
             x = g.add("Sub", x, g.add("ReduceMean", x, axes=[-1], keepdims=1))
-            first, others = (
+            first, following = (
                 g.add("Slice", x, g.integers(0), g.integers(end), g.integers(-1)) for end in (1, FRAME_LENGTH - 1)
             )
-            before = g.add("Mul", g.add("Concat", first, others, axis=-1), g.number(PREEMPHASIS))
+            before = g.add("Mul", g.add("Concat", first, following, axis=-1), g.number(PREEMPHASIS))
             x = g.add("Mul", g.add("Sub", x, before), g.weight(front.window, "window"))
             # In float64: runtimes differ in how exact their float32 is, and beside a loud tone it shows.
             x = g.add("Unsqueeze", g.cast(x, "DOUBLE"), g.integers(3))
@@ -92,9 +92,9 @@ class Network:
     def _at_least(self, x: str, lengths: str, shortest: int, fill: float, rank: int) -> tuple[str, str]:
         """``x`` of so many axes, filled up to ``shortest`` along axis 1, and its lengths likewise."""
         g = self.graph
-        lacking = g.add("Max", g.add("Sub", g.integers(shortest), g.size(x, 1)), g.integers(0))
+        missing = g.add("Max", g.add("Sub", g.integers(shortest), g.size(x, 1)), g.integers(0))
         # Pad is told how much comes before each axis, then how much behind each.
-        pads = [g.integers(*[0] * (rank + 1)), lacking, *[g.integers(0)] * (rank - 2)]
+        pads = [g.integers(*[0] * (rank + 1)), missing, *[g.integers(0)] * (rank - 2)]
         x = g.add("Pad", x, g.add("Concat", *pads, axis=0), g.number(fill))
         return x, g.add("Max", lengths, g.integer(shortest))
 
@@ -205,8 +205,8 @@ class Network:
         with g.scope("position_bias"):
             farthest = 2 * attention.max_distance  # from max_distance on, all have the last bucket
             table = g.weight(attention.bias_by_distance(-farthest, farthest + 1), "table")  # (distances, H)
-            places = g.range(g.size(x, 1))
-            row, column = (g.add("Unsqueeze", places, g.integers(axis)) for axis in (1, 0))
+            positions = g.range(g.size(x, 1))
+            row, column = (g.add("Unsqueeze", positions, g.integers(axis)) for axis in (1, 0))
             distance = g.add("Clip", g.add("Sub", column, row), g.integer(-farthest), g.integer(farthest))
             rows = g.add("Gather", table, g.add("Add", distance, g.integer(farthest)), axis=0)
             return g.add("Transpose", rows, perm=[2, 0, 1])

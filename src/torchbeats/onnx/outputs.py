@@ -69,8 +69,8 @@ def mean_and_deviation(g: Graph, features: Features) -> str:
     """``(B, 2 * bands * C)``; see `pooling.mean_and_deviation`."""
     x, behind = _steps_with_all_bands(g, features)
     average = _masked_mean(g, x, behind, features.step_counts)
-    away = g.add("Sub", x, g.add("Unsqueeze", average, g.integers(1)))
-    variance = _masked_mean(g, g.add("Mul", away, away), behind, features.step_counts)
+    centred = g.add("Sub", x, g.add("Unsqueeze", average, g.integers(1)))
+    variance = _masked_mean(g, g.add("Mul", centred, centred), behind, features.step_counts)
     return g.add("Concat", average, g.add("Sqrt", variance), axis=1)
 
 

@@ -17,12 +17,12 @@ def writable(words: str, longest: int = LONGEST_LABEL) -> tuple[str, list[str]]:
     if len(words) > longest:
         words = words[: longest - 1] + "…"
     families, fonts = [FAMILY], _fonts()
-    lacking = set(words) - _characters(fonts[FAMILY])
-    for family, path in fonts.items() if lacking else ():
-        if covered := lacking & _characters(path):
+    missing = set(words) - _characters(fonts[FAMILY])
+    for family, path in fonts.items() if missing else ():
+        if covered := missing & _characters(path):
             families.append(family)
-            lacking -= covered
-    return "".join("□" if c in lacking else c for c in words), families
+            missing -= covered
+    return "".join("□" if c in missing else c for c in words), families
 
 
 @cache

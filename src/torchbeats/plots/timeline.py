@@ -127,9 +127,9 @@ class Timeline:
 
     def all_of(self, rows: Iterable[Scored]) -> Iterator[Scored]:
         """Take rows on their way; none of their classes is named."""
-        nothing = np.empty(0, np.intp)
+        no_classes = np.empty(0, np.intp)
         for row in rows:
-            self.add(row.end, row.probabilities, nothing)
+            self.add(row.end, row.probabilities, no_classes)
             yield row
 
     def mark(self, event: Annotation) -> None:
@@ -138,7 +138,7 @@ class Timeline:
         self._events.append((index, event.start, event.start if event.end is None else event.end))
         self._peaks[index] = max(self._peaks[index], event.peak or 0.0)
 
-    def chosen(self) -> Indices:
+    def shown_classes(self) -> Indices:
         """The classes that a picture shows: of those that rows name the likeliest, by their peaks."""
         order = np.argsort(-self._peaks, kind="stable")[:LABELS]
         return order[self._peaks[order] > 0]
@@ -148,12 +148,12 @@ class Timeline:
         from matplotlib.figure import Figure
         from matplotlib.ticker import FuncFormatter
 
-        chosen = self.chosen()
-        rows = max(1, len(chosen))
+        shown_classes = self.shown_classes()
+        rows = max(1, len(shown_classes))
         figure = Figure(figsize=(12, 4.2 + 0.32 * rows), layout="constrained")
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3.0, 0.32 * rows])
         self._draw_spectrogram(figure, above)
-        self._draw_labels(figure, below, chosen)
+        self._draw_labels(figure, below, shown_classes)
         words, families = writable(title, longest=100)
         above.set_title(words, fontsize=12, fontfamily=families, parse_math=False)
         below.set_xlim(0, self.end)
@@ -188,35 +188,35 @@ class Timeline:
         axes.tick_params(labelbottom=False)
         figure.colorbar(image, ax=axes, label="level (dB)", pad=0.01)
 
-    def _draw_labels(self, figure: Any, axes: Any, chosen: Indices) -> None:
-        scores = self._scores.columns()[:, chosen]
-        if not len(chosen):
+    def _draw_labels(self, figure: Any, axes: Any, shown_classes: Indices) -> None:
+        scores = self._scores.columns()[:, shown_classes]
+        if not len(shown_classes):
             axes.set_yticks([])
             axes.text(0.5, 0.5, "no label reaches the threshold", transform=axes.transAxes, ha="center", va="center")
             return
         image = axes.imshow(
             scores.T,
-            extent=(0, len(scores) * self._scores.each * self.every, len(chosen) - 0.5, -0.5),
+            extent=(0, len(scores) * self._scores.each * self.every, len(shown_classes) - 0.5, -0.5),
             aspect="auto",
             cmap="Blues",
             vmin=0,
             vmax=min(1.0, math.ceil(10 * float(scores.max())) / 10),
             interpolation="nearest",
         )
-        self._draw_events(axes, chosen)
-        written = [writable(self.names[index]) for index in chosen]
-        axes.set_yticks(range(len(chosen)), [words for words, _ in written], fontsize=10.5)
+        self._draw_events(axes, shown_classes)
+        written = [writable(self.names[index]) for index in shown_classes]
+        axes.set_yticks(range(len(shown_classes)), [words for words, _ in written], fontsize=10.5)
         for tick, (_, families) in zip(axes.get_yticklabels(), written, strict=True):
             tick.set(fontfamily=families, parse_math=False)  # dollars are dollars
-        axes.set_yticks(np.arange(len(chosen) - 1) + 0.5, minor=True)
+        axes.set_yticks(np.arange(len(shown_classes) - 1) + 0.5, minor=True)
         axes.grid(axis="y", which="minor", color="0.85", linewidth=0.8)
         axes.tick_params(axis="y", which="both", length=0)
-        figure.colorbar(image, ax=axes, label="probability" if len(chosen) > 3 else "prob.", pad=0.01)
+        figure.colorbar(image, ax=axes, label="probability" if len(shown_classes) > 3 else "prob.", pad=0.01)
 
-    def _draw_events(self, axes: Any, chosen: Indices) -> None:
+    def _draw_events(self, axes: Any, shown_classes: Indices) -> None:
         from matplotlib.patches import Rectangle
 
-        places = {int(index): place for place, index in enumerate(chosen)}
+        places = {int(index): place for place, index in enumerate(shown_classes)}
         for index, start, end in self._events:
             if index in places:
                 box = (start, places[index] - 0.4), end - start, 0.8

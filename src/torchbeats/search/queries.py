@@ -27,7 +27,7 @@ _PIECE = re.compile(r"(?P<path>.+)@(?P<start>\d+(?:\.\d+)?)-(?P<end>\d+(?:\.\d+)
 _ROW = re.compile(r"row:(\d+)")
 
 
-class Place(NamedTuple):
+class QuerySource(NamedTuple):
     """What a query names: a row of the table, or a sound.
 
     Attributes:
@@ -39,7 +39,7 @@ class Place(NamedTuple):
     sound: Piece | None = None
 
 
-def parse(query: str | os.PathLike[str] | Piece | int) -> Place:
+def parse(query: str | os.PathLike[str] | Piece | int) -> QuerySource:
     """What a query names.
 
     Args:
@@ -47,16 +47,16 @@ def parse(query: str | os.PathLike[str] | Piece | int) -> Place:
             `Piece`; or the index of a row. A file whose whole name looks like one of the others is that file.
     """
     if isinstance(query, Piece):
-        return Place(sound=query)
+        return QuerySource(sound=query)
     if isinstance(query, int):
-        return Place(row=query)
+        return QuerySource(row=query)
     text = os.fspath(query)
     if not os.path.exists(text):
         if match := _ROW.fullmatch(text):
-            return Place(row=int(match[1]))
+            return QuerySource(row=int(match[1]))
         if match := _PIECE.fullmatch(text):
-            return Place(sound=Piece(match["path"], float(match["start"]), float(match["end"])))
-    return Place(sound=Piece(text))
+            return QuerySource(sound=Piece(match["path"], float(match["start"]), float(match["end"])))
+    return QuerySource(sound=Piece(text))
 
 
 def unit(vectors: Floats) -> Floats:
@@ -66,7 +66,7 @@ def unit(vectors: Floats) -> Floats:
 
 
 def vectors_of(
-    places: list[Place],
+    sources: list[QuerySource],
     table: Table,
     model: Model | str | os.PathLike[str] | None,
     device: str | torch.device | None,
@@ -77,13 +77,13 @@ def vectors_of(
         InputError: a row that the table does not have, or a sound that cannot be read.
         ModelError: another model than that of the table, or none.
     """
-    rows = [place.row for place in places if place.row is not None]
-    if wrong := [row for row in rows if not 0 <= row < table.count]:
-        raise InputError(f"{table.path} has the rows 0 to {table.count - 1}, and no row {wrong[0]}.")
+    rows = [source.row for source in sources if source.row is not None]
+    if out_of_range := [row for row in rows if not 0 <= row < table.count]:
+        raise InputError(f"{table.path} has the rows 0 to {table.count - 1}, and no row {out_of_range[0]}.")
     stored = iter(unit(table.take(np.array(rows, np.int64)))) if rows else iter(())
-    sounds = [place.sound for place in places if place.sound is not None]
+    sounds = [source.sound for source in sources if source.sound is not None]
     computed = iter(_embed(sounds, table, model, device) if sounds else ())
-    return np.stack([next(computed) if place.row is None else next(stored) for place in places])
+    return np.stack([next(computed) if source.row is None else next(stored) for source in sources])
 
 
 def _embed(

@@ -77,23 +77,23 @@ def search(
         raise SettingsError(f"At least one row must be asked for, not {n}.")
     opened = table if isinstance(table, Table) else Table(table)
     queries = [query] if isinstance(query, (str, os.PathLike, Piece, int)) else query
-    like = [parse(one) for one in queries]
-    away = [parse(one) for one in unlike]
-    if not like:
+    parsed = [parse(text) for text in queries]
+    parsed_unlike = [parse(text) for text in unlike]
+    if not parsed:
         raise InputError("A search needs a query.")
-    vectors = vectors_of([*like, *away], opened, model, device)
-    target = vectors[: len(like)].mean(0)
-    if away:
-        target = target - vectors[len(like) :].mean(0)
-    rows = [place.row for place in (*like, *away) if place.row is not None]
-    files = [place.sound.path for place in (*like, *away) if place.sound is not None]
+    vectors = vectors_of([*parsed, *parsed_unlike], opened, model, device)
+    target = vectors[: len(parsed)].mean(0)
+    if parsed_unlike:
+        target = target - vectors[len(parsed) :].mean(0)
+    rows = [source.row for source in (*parsed, *parsed_unlike) if source.row is not None]
+    files = [source.sound.path for source in (*parsed, *parsed_unlike) if source.sound is not None]
     omitted = np.array(sorted(rows), np.int64)
     if not_same_file:
         files += [path for path, _, _ in opened.places(omitted)]
         omitted = np.union1d(omitted, opened.rows_of({name for path in files for name in _names(path)}))
     indices, scores = nearest(opened, unit(target.astype(np.float32)), n, omitted)
     places = opened.places(indices)
-    return [Match(int(row), float(score), *place) for row, score, place in zip(indices, scores, places, strict=True)]
+    return [Match(int(row), float(score), *source) for row, score, source in zip(indices, scores, places, strict=True)]
 
 
 def _names(path: str) -> set[str]:
@@ -119,12 +119,12 @@ def nearest(table: Table, target: Floats, n: int, omitted: np.ndarray[Any, Any])
         scores = block @ target
         low, high = np.searchsorted(omitted, [first, first + len(block)])
         scores[omitted[low:high] - first] = -np.inf
-        kept = np.arange(len(scores))
+        remaining = np.arange(len(scores))
         if len(scores) > n:
-            kept = np.flatnonzero(scores >= np.partition(scores, -n)[-n])
-        kept = kept[scores[kept] > -np.inf]
-        kept = kept[np.argsort(-scores[kept], kind="stable")][:n]
-        best.append((kept + first, scores[kept]))  # of one call each: a list's append is safe in threads
+            remaining = np.flatnonzero(scores >= np.partition(scores, -n)[-n])
+        remaining = remaining[scores[remaining] > -np.inf]
+        remaining = remaining[np.argsort(-scores[remaining], kind="stable")][:n]
+        best.append((remaining + first, scores[remaining]))  # of one call each: a list's append is safe in threads
 
     for_each_block(table, compare)
     if not best:

@@ -71,8 +71,8 @@ def cache_folder() -> Path:
 def _cache_of(table: Table) -> Path:
     path = table.path.resolve()
     stat = path.stat()
-    place = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-    return cache_folder() / f"{place}-{stat.st_size}-{stat.st_mtime_ns}.f32"
+    table_key = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    return cache_folder() / f"{table_key}-{stat.st_size}-{stat.st_mtime_ns}.f32"
 
 
 def _is_whole(cache: Path, table: Table, width: int) -> bool:

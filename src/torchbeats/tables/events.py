@@ -42,13 +42,13 @@ def events(rows: Iterable[Tags], min_gap: float = 0.0, min_length: float = 0.0) 
     recording: _Recording | None = None
     for row in rows:
         if recording is not None and not recording.has(row):
-            yield from recording.rest()
+            yield from recording.remaining()
             recording = None
         if recording is None:
             recording = _Recording(row.path, min_gap, min_length)
         yield from recording.add(row)
     if recording is not None:
-        yield from recording.rest()
+        yield from recording.remaining()
 
 
 def check_events(min_gap: float, min_length: float) -> None:
@@ -112,7 +112,7 @@ class _Recording:
         while self.waiting and self.waiting[0][0] <= first:
             yield heapq.heappop(self.waiting)[-1]
 
-    def rest(self) -> Iterator[Annotation]:
+    def remaining(self) -> Iterator[Annotation]:
         """What is left at the recording's end."""
         for label in list(self.going):
             self._end(label)

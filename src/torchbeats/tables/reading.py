@@ -108,14 +108,14 @@ class Table:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        described = summary(self.path) if self.path.suffix in SUFFIXES else None
-        if described is None:
+        about_table = summary(self.path) if self.path.suffix in SUFFIXES else None
+        if about_table is None:
             raise InputError(f"{self.path} cannot be read, or is no table that torchbeats wrote.")
-        if "embedding" not in described["columns"]:
-            raise InputError(f"{self.path} holds no embeddings; its columns are {', '.join(described['columns'])}.")
-        self.about: dict[str, Any] = described["settings"]
+        if "embedding" not in about_table["columns"]:
+            raise InputError(f"{self.path} holds no embeddings; its columns are {', '.join(about_table['columns'])}.")
+        self.about: dict[str, Any] = about_table["settings"]
         self.shape: tuple[int, ...] = tuple(self.about["shape"])
-        self.count: int = described["rows"]
+        self.count: int = about_table["rows"]
 
     def rows(self, size: int = ROWS) -> Iterator[Rows]:
         """All rows, at most ``size`` at a time.
@@ -145,16 +145,16 @@ class Table:
 
     def take(self, indices: np.ndarray[Any, Any]) -> Floats:
         """``(n, D)``, the embeddings of some rows, in the order of the indices."""
-        wanted, places = np.unique(indices, return_inverse=True)
-        taken = np.empty((len(wanted), int(np.prod(self.shape))), np.float32)
+        unique_indices, inverse = np.unique(indices, return_inverse=True)
+        vectors = np.empty((len(unique_indices), int(np.prod(self.shape))), np.float32)
         done = 0
-        for first, values in self._around(wanted):
-            last = int(np.searchsorted(wanted, first + len(values)))
-            taken[done:last] = values[wanted[done:last] - first]
+        for first, values in self._around(unique_indices):
+            last = int(np.searchsorted(unique_indices, first + len(values)))
+            vectors[done:last] = values[unique_indices[done:last] - first]
             done = last
-        return taken[places]
+        return vectors[inverse]
 
-    def _around(self, wanted: np.ndarray[Any, Any]) -> Iterator[tuple[int, Floats]]:
+    def _around(self, indices: np.ndarray[Any, Any]) -> Iterator[tuple[int, Floats]]:
         """Index of the first of some rows, and their embeddings, until all wanted ones have been among them."""
         if self.path.suffix == ".npz":
             first = 0
@@ -164,11 +164,11 @@ class Table:
             return
         with Ranges(self.path) as ranges:
             done = 0
-            while done < len(wanted):
-                first = int(wanted[done])
-                rows = ranges.at(first, int(wanted[-1]) + 1)
+            while done < len(indices):
+                first = int(indices[done])
+                rows = ranges.at(first, int(indices[-1]) + 1)
                 yield first, rows["embedding"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
-                done = int(np.searchsorted(wanted, first + len(rows)))
+                done = int(np.searchsorted(indices, first + len(rows)))
 
     def vectors(self, size: int = ROWS) -> Iterator[Floats]:
         """``(rows, D)`` embeddings in order, and nothing else of the rows."""
@@ -181,14 +181,14 @@ class Table:
     def places(self, indices: np.ndarray[Any, Any]) -> list[tuple[str, float, float]]:
         """Path, start and end of some rows, in the order of the indices."""
         order = np.argsort(indices, kind="stable")
-        wanted = indices[order]
+        ordered = indices[order]
         result: list[tuple[str, float, float]] = [("", 0.0, 0.0)] * len(indices)
         for first, path, start, end in self._places():
-            low, high = np.searchsorted(wanted, [first, first + len(start)])
-            taken = wanted[low:high] - first
+            low, high = np.searchsorted(ordered, [first, first + len(start)])
+            taken = ordered[low:high] - first
             columns = (column.take(pa.array(taken)).to_pylist() for column in (path, start, end))
-            for place, (name, *times) in zip(order[low:high].tolist(), zip(*columns, strict=True), strict=True):
-                result[place] = (from_readable(name), *times)
+            for position, (name, *times) in zip(order[low:high].tolist(), zip(*columns, strict=True), strict=True):
+                result[position] = (from_readable(name), *times)
         return result
 
     def _pieces(self, size: int) -> Iterator[tuple[list[str], Times, Floats]]:
@@ -200,10 +200,10 @@ class Table:
 
     def rows_of(self, paths: Iterable[str]) -> np.ndarray[Any, Any]:
         """Sorted indices of the rows of some files, by their paths as the table has them."""
-        wanted = pa.array(sorted(paths), pa.string())
+        requested = pa.array(sorted(paths), pa.string())
         parts = [np.zeros(0, np.int64)]
         for first, path, _, _ in self._places():
-            parts.append(first + np.flatnonzero(pc.is_in(path, wanted).to_numpy(zero_copy_only=False)))
+            parts.append(first + np.flatnonzero(pc.is_in(path, requested).to_numpy(zero_copy_only=False)))
         return np.concatenate(parts)
 
     def _places(self) -> Iterator[tuple[int, pa.Array, pa.Array, pa.Array]]:

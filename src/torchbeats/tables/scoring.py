@@ -22,8 +22,8 @@ def is_table(path: str | os.PathLike[str]) -> bool:
     from torchbeats.tables.formats import SUFFIXES, summary
 
     name = os.fspath(path)
-    described = summary(Path(name)) if name.lower().endswith(SUFFIXES) and os.path.exists(name) else None
-    return described is not None and "embedding" in described["columns"]
+    about_table = summary(Path(name)) if name.lower().endswith(SUFFIXES) and os.path.exists(name) else None
+    return about_table is not None and "embedding" in about_table["columns"]
 
 
 def fitted_window(model: Model) -> float | None:

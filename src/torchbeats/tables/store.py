@@ -200,9 +200,9 @@ class Store:
             self._fingerprint.add(state)
         states = zip(ended, self._states, strict=False)
         hashes = [0 if failed else hash_of(state) for (_, failed), state in states]
-        kept = records(hashes, counts[: len(hashes)])
+        hash_records = records(hashes, counts[: len(hashes)])
         with _told():
-            self._unfinished.add(table, failures, kept, self.position, self._progress())
+            self._unfinished.add(table, failures, hash_records, self.position, self._progress())
         self._states, self._bytes, self._flushed = [], 0, time.monotonic()
 
     def _progress(self) -> dict[str, Any]:
@@ -216,15 +216,15 @@ class Store:
         """Numbers of rows of the inputs that end in a group."""
         edges = [*np.flatnonzero(group.begins).tolist(), len(group.paths)]
         self._rows_under_way += edges[0]
-        whole = iter(np.diff(edges).tolist())
+        file_rows = iter(np.diff(edges).tolist())
         counts = []
         for windows, _ in group.ended:
             if self._rows_under_way:
                 counts.append(self._rows_under_way)
                 self._rows_under_way = 0
             else:
-                counts.append(next(whole, 0) if windows else 0)
-        self._rows_under_way += sum(whole)
+                counts.append(next(file_rows, 0) if windows else 0)
+        self._rows_under_way += sum(file_rows)
         return counts
 
     def _table(self, group: Group) -> pa.Table:
@@ -287,9 +287,9 @@ def output_files(out: str | os.PathLike[str]) -> list[Path]:
     return [out, out.with_suffix(out.suffix + ".errors.jsonl")]
 
 
-def _comparable(about: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+def _comparable(about: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
     """What must be the same in two tables; the inputs are compared later where they are not known yet."""
-    inputs = {"inputs": about.get("inputs")} if "inputs" in wanted else {}
+    inputs = {"inputs": about.get("inputs")} if "inputs" in current else {}
     return {**about, "failed": 0, "inputs": None, **inputs}
 
 

@@ -77,10 +77,10 @@ def write_table(rows: Iterable[Tags], by_file: bool) -> Iterator[str]:
             yield "  no label reaches the threshold\n"
 
 
-def write_event_table(found: Iterable[Annotation]) -> Iterator[str]:
+def write_event_table(events: Iterable[Annotation]) -> Iterator[str]:
     """For a person: a line an event below each file's name."""
     path = None
-    for event in found:
+    for event in events:
         if event.path != path:
             path = event.path
             yield one_line(readable(path)) + "\n"
@@ -144,5 +144,5 @@ NAMED = {  # what the formats are called where no file's name tells
 
 def ending_of(name: str, endings: Iterable[str] = FORMATS) -> str | None:
     """The longest of the endings that a file's name has; case does not matter."""
-    known = [ending for ending in endings if name.lower().endswith(ending)]
-    return max(known, key=len, default=None)
+    matching = [ending for ending in endings if name.lower().endswith(ending)]
+    return max(matching, key=len, default=None)

@@ -126,9 +126,9 @@ class Unfinished:
                 )
         file.truncate(length)  # behind it lies what a run has not completed
         try:
-            rest = memoryview(content).cast("B")
-            while rest:
-                rest = rest[os.write(file.fileno(), rest) :]
+            remaining = memoryview(content).cast("B")
+            while remaining:
+                remaining = remaining[os.write(file.fileno(), remaining) :]
             os.fsync(file.fileno())
         except OSError as error:
             if is_full(error):

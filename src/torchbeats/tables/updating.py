@@ -73,15 +73,15 @@ class Update:
         new = np.frombuffer(records, STATE)
         states = np.zeros(len(self._sources), STATE)
         states[self._sources == NEW] = new
-        kept = self._sources[self._sources != NEW]
+        unchanged = self._sources[self._sources != NEW]
         # Of a kept input the hash is what it was; it is not looked up again, lest a change in between go unseen.
-        states["rows"][self._sources != NEW] = self._rows[kept]
-        states["hash"][self._sources != NEW] = self._hashes[kept]
-        total = count + int(self._rows[kept].sum())
+        states["rows"][self._sources != NEW] = self._rows[unchanged]
+        states["hash"][self._sources != NEW] = self._hashes[unchanged]
+        total = count + int(self._rows[unchanged].sum())
         return total, self._merged(tables, new["rows"]), states.tobytes()
 
     def _merged(self, tables: Iterable[pa.Table], rows: Any) -> Iterator[pa.Table]:
-        fresh = _take(tables, iter(rows.tolist()))
+        added = _take(tables, iter(rows.tolist()))
         with Ranges(self.out) as existing:
             first = last = 0  # of the rows to be kept next
             for source in self._sources.tolist():
@@ -91,7 +91,7 @@ class Update:
                 yield from existing.read(first, last)
                 first = last = 0 if source == NEW else int(self._firsts[source])
                 if source == NEW:
-                    yield from next(fresh)
+                    yield from next(added)
                 else:
                     last += int(self._rows[source])
             yield from existing.read(first, last)
@@ -106,11 +106,11 @@ def _compare(hashes: Any, sounds: Iterable[Piece]) -> tuple[Any, str]:
         line = state(sound)
         fingerprint.add(line)
         current.append(hash_of(line))
-    wanted = np.frombuffer(current, np.uint64) if current else np.zeros(0, np.uint64)
+    current_hashes = np.frombuffer(current, np.uint64) if current else np.zeros(0, np.uint64)
     if not len(hashes):
-        return np.full(len(wanted), NEW), str(fingerprint)
-    places = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    return np.where(ordered[places] == wanted, order[places], NEW), str(fingerprint)
+        return np.full(len(current_hashes), NEW), str(fingerprint)
+    positions = np.minimum(np.searchsorted(ordered, current_hashes), len(ordered) - 1)
+    return np.where(ordered[positions] == current_hashes, order[positions], NEW), str(fingerprint)
 
 
 def _take(tables: Iterable[pa.Table], counts: Iterator[int]) -> Iterator[list[pa.Table]]:

@@ -112,7 +112,7 @@ def write_table(
     """
     from torchbeats.tables.store import output_files  # pyarrow takes longer to import than all of this package
 
-    begun = time.monotonic()
+    started = time.monotonic()
     if update and overwrite:
         raise SettingsError("A table is either updated or overwritten.")
     named = [inputs] if isinstance(inputs, (str, os.PathLike, Piece)) else list(inputs)
@@ -130,7 +130,7 @@ def write_table(
     rows = 0 if run.store.complete else run.compute(jobs, display, on_failure)
     store, kept, dropped = run.store, *((run.update.kept, run.update.dropped) if run.update else (0, 0))
     errors = store.errors if store.failed else None
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     total = sounds.total or 0
     return TableResult(
         store.out, errors, total, store.failed, rows, seconds, run.continued, run.complete, kept, dropped
@@ -249,8 +249,8 @@ def _no_outputs(sounds: Iterable[Piece], outputs: list[Path]) -> Iterator[Piece]
 def _sounds(inputs: Iterable[str | os.PathLike[str] | Piece], follow_links: bool) -> Iterator[Piece]:
     """Pieces as they are, and what all else names; each once."""
     inputs = list(inputs)
-    pieces = [one for one in inputs if isinstance(one, Piece)]
-    names = [one for one in inputs if not isinstance(one, Piece)]
+    pieces = [piece for piece in inputs if isinstance(piece, Piece)]
+    names = [piece for piece in inputs if not isinstance(piece, Piece)]
     if not pieces:
         return iterate_sounds(names, follow_links=follow_links)
     return distinct(chain(pieces, iterate_sounds(names, follow_links=follow_links) if names else ()))

@@ -191,10 +191,10 @@ class NormEMAVectorQuantizer(nn.Module):
         unused = (self.cluster_size < self.reseed_below * usual).nonzero().squeeze(1)
         if not len(unused):
             return
-        fresh = self.embedding.weight[unused]
+        reseeded = self.embedding.weight[unused]
         if len(unit):  # otherwise they stay where they are
-            fresh = unit[torch.randint(len(unit), (len(unused),), device=unit.device)].to(fresh.dtype)
+            reseeded = unit[torch.randint(len(unit), (len(unused),), device=unit.device)].to(reseeded.dtype)
         if dist.is_available() and dist.is_initialized():
-            dist.broadcast(fresh, 0)
-        self.embedding.weight[unused] = fresh
+            dist.broadcast(reseeded, 0)
+        self.embedding.weight[unused] = reseeded
         self.cluster_size[unused] = usual

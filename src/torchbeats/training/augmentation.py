@@ -83,6 +83,6 @@ def equalise(fbank: Tensor, curves: Tensor) -> Tensor:
         curves: ``(B, K)``, weights in dB of the first K cosines over the mel scale, that of a constant left out.
     """
     mels, K = fbank.size(2), curves.size(1)
-    place = (torch.arange(mels, device=fbank.device) + 0.5) / mels
-    cosines = torch.cos(torch.pi * torch.arange(1, K + 1, device=fbank.device).unsqueeze(1) * place)  # (K, mel bins)
+    position = (torch.arange(mels, device=fbank.device) + 0.5) / mels
+    cosines = torch.cos(torch.pi * torch.arange(1, K + 1, device=fbank.device).unsqueeze(1) * position)  # (K, mel bins)
     return fbank + (curves @ cosines * DECIBEL).unsqueeze(1)

@@ -64,7 +64,7 @@ class Batches:
         self.seed, self.grid = seed, grid
         self.first, self.rank, self.world = first, rank, world
         longest = np.nan_to_num(corpus.seconds, nan=float(self.crop_seconds.max()))
-        self.known = np.where(np.isnan(corpus.seconds), np.inf, corpus.seconds)
+        self.known_seconds = np.where(np.isnan(corpus.seconds), np.inf, corpus.seconds)
         crop = self.crop_seconds.mean()
         rows: Integers = np.repeat(np.arange(len(corpus)), np.maximum(1, np.rint(longest / crop)).astype(int))
         samples = np.maximum(np.minimum(longest[rows], crop) * SAMPLE_RATE, grid.min_samples).sum()
@@ -94,11 +94,11 @@ class Batches:
             odds = self.weights[rows] / np.bincount(rows)[rows]  # a long sound has several rows
             order = random.choice(len(rows), len(rows), p=odds / odds.sum())
         seconds = random.choice(self.crop_seconds, len(order))
-        lengths = np.minimum(self.known[rows[order]], seconds) * SAMPLE_RATE
+        lengths = np.minimum(self.known_seconds[rows[order]], seconds) * SAMPLE_RATE
         samples = np.maximum(np.ceil(lengths).astype(int), self.grid.min_samples)
         ahead = (np.cumsum(samples) // (LOOKAHEAD_BATCHES * self.batch_samples)).astype(int)
-        for chosen in np.split(np.arange(len(order)), np.flatnonzero(np.diff(ahead)) + 1):
-            batches = list(batches_of_like_length(samples[chosen].tolist(), self.batch_samples))
+        for group in np.split(np.arange(len(order)), np.flatnonzero(np.diff(ahead)) + 1):
+            batches = list(batches_of_like_length(samples[group].tolist(), self.batch_samples))
             for number in random.permutation(len(batches)):
-                picks = chosen[batches[number]]
-                yield [Draw(int(rows[order[i]]), float(seconds[i]), (self.seed, epoch, int(i))) for i in picks]
+                indices = group[batches[number]]
+                yield [Draw(int(rows[order[i]]), float(seconds[i]), (self.seed, epoch, int(i))) for i in indices]

@@ -43,15 +43,15 @@ class Excerpts(Dataset[C]):
         except Exception as error:  # a decoder's surprise must not end the run
             return Failure(self.corpus.path(draw.row), f"decoding failed with {error!r}")
 
-    def _read(self, draw: Draw, where: float) -> Floats:
+    def _read(self, draw: Draw, position: float) -> Floats:
         """The crop that begins at the share ``where`` of what the sound has room for."""
         seconds = float(self.corpus.seconds[draw.row])
         if np.isnan(seconds):  # then it has to be decoded to be known
             samples = self.corpus.read(draw.row, 0.0, UNKNOWN_SECONDS)
-            wanted = round(draw.seconds * SAMPLE_RATE)
-            first = int(where * max(0, len(samples) - wanted))
-            return samples[first : first + wanted]
-        start = where * max(0.0, seconds - draw.seconds)
+            length = round(draw.seconds * SAMPLE_RATE)
+            first = int(position * max(0, len(samples) - length))
+            return samples[first : first + length]
+        start = position * max(0.0, seconds - draw.seconds)
         try:
             return self.corpus.read(draw.row, start, draw.seconds)
         except AudioError:
@@ -123,10 +123,10 @@ class Batch(NamedTuple):
     Attributes:
         wav: ``(B, samples)``, zero behind each crop.
         samples: ``(B,)`` int64, length of each.
-        kept: ``(B, K)`` int64, the patches that the model sees, in order; 0 behind each row's own.
-        kept_counts: ``(B,)`` int64, how many those are.
+        visible: ``(B, K)`` int64, the patches that the model sees, in order; 0 behind each row's own.
+        visible_counts: ``(B,)`` int64, how many those are.
         hidden: ``(B, T)`` bool, the patches that it does not see.
-        asked: ``(M,)`` int64, the patches whose labels it is to say, as indices into ``B * T``.
+        target_indices: ``(M,)`` int64, the patches whose labels it is to say, as indices into ``B * T``.
         shifts: ``(B,)`` int64, mel bins that the model is to hear each crop higher.
         curves: ``(B, K)``, the equaliser that it hears each through.
         failures: sounds that could not be read, and are not in the batch.
@@ -135,10 +135,10 @@ class Batch(NamedTuple):
 
     wav: Tensor
     samples: Tensor
-    kept: Tensor
-    kept_counts: Tensor
+    visible: Tensor
+    visible_counts: Tensor
     hidden: Tensor
-    asked: Tensor
+    target_indices: Tensor
     shifts: Tensor
     curves: Tensor
     failures: list[Failure]
@@ -159,24 +159,24 @@ def collate(items: Iterable[Crop | Failure], grid: PatchGrid) -> Batch:
     lengths = [max(len(crop.samples), grid.min_samples) for crop in crops]
     wav = torch.zeros(len(crops), max(lengths))
     hidden = torch.zeros(len(crops), int(grid.patches(max(lengths))), dtype=torch.bool)
-    asked = torch.zeros_like(hidden)
-    kept = torch.zeros(len(crops), max(int((~crop.hidden).sum()) for crop in crops), dtype=torch.long)
-    kept_counts = torch.zeros(len(crops), dtype=torch.long)
+    is_target = torch.zeros_like(hidden)
+    visible_indices = torch.zeros(len(crops), max(int((~crop.hidden).sum()) for crop in crops), dtype=torch.long)
+    visible_counts = torch.zeros(len(crops), dtype=torch.long)
     for row, crop in enumerate(crops):
         wav[row, : len(crop.samples)] = torch.from_numpy(crop.samples)
         hidden[row, : len(crop.hidden)] = torch.from_numpy(crop.hidden)
         if crop.counts:  # where nothing is hidden, every patch is asked for
-            asked[row, : len(crop.hidden)] = torch.from_numpy(crop.hidden | ~crop.hidden.any())
+            is_target[row, : len(crop.hidden)] = torch.from_numpy(crop.hidden | ~crop.hidden.any())
         visible = np.flatnonzero(~crop.hidden)
-        kept[row, : len(visible)] = torch.from_numpy(visible)
-        kept_counts[row] = len(visible)
+        visible_indices[row, : len(visible)] = torch.from_numpy(visible)
+        visible_counts[row] = len(visible)
     return Batch(
         wav,
         samples=torch.tensor(lengths),
-        kept=kept,
-        kept_counts=kept_counts,
+        visible=visible_indices,
+        visible_counts=visible_counts,
         hidden=hidden,
-        asked=asked.flatten().nonzero().squeeze(1),
+        target_indices=is_target.flatten().nonzero().squeeze(1),
         shifts=torch.tensor([crop.shift for crop in crops]),
         curves=torch.tensor([crop.curve or (0.0,) * CURVE_TERMS for crop in crops]),
         failures=[item for item in items if isinstance(item, Failure)],

@@ -25,7 +25,7 @@ from torchbeats.training.corpus import Failure
 from torchbeats.training.finetune_run import MAY_CHANGE, Finetune
 from torchbeats.training.folder import RunFolder
 from torchbeats.training.listener import Listener
-from torchbeats.training.processes import leader_finds, leads, meet
+from torchbeats.training.processes import is_leader, join_processes, leader_finds
 from torchbeats.training.settings import FinetuneSettings
 from torchbeats.training.validation import figures, scores_for
 from torchbeats.training.work import work_of
@@ -62,30 +62,30 @@ class CrossValidation:
     ) -> None:
         self.folder, self.model, self.labelled, self.plan, self.settings = folder, model, labelled, plan, settings
         self.about, self.listener = about, listener
-        meet(settings.trainer.accelerator)
-        self.place = RunFolder(folder, listener)
+        join_processes(settings.trainer.accelerator)
+        self.run_folder = RunFolder(folder, listener)
         # The folds' results are kept by number, so they must be of these very sounds.
         parts = {f"training {number}": fold.train.tolist() for number, fold in enumerate(plan.folds, start=1)}
         parts |= {f"held out {number}": fold.test.tolist() for number, fold in enumerate(plan.folds, start=1)}
         sounds = work_of(labelled.examples, parts)
         about = {**about, "held_out": plan.name, "sounds": sounds, "classes": labelled.classes, **settings.to_dict()}
-        self.place.claim(about, FinetuneSettings().to_dict(), MAY_CHANGE)
+        self.run_folder.claim(about, FinetuneSettings().to_dict(), MAY_CHANGE)
 
     def run(self) -> CrossValidated | None:
         """Do what is not done yet; returns the figures, in the process that leads."""
         parts = [self._fold(number, fold) for number, fold in enumerate(self.plan.folds, start=1)]
-        if not leads():
+        if not is_leader():
             return None
-        asked = np.concatenate([heard for heard, _ in parts])
+        indices = np.concatenate([fold_indices for fold_indices, _ in parts])
         scores = np.concatenate([values for _, values in parts])
-        if not len(asked):
+        if not len(indices):
             raise InputError("Not one of the sounds that were held out can be read.")
-        truth = self.labelled.subset(asked.tolist()).targets()
+        truth = self.labelled.subset(indices.tolist()).targets()
         measure = metrics.accuracy if truth.ndim == 1 else metrics.mean_average_precision
-        ends = np.cumsum([0, *(len(heard) for heard, _ in parts)])
+        ends = np.cumsum([0, *(len(fold_indices) for fold_indices, _ in parts)])
         result = CrossValidated(
             metrics.report(truth, scores, self.labelled.classes),
-            metrics.bootstrap(truth, scores, self.plan.units[asked]),
+            metrics.bootstrap(truth, scores, self.plan.units[indices]),
             [measure(truth[a:b], scores[a:b]) if a < b else math.nan for a, b in pairwise(ends)],
         )
         write_json(self.folder / "validation.json", result.to_dict(self.plan))
@@ -102,28 +102,30 @@ class CrossValidation:
                     training, validation = training.without(drawn), training.subset(drawn)
                 else:
                     reason = "no class is large enough to hold out some of its sounds"
-                    self.place.listener.warn(f"Fold {number}: model.patience has no effect, as {reason}.")
-            self.place.listener.say(f"Fold {number} of {len(self.plan.folds)}")
+                    self.run_folder.listener.warn(f"Fold {number}: model.patience has no effect, as {reason}.")
+            self.run_folder.listener.say(f"Fold {number} of {len(self.plan.folds)}")
             about = {**self.about, "held_out": f"{self.plan.name}: {number}"}
             run = Finetune(folder, self.model, training, validation, self.settings, about, self.listener)
             result = run.train()
-            if leads():
-                heard, values = self._ask(BEATs(result), fold)
+            if is_leader():
+                indices, values = self._predict(BEATs(result), fold)
                 with replacing(file) as temporary, temporary.open("wb") as stream:
-                    np.savez(stream, heard=heard, values=values)
-        if not leads():
+                    np.savez(stream, heard=indices, values=values)
+        if not is_leader():
             return np.empty(0, np.int64), np.empty((0, 0))
         with np.load(file) as arrays:
             return arrays["heard"], arrays["values"]
 
-    def _ask(self, model: BEATs, fold: Fold) -> tuple[metrics.Array, metrics.Array]:
+    def _predict(self, model: BEATs, fold: Fold) -> tuple[metrics.Array, metrics.Array]:
         plan = scores_for(self.settings.data)
         examples = self.labelled.subset(fold.test.tolist()).examples
         try:
-            rows = rows_of(examples, model, plan, on_failure=lambda path, why: self.place.skip(Failure(path, why)))
+            rows = rows_of(
+                examples, model, plan, on_failure=lambda path, reason: self.run_folder.skip(Failure(path, reason))
+            )
         except InputError:  # nothing of this fold can be read, which must not cost the others
             return fold.test[:0], np.empty((0, len(self.labelled.classes)), np.float32)
-        return fold.test[rows.heard], rows.values
+        return fold.test[rows.indices], rows.values
 
 
 class CrossValidated(NamedTuple):

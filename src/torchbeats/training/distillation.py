@@ -31,9 +31,9 @@ class Estimator(nn.Module):
 
     def __init__(self, cfg: TokenizersConfig, teacher_width: int, layers: int = 3) -> None:
         super().__init__()
-        own = BEATsConfig(cfg.to_dict(), encoder_layers=layers, encoder_layerdrop=0.0)
+        estimator_cfg = BEATsConfig(cfg.to_dict(), encoder_layers=layers, encoder_layerdrop=0.0)
         self.enter = nn.Linear(cfg.quant_dim, cfg.encoder_embed_dim)
-        self.encoder = TransformerEncoder(own)
+        self.encoder = TransformerEncoder(estimator_cfg)
         self.leave = nn.Linear(cfg.encoder_embed_dim, teacher_width)
 
     def forward(self, codes: Tensor, padding: Tensor) -> Tensor:
@@ -108,7 +108,9 @@ class Distillation(Task[Batch]):
         encoded, z = self._project(batch, fbank)
         self.encoded = encoded.x.detach(), encoded.padding_mask
         B, T, _ = z.shape
-        real = torch.zeros(B * T, dtype=torch.bool, device=z.device).index_fill(0, batch.asked, True).view(B, T)
+        real = (
+            torch.zeros(B * T, dtype=torch.bool, device=z.device).index_fill(0, batch.target_indices, True).view(B, T)
+        )
         # Padding takes no part in the codebook: only real vectors are quantised.
         # Codes follow vectors in the forward pass already, and must never follow what is not finite.
         finite = not float(all_sum((~torch.isfinite(z[real])).any().float()))
@@ -117,11 +119,11 @@ class Distillation(Task[Batch]):
         estimate = self.estimator(z.new_zeros(z.shape).masked_scatter(real.unsqueeze(-1), codes), encoded.padding_mask)
         distance = 1 - F.cosine_similarity(estimate[real].float(), target[real].float(), dim=-1)
         patches = len(labels)
-        self.statistics.update(labels, batch.asked % encoded.bands)
-        away = self.share_of_mean(distance.sum(), patches)
+        self.statistics.update(labels, batch.target_indices % encoded.bands)
+        distance_loss = self.share_of_mean(distance.sum(), patches)
         # A process that only fills up has no vectors, and their mean is not a number.
         commitment = self.share_of_mean(commitment * patches if patches else z.sum() * 0, patches)
-        return {"loss": away + commitment, "distance": away, "commitment": commitment}
+        return {"loss": distance_loss + commitment, "distance": distance_loss, "commitment": commitment}
 
     def finished(self, weights: Mapping[str, Tensor]) -> Tokenizers:
         """The tokenizer, without teacher and estimator."""
@@ -130,14 +132,14 @@ class Distillation(Task[Batch]):
         return tokenizer
 
     @property
-    def leaves_out(self) -> bool:
+    def drops_layers(self) -> bool:
         """Whether a step may leave layers out."""
         return self.tokenizer.cfg.encoder_layerdrop > 0
 
-    def remark(self, report: Mapping[str, float]) -> str:
+    def status_text(self, report: Mapping[str, float]) -> str:
         """Loss and codes in use."""
-        return f"{super().remark(report)}, {report['perplexity']:.0f} codes"
+        return f"{super().status_text(report)}, {report['perplexity']:.0f} codes"
 
-    def complaint(self, report: Mapping[str, float]) -> str | None:
+    def warning_text(self, report: Mapping[str, float]) -> str | None:
         """A sentence, if the labels have collapsed, or the embeddings."""
-        return collapse(report, self.tokenizer.cfg.quant_n) or super().complaint(report)
+        return collapse(report, self.tokenizer.cfg.quant_n) or super().warning_text(report)

@@ -16,12 +16,12 @@ class LaunchedEnvironment(ClusterEnvironment):
     """Processes that torchrun, srun or mpirun started, all by one rule.
 
     Args:
-        place: of this process.
+        launch: of this process.
     """
 
-    def __init__(self, place: Launched) -> None:
+    def __init__(self, launch: Launched) -> None:
         super().__init__()
-        self.place = place
+        self.launch = launch
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -31,12 +31,12 @@ class LaunchedEnvironment(ClusterEnvironment):
     @property
     def main_address(self) -> str:
         """Where the processes meet."""
-        return address(self.place)[0]
+        return address(self.launch)[0]
 
     @property
     def main_port(self) -> int:
         """And at which port."""
-        return address(self.place)[1]
+        return address(self.launch)[1]
 
     @staticmethod
     def detect() -> bool:
@@ -45,25 +45,25 @@ class LaunchedEnvironment(ClusterEnvironment):
 
     def world_size(self) -> int:
         """Number of processes."""
-        return self.place.world
+        return self.launch.world
 
     def set_world_size(self, size: int) -> None:
         """The launcher has decided."""
 
     def global_rank(self) -> int:
         """Number of this process."""
-        return self.place.rank
+        return self.launch.rank
 
     def set_global_rank(self, rank: int) -> None:
         """The launcher has decided."""
 
     def local_rank(self) -> int:
         """Number on this machine."""
-        return self.place.local_rank
+        return self.launch.local_rank
 
     def node_rank(self) -> int:
         """Number of this machine."""
-        return self.place.rank // self.place.local_world
+        return self.launch.rank // self.launch.local_world
 
 
 def environment_for(t: TrainerSettings) -> tuple[ClusterEnvironment, int | str, int]:
@@ -73,18 +73,18 @@ def environment_for(t: TrainerSettings) -> tuple[ClusterEnvironment, int | str, 
         SettingsError: the settings ask for other processes than the launcher started, or for several machines without
             any launcher.
     """
-    place = launched()
-    if place is None:
+    launch = launched()
+    if launch is None:
         if t.nodes > 1 and not {"NODE_RANK", "GROUP_RANK"} & os.environ.keys():
             raise SettingsError(
                 f"trainer.nodes={t.nodes} needs something that starts a process on every machine: srun, torchrun or "
                 "mpirun, or NODE_RANK and MASTER_ADDR in the environment of each."
             )
         return LightningEnvironment(), t.devices, t.nodes
-    asked = t.devices if t.devices not in ("auto", "-1", -1) else place.local_world
-    if str(asked) != str(place.local_world) or t.nodes not in (1, place.nodes):
+    devices = t.devices if t.devices not in ("auto", "-1", -1) else launch.local_world
+    if str(devices) != str(launch.local_world) or t.nodes not in (1, launch.nodes):
         raise SettingsError(
-            f"{place.launcher} started {place.local_world} processes on each of {place.nodes} machines, and the "
+            f"{launch.launcher} started {launch.local_world} processes on each of {launch.nodes} machines, and the "
             f"settings ask for trainer.devices={t.devices} and trainer.nodes={t.nodes}. Leave both out."
         )
-    return LaunchedEnvironment(place), place.local_world, place.nodes
+    return LaunchedEnvironment(launch), launch.local_world, launch.nodes

@@ -156,8 +156,8 @@ def collate_labelled(items: Iterable[LabelledCrop | Failure], grid: PatchGrid, c
     items = list(items)
     crops = [item for item in items if isinstance(item, LabelledCrop)]
     if not crops:
-        silence, nothing = np.zeros(grid.min_samples, np.float32), np.zeros(classes, np.float32)
-        crops = [LabelledCrop(silence, nothing, 1.0, 0, (0.0,) * CURVE_TERMS, False)]
+        silence, no_labels = np.zeros(grid.min_samples, np.float32), np.zeros(classes, np.float32)
+        crops = [LabelledCrop(silence, no_labels, 1.0, 0, (0.0,) * CURVE_TERMS, False)]
     lengths = torch.tensor([max(len(crop.samples), grid.min_samples) for crop in crops])
     wav = torch.zeros(len(crops), int(lengths.max()))
     for row, crop in zip(wav, crops, strict=True):

@@ -31,7 +31,7 @@ from torchbeats.training.finetuning import Finetuning, with_head
 from torchbeats.training.folder import RunFolder
 from torchbeats.training.listener import Listener
 from torchbeats.training.loop import fit
-from torchbeats.training.processes import leader_finds, meet, wait_for
+from torchbeats.training.processes import join_processes, leader_finds, wait_for
 from torchbeats.training.reporter import Reporter
 from torchbeats.training.settings import FinetuneSettings
 from torchbeats.training.validation import Validate
@@ -72,16 +72,20 @@ class Finetune:
         if len(labelled.classes) < 2 and labelled.problem_type == "single_label":
             raise InputError(f"There must be two classes or more; all sounds are {labelled.classes[0]!r}.")
         self.folder, self.labelled, self.held_out, self.settings = folder, labelled, held_out, settings
-        meet(settings.trainer.accelerator)
-        self.place = RunFolder(folder, listener)
-        asked = [] if held_out is None else held_out.examples
+        join_processes(settings.trainer.accelerator)
+        self.run_folder = RunFolder(folder, listener)
+        held_out_examples = [] if held_out is None else held_out.examples
         count = len(labelled.examples)
-        sounds = work_of([*labelled.examples, *asked], {"held out": range(count, count + len(asked))})
+        sounds = work_of(
+            [*labelled.examples, *held_out_examples], {"held out": range(count, count + len(held_out_examples))}
+        )
         about = {**about, "sounds": sounds, "classes": labelled.classes, "problem_type": labelled.problem_type}
         about |= settings.to_dict()
-        self.place.claim(about, FinetuneSettings().to_dict(), MAY_CHANGE)
-        if unheard := [name for name, count in labelled.counts().items() if not count]:
-            self.place.listener.warn(f"There is nothing to train on for {quoted(unheard)}; they will not be known.")
+        self.run_folder.claim(about, FinetuneSettings().to_dict(), MAY_CHANGE)
+        if without_examples := [name for name, count in labelled.counts().items() if not count]:
+            self.run_folder.listener.warn(
+                f"There is nothing to train on for {quoted(without_examples)}; they will not be known."
+            )
         torch.manual_seed(settings.seed)
         self.model = with_head(model, labelled.classes, labelled.problem_type, settings.model)
         self.corpus = LabelledCorpus(labelled)
@@ -98,10 +102,10 @@ class Finetune:
         state, best = self.folder / "state.ckpt", self.folder / "best.safetensors"
         validate = None
         if self.held_out is not None:
-            validate = Validate(task.tuned, self.held_out, settings, epoch, self.place, best)
+            validate = Validate(task.tuned, self.held_out, settings, epoch, self.run_folder, best)
         reporter = Reporter(
             task,
-            self.place,
+            self.run_folder,
             "Fine-tuning",
             {"phase": "finetune"},
             _COLUMNS,
@@ -109,7 +113,7 @@ class Finetune:
             extra=lambda: {} if validate is None else validate.latest,
         )
         callbacks = [] if validate is None else [validate]
-        trainer, weights = fit(task, self._feed(task), self.place, state, t, reporter, callbacks)
+        trainer, weights = fit(task, self._feed(task), self.run_folder, state, t, reporter, callbacks)
         if trainer.is_global_zero:
             if best.exists():
                 best.replace(final)

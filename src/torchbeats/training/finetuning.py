@@ -102,14 +102,14 @@ class Finetuning(Task[LabelledBatch]):
         return [] if self.average is None else [FollowAverage(self.model, self.average)]
 
     @property
-    def leaves_out(self) -> bool:
+    def drops_layers(self) -> bool:
         """Whether a step may leave layers out."""
         return self.settings.layerdrop > 0
 
-    def remark(self, report: Mapping[str, float]) -> str:
+    def status_text(self, report: Mapping[str, float]) -> str:
         """Loss, and how the last validation went."""
         score = f", held out {report['score']:.1%}" if "score" in report else ""
-        return super().remark(report) + score
+        return super().status_text(report) + score
 
     def rate_factor(self, name: str) -> float:
         """The further from the head, the slower."""
@@ -163,8 +163,8 @@ def mask_spectrum(features: Tensor, time: float, mel: float) -> Tensor:
             continue
         width = (torch.rand(B, 1, device=features.device) * share * size).long()
         first = (torch.rand(B, 1, device=features.device) * (size - width + 1)).long()
-        place = torch.arange(size, device=features.device)
-        inside = (place >= first) & (place < first + width)
+        position = torch.arange(size, device=features.device)
+        inside = (position >= first) & (position < first + width)
         features = features.masked_fill(inside.unsqueeze(2 if axis == 1 else 1), 0)
     return features
 

@@ -13,7 +13,7 @@ from torchbeats.errors import FileInUseError, SettingsError
 from torchbeats.files import held, remove_leftovers, replacing
 from torchbeats.training.corpus import Failure
 from torchbeats.training.listener import Listener
-from torchbeats.training.processes import leader_first, leads
+from torchbeats.training.processes import is_leader, leader_first
 
 _LOCK = ".lock"
 
@@ -28,7 +28,7 @@ class RunFolder:
 
     def __init__(self, path: Path, listener: Listener | None = None) -> None:
         self.path = path
-        self.listener = listener if listener and leads() else Listener()
+        self.listener = listener if listener and is_leader() else Listener()
 
     def claim(self, about: dict[str, Any], defaults: dict[str, Any], may_change: Sequence[str]) -> None:
         """Write down what the run computes, or find that it is the same as before.
@@ -79,9 +79,9 @@ class RunFolder:
         with (self.path / "skipped.jsonl").open("a+", encoding="utf-8") as file:
             file.seek(0)
             listed = set(file)
-            fresh = [line for line in lines if line not in listed]
-            file.writelines(fresh)
-        return bool(fresh)
+            new_lines = [line for line in lines if line not in listed]
+            file.writelines(new_lines)
+        return bool(new_lines)
 
 
 def _clean(path: Path) -> None:

@@ -65,7 +65,7 @@ def fit(
             accelerator=t.accelerator,
             devices=devices,
             num_nodes=nodes,
-            strategy=_strategy(t, nodes, devices, task.leaves_out),
+            strategy=_strategy(t, nodes, devices, task.drops_layers),
             precision=_precision(t),
             accumulate_grad_batches=t.accumulate,
             gradient_clip_val=t.clip or None,
@@ -104,20 +104,20 @@ class _States(TorchCheckpointIO):
             torch.save(checkpoint, temporary)
 
 
-def _strategy(t: TrainerSettings, nodes: int, devices: int | str, leaves_out: bool) -> Any:
+def _strategy(t: TrainerSettings, nodes: int, devices: int | str, drops_layers: bool) -> Any:
     """How processes work together; ours differs from Lightning's in leaving codebooks to their own arithmetic.
 
     Args:
         t: settings.
         nodes: number of machines.
         devices: of each.
-        leaves_out: a step may leave layers out.
+        drops_layers: a step may leave layers out.
     """
     several = nodes > 1 or (str(devices).isdigit() and int(devices) > 1)
     if t.devices in ("auto", "-1", -1) and t.accelerator in ("auto", "gpu", "cuda"):
         several = several or torch.cuda.device_count() > 1
     if t.strategy == "ddp" or (t.strategy == "auto" and several):
-        return DDPStrategy(broadcast_buffers=False, find_unused_parameters=leaves_out)
+        return DDPStrategy(broadcast_buffers=False, find_unused_parameters=drops_layers)
     return t.strategy
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchbeats.config import BEATsConfig
-from torchbeats.encoder import Places, TransformerEncoder
+from torchbeats.encoder import TransformerEncoder, VisiblePatches
 from torchbeats.model import BEATs
 from torchbeats.patches import mask_behind
 from torchbeats.tokenizers.tokens import AcousticTokenizer
@@ -34,7 +34,7 @@ class LabelPredictor(nn.Module):
     def __init__(self, cfg: BEATsConfig, labels: int, layers: int = 3, width: int = 0) -> None:
         super().__init__()
         width = width or cfg.encoder_embed_dim
-        own = BEATsConfig(
+        predictor_cfg = BEATsConfig(
             cfg.to_dict(),
             encoder_layers=layers,
             encoder_embed_dim=width,
@@ -44,29 +44,35 @@ class LabelPredictor(nn.Module):
         )
         self.enter = nn.Linear(cfg.encoder_embed_dim, width)
         self.hidden = nn.Parameter(torch.randn(width) * 0.02)
-        self.encoder = TransformerEncoder(own)
+        self.encoder = TransformerEncoder(predictor_cfg)
         self.leave = nn.Linear(width, labels)
 
     def forward(
-        self, x: Tensor, kept: Places, kept_padding: Tensor, hidden: Tensor, padding: Tensor, asked: Tensor
+        self,
+        x: Tensor,
+        visible: VisiblePatches,
+        visible_padding: Tensor,
+        hidden: Tensor,
+        padding: Tensor,
+        target_indices: Tensor,
     ) -> Tensor:
         """Predict.
 
         Args:
             x: ``(B, K, C)``, the encoder's output for the visible patches.
-            kept: which of the T patches those are.
-            kept_padding: ``(B, K)`` bool, True = padding.
+            visible: which of the T patches those are.
+            visible_padding: ``(B, K)`` bool, True = padding.
             hidden: ``(B, T)`` bool, True = not seen.
             padding: ``(B, T)`` bool, True = behind the clip's own patches.
-            asked: ``(M,)`` int64, indices into ``B * T``.
+            target_indices: ``(M,)`` int64, indices into ``B * T``.
 
         Returns:
             ``(M, N)`` logits.
         """
-        x = kept.spread(self.enter(x).masked_fill(kept_padding.unsqueeze(-1), 0))
+        x = visible.spread(self.enter(x).masked_fill(visible_padding.unsqueeze(-1), 0))
         x = torch.where(hidden.unsqueeze(-1), self.hidden.to(x.dtype), x)
         x, _ = self.encoder(x, padding)
-        return self.leave(x.flatten(0, 1)[asked])
+        return self.leave(x.flatten(0, 1)[target_indices])
 
 
 class MaskedModel(nn.Module):
@@ -97,12 +103,12 @@ class MaskedModel(nn.Module):
         model = self.model
         x = model.embed_patches(features)
         T = x.size(1)
-        kept = Places(batch.kept, T)
-        kept_padding = mask_behind(batch.kept_counts, batch.kept.size(1))
-        x, _ = model.encoder(kept.pick(x), kept_padding, places=kept)
+        visible = VisiblePatches(batch.visible, T)
+        visible_padding = mask_behind(batch.visible_counts, batch.visible.size(1))
+        x, _ = model.encoder(visible.pick(x), visible_padding, visible=visible)
         padding = mask_behind(model.grid.patches(batch.samples), T)
-        logits = self.predictor(x, kept, kept_padding, batch.hidden, padding, batch.asked)
-        return logits, (x.detach(), kept_padding)
+        logits = self.predictor(x, visible, visible_padding, batch.hidden, padding, batch.target_indices)
+        return logits, (x.detach(), visible_padding)
 
 
 class Pretraining(Task[Batch]):
@@ -132,7 +138,7 @@ class Pretraining(Task[Batch]):
         model = self.network.model
         with torch.no_grad():
             fbank = model.fbank(batch.wav)
-            labels = self.tokenizer.label_fbank(fbank, batch.samples).flatten()[batch.asked]
+            labels = self.tokenizer.label_fbank(fbank, batch.samples).flatten()[batch.target_indices]
             if self.settings.mel_shift:
                 fbank = shift_mel(fbank, batch.shifts)
             if self.settings.equaliser_db:
@@ -140,7 +146,7 @@ class Pretraining(Task[Batch]):
         logits, self.encoded = self.network(model.normalise(fbank), batch)
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing)
         hits = (logits.detach().argmax(-1) == labels).sum()
-        self.statistics.update(labels, batch.asked % model.grid.bands, hits)
+        self.statistics.update(labels, batch.target_indices % model.grid.bands, hits)
         return {"loss": self.share_of_mean(loss, len(labels))}
 
     def finished(self, weights: Mapping[str, Tensor]) -> BEATs:
@@ -150,15 +156,15 @@ class Pretraining(Task[Batch]):
         return model
 
     @property
-    def leaves_out(self) -> bool:
+    def drops_layers(self) -> bool:
         """Whether a step may leave layers out."""
         return self.network.model.cfg.encoder_layerdrop > 0
 
-    def remark(self, report: Mapping[str, float]) -> str:
+    def status_text(self, report: Mapping[str, float]) -> str:
         """Loss, accuracy and codes in use."""
         accuracy = f"accuracy {report['accuracy']:.1%} (commonest label {report['majority']:.1%})"
-        return f"{super().remark(report)}, {accuracy}, {report['perplexity']:.0f} codes"
+        return f"{super().status_text(report)}, {accuracy}, {report['perplexity']:.0f} codes"
 
-    def complaint(self, report: Mapping[str, float]) -> str | None:
+    def warning_text(self, report: Mapping[str, float]) -> str | None:
         """A sentence, if the labels have collapsed, or the embeddings."""
-        return collapse(report, self.tokenizer.cfg.quant_n) or super().complaint(report)
+        return collapse(report, self.tokenizer.cfg.quant_n) or super().warning_text(report)

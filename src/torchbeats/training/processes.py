@@ -88,46 +88,46 @@ def _local_world(name: str) -> int:
     return max(1, _numbers(name)[0])
 
 
-def leads() -> bool:
+def is_leader() -> bool:
     """Whether this process is the one that writes."""
-    place = launched()
-    if place is not None:
-        return place.rank == 0
+    launch = launched()
+    if launch is not None:
+        return launch.rank == 0
     return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
 
 
-def meet(accelerator: str = "auto") -> None:
+def join_processes(accelerator: str = "auto") -> None:
     """Wait until all processes that a launcher started are there; of a process alone, nothing is asked.
 
     Raises:
         SettingsError: they do not come, or cannot be reached.
     """
-    place = launched()
-    if place is None or place.world == 1 or dist.is_initialized():
+    launch = launched()
+    if launch is None or launch.world == 1 or dist.is_initialized():
         return
     gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     if gpu:
-        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
-    host, port = address(place)
+        torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
+    host, port = address(launch)
     try:
         store = TCPStore(
             host,
             port,
-            place.world,
-            is_master=place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+            launch.world,
+            is_master=launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
             timeout=timedelta(seconds=_MEETING),
         )
         restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpu else "gloo",
             store=PrefixStore(f"torchbeats/{restart}", store),
-            rank=place.rank,
-            world_size=place.world,
+            rank=launch.rank,
+            world_size=launch.world,
             timeout=_PATIENCE,
         )
     except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
         raise SettingsError(
-            f"The {place.world} processes that {place.launcher} started cannot meet at {host}:{port}: {error}"
+            f"The {launch.world} processes that {launch.launcher} started cannot meet at {host}:{port}: {error}"
         ) from error
     atexit.register(_part)
 
@@ -137,40 +137,40 @@ def _part() -> None:
         dist.destroy_process_group()
 
 
-def address(place: Launched) -> tuple[str, int]:
+def address(launch: Launched) -> tuple[str, int]:
     """Where the processes meet: ``MASTER_ADDR`` and ``MASTER_PORT``, or what SLURM says of its first machine."""
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
-    if host is None and place.launcher == "srun":
+    if host is None and launch.launcher == "srun":
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         host = SLURMEnvironment.resolve_root_node_address(
             os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", "127.0.0.1"))
         )
-    if host is None and place.nodes > 1:
+    if host is None and launch.nodes > 1:
         raise SettingsError(
-            f"{place.launcher} started {place.world} processes; MASTER_ADDR must name the first machine."
+            f"{launch.launcher} started {launch.world} processes; MASTER_ADDR must name the first machine."
         )
     if port is None:  # the same for all tasks of a job, and seldom that of another job
         port = str(15_000 + int("".join(filter(str.isdigit, os.environ.get("SLURM_JOB_ID", "")))[-4:] or 0))
     return host or "127.0.0.1", int(port)
 
 
-def leader_first(work: Callable[[], None]) -> None:
+def leader_first(action: Callable[[], None]) -> None:
     """Let the process that leads do something, while the others wait for it.
 
     Raises:
         SystemExit: in the others, where the work failed; the one that leads says why.
     """
-    together = dist.is_available() and dist.is_initialized() and launched() is not None
+    distributed = dist.is_available() and dist.is_initialized() and launched() is not None
     failure: list[Any] = [None]
     try:
-        if leads():
-            work()
+        if is_leader():
+            action()
     except BaseException:
         failure = [True]
         raise
     finally:
-        if together:
+        if distributed:
             dist.broadcast_object_list(failure, 0)
     if failure[0]:
         raise SystemExit(2)

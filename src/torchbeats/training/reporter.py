@@ -14,7 +14,7 @@ from torchbeats.errors import quoted
 from torchbeats.files import replacing
 from torchbeats.training.corpus import Failure
 from torchbeats.training.folder import RunFolder
-from torchbeats.training.processes import all_items, leads
+from torchbeats.training.processes import all_items, is_leader
 from torchbeats.training.task import Task
 
 
@@ -95,10 +95,10 @@ class Reporter(Callback):
             self._write(report)
             for logger in trainer.loggers:
                 logger.log_metrics(report, self._done)
-            if not self.warned and (sentence := task.complaint(report)):
+            if not self.warned and (sentence := task.warning_text(report)):
                 self.warned = True
                 self.folder.listener.warn(f"{self.title}, step {self._done}: {sentence}")
-        self._advance(1, f"{task.remark(report)}, {report['clips_per_second']:,.0f} clips/s")
+        self._advance(1, f"{task.status_text(report)}, {report['clips_per_second']:,.0f} clips/s")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the display."""
@@ -115,17 +115,17 @@ class Reporter(Callback):
             if failure.path in self.seen:
                 continue
             self.seen.add(failure.path)
-            if leads():
+            if is_leader():
                 self.folder.skip(failure)
 
     def _note_bad_batches(self) -> None:
         batches, self.task.bad_batches = all_items(self.task.bad_batches), []
         paths = sorted({path for _, paths in batches for path in paths})
-        fresh = [path for path in paths if path not in self.seen]
-        self.seen.update(fresh)
-        if leads():
+        new_paths = [path for path in paths if path not in self.seen]
+        self.seen.update(new_paths)
+        if is_leader():
             reason = f"the loss or its gradient was not finite at step {batches[0][0]} of {self.title}"
-            self.folder.list_skipped([Failure(path, reason) for path in fresh])
+            self.folder.list_skipped([Failure(path, reason) for path in new_paths])
             self.folder.listener.warn(
                 f"{self.title}, step {batches[0][0]}: the loss or its gradient is not finite. The step is left out, "
                 f"with its sounds: {quoted(paths, 3)}."
@@ -146,14 +146,14 @@ class Reporter(Callback):
             return
         with self.file.open(newline="") as file:
             header, *rows = list(csv.reader(file))
-        mine, n = [str(value) for value in self.key.values()], len(self.key)
-        whole = [row for row in rows if len(row) == len(header)]  # the last may be cut off
-        kept = [dict(zip(header, row, strict=True)) for row in whole if row[:n] != mine or int(row[n]) <= step]
+        own_key, n = [str(value) for value in self.key.values()], len(self.key)
+        complete = [row for row in rows if len(row) == len(header)]  # the last may be cut off
+        earlier = [dict(zip(header, row, strict=True)) for row in complete if row[:n] != own_key or int(row[n]) <= step]
         with replacing(self.file) as temporary, temporary.open("w", newline="") as file:
             # An earlier version may have written fewer columns.
             writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
-            writer.writerows(kept)
+            writer.writerows(earlier)
 
 
 def _short(value: Any) -> Any:

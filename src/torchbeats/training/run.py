@@ -43,7 +43,7 @@ from torchbeats.training.folder import RunFolder
 from torchbeats.training.listener import Listener
 from torchbeats.training.loop import fit
 from torchbeats.training.pretraining import Pretraining
-from torchbeats.training.processes import leader_finds, leader_first, leads, meet, wait_for
+from torchbeats.training.processes import is_leader, join_processes, leader_finds, leader_first, wait_for
 from torchbeats.training.reporter import Reporter
 from torchbeats.training.settings import Settings
 from torchbeats.training.statistics import fbank_statistics
@@ -79,11 +79,11 @@ class Run:
     ) -> None:
         self.folder, self.inputs, self.settings, self.teacher = Path(folder), list(inputs), settings, teacher
         self.grid = PatchGrid(settings.beats_config().input_patch_size)
-        meet(settings.trainer.accelerator)
-        self.place = RunFolder(self.folder, listener)
-        self.listener = self.place.listener
+        join_processes(settings.trainer.accelerator)
+        self.run_folder = RunFolder(self.folder, listener)
+        self.listener = self.run_folder.listener
         about = {"inputs": self.inputs, "teacher": self.teacher, **settings.to_dict()}
-        self.place.claim(about, Settings(size=settings.size).to_dict(), _MAY_CHANGE)
+        self.run_folder.claim(about, Settings(size=settings.size).to_dict(), _MAY_CHANGE)
 
     def train(self) -> Path:
         """Do all that is not done yet; returns the final model's file."""
@@ -94,7 +94,7 @@ class Run:
             self._model(iteration)
         final = self.folder / "model.safetensors"
         last = self._file(self.settings.iterations, "model")
-        if leads():
+        if is_leader():
             with replacing(final) as temporary:
                 shutil.copyfile(last, temporary)
         return final
@@ -107,8 +107,8 @@ class Run:
             leader_first(lambda: self._index(file))
         wait_for(file)
         corpus = Corpus.load(file)
-        known = f", {corpus.hours:,.2f} h" if corpus.hours else ""
-        self.listener.say(f"Corpus: {len(corpus):,} sounds{known}.")
+        hours = f", {corpus.hours:,.2f} h" if corpus.hours else ""
+        self.listener.say(f"Corpus: {len(corpus):,} sounds{hours}.")
         return corpus
 
     def _index(self, file: Path) -> None:
@@ -117,7 +117,7 @@ class Run:
             def on_file(failure: Failure | None) -> None:
                 advance(1, "")
                 if failure:
-                    self.place.skip(failure)
+                    self.run_folder.skip(failure)
 
             index(self.inputs, on_file=on_file).save(file)
 
@@ -201,7 +201,7 @@ class Run:
         settings = self.settings
         reporter = Reporter(
             task,
-            self.place,
+            self.run_folder,
             f"Iteration {iteration}, {phase}",
             {"iteration": iteration, "phase": phase},
             _COLUMNS,
@@ -219,7 +219,7 @@ class Run:
             workers=settings.data.workers,
             accumulate=settings.trainer.accumulate,
         )
-        trainer, weights = fit(task, feed, self.place, state, settings.trainer, reporter)
+        trainer, weights = fit(task, feed, self.run_folder, state, settings.trainer, reporter)
         if trainer.is_global_zero:
             checkpoint.save(task.finished(weights), file)
             state.unlink(missing_ok=True)
@@ -229,9 +229,11 @@ class Run:
 
 def _copy_backbone(teacher: BEATs, tokenizer: Tokenizers) -> bool:
     """Let a tokenizer start with the weights of a model of the same size; returns whether it is."""
-    theirs, ours = teacher.state_dict(), tokenizer.state_dict()
-    backbone = {name: tensor for name, tensor in theirs.items() if not name.startswith("predictor.")}
-    if any(name not in ours or ours[name].shape != tensor.shape for name, tensor in backbone.items()):
+    teacher_state, tokenizer_state = teacher.state_dict(), tokenizer.state_dict()
+    backbone = {name: tensor for name, tensor in teacher_state.items() if not name.startswith("predictor.")}
+    if any(
+        name not in tokenizer_state or tokenizer_state[name].shape != tensor.shape for name, tensor in backbone.items()
+    ):
         return False
-    tokenizer.load_state_dict({**ours, **backbone})
+    tokenizer.load_state_dict({**tokenizer_state, **backbone})
     return True

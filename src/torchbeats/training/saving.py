@@ -89,11 +89,11 @@ class Saver(Checkpoint):
             return
         self._step = step
         if self.task.bad_steps >= BAD_STEPS:
-            kept = (
+            saved = (
                 f"The state saved before is kept in {self.state}" if self.state.exists() else "No state was saved yet"
             )
             raise TrainingError(
-                f"The loss or its gradient was not finite in {BAD_STEPS} steps in a row, up to step {step:,}. {kept}; "
+                f"The loss or its gradient was not finite in {BAD_STEPS} steps in a row, up to step {step:,}. {saved}; "
                 "skipped.jsonl lists the sounds. Try a lower learning rate, or trainer.precision=32-true."
             )
         stop, due = self._agreed(self._signal, time.monotonic() - self._saved_at > SAVE_SECONDS)
@@ -114,6 +114,6 @@ class Saver(Checkpoint):
         """What one process wants, all do."""
         if self._group is None:
             return stop, due
-        wishes = torch.tensor([stop, int(due)])
-        dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self._group)
-        return int(wishes[0]), bool(wishes[1])
+        flags = torch.tensor([stop, int(due)])
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
+        return int(flags[0]), bool(flags[1])

@@ -243,24 +243,24 @@ def settings(
             size = assignment[len("size=") :]
     if size not in list(PRESETS):  # of a list, so that what cannot be a key is none
         raise SettingsError(f"There is no size called {size!r}; choose one of {', '.join(PRESETS)}.")
-    chosen = Settings(size=size)
-    _merge(chosen, PRESETS[size], "")
-    _apply(chosen, values, assignments, named)
-    _check(chosen)
-    return chosen
+    result = Settings(size=size)
+    _merge(result, PRESETS[size], "")
+    _apply(result, values, assignments, named)
+    _check(result)
+    return result
 
 
 def finetune_settings(file: Path | None = None, assignments: Iterable[str] = (), **named: Any) -> FinetuneSettings:
     """Settle what a fine-tuning is to do. Arguments and errors as in `settings`."""
-    chosen = FinetuneSettings()
-    _apply(chosen, read_yaml_file(file) if file is not None else {}, assignments, named)
-    _check_finetune(chosen)
-    return chosen
+    result = FinetuneSettings()
+    _apply(result, read_yaml_file(file) if file is not None else {}, assignments, named)
+    _check_finetune(result)
+    return result
 
 
-def _apply(chosen: Any, values: Any, assignments: Iterable[str], named: Mapping[str, Any]) -> None:
+def _apply(target: Any, values: Any, assignments: Iterable[str], named: Mapping[str, Any]) -> None:
     """Set what a file says, over that what assignments say, over that what is named and not None."""
-    _merge(chosen, values, "")
+    _merge(target, values, "")
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
@@ -268,8 +268,8 @@ def _apply(chosen: Any, values: Any, assignments: Iterable[str], named: Mapping[
         nested: Any = read_yaml(value, f"The value of {key}")
         for name in reversed(key.strip().split(".")):
             nested = {name: nested}
-        _merge(chosen, nested, "")
-    _merge(chosen, {name: value for name, value in named.items() if value is not None}, "")
+        _merge(target, nested, "")
+    _merge(target, {name: value for name, value in named.items() if value is not None}, "")
 
 
 def _merge(target: Any, values: Any, where: str) -> None:
@@ -298,9 +298,9 @@ def _as(kind: Any, value: Any, name: str) -> Any:
         items = value if isinstance(value, (list, tuple)) else [value]
         return [_as(typing.get_args(kind)[0], item, name) for item in items]
     choices = typing.get_args(kind) if origin in (typing.Union, types.UnionType) else (kind,)
-    most = LARGEST_SEED if name == "seed" else LARGEST
-    if isinstance(value, (int, float)) and not abs(value) <= most:
-        raise SettingsError(f"{name} must be a number of at most {most}, not {reprlib.repr(value)}.")
+    limit = LARGEST_SEED if name == "seed" else LARGEST
+    if isinstance(value, (int, float)) and not abs(value) <= limit:
+        raise SettingsError(f"{name} must be a number of at most {limit}, not {reprlib.repr(value)}.")
     if float in choices and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if int in choices and isinstance(value, float) and value.is_integer():
@@ -314,23 +314,23 @@ def _as(kind: Any, value: Any, name: str) -> Any:
     )
 
 
-def _check(chosen: Settings) -> None:
+def _check(settings: Settings) -> None:
     """Refuse values that would only fail later, or quietly do nothing."""
-    if unknown := sorted(chosen.config.keys() - {field.name for field in dataclasses.fields(BEATsConfig)}):
+    if unknown := sorted(settings.config.keys() - {field.name for field in dataclasses.fields(BEATsConfig)}):
         names = ", ".join(f"config.{field.name}" for field in dataclasses.fields(BEATsConfig))
         raise SettingsError(f"There is no setting config.{unknown[0]}; there are {names}.")
     try:
-        chosen.beats_config().check()
+        settings.beats_config().check()
     except (TypeError, ValueError) as error:
         raise SettingsError(f"config: {error}") from error
     data, tokens, model, distillation, trainer = (
-        chosen.data, chosen.tokens, chosen.model, chosen.distillation, chosen.trainer
+        settings.data, settings.tokens, settings.model, settings.distillation, settings.trainer
     )  # fmt: skip
     phases = (model, distillation)
-    config = chosen.beats_config()
+    config = settings.beats_config()
     width = model.predictor_width or config.encoder_embed_dim
     rules = {
-        "iterations must be at least 1": chosen.iterations >= 1,
+        "iterations must be at least 1": settings.iterations >= 1,
         f"tokens.quant_n, tokens.quant_dim and model.predictor_width must be at most {LARGEST_SIZE}": max(
             tokens.quant_n, tokens.quant_dim, width
         )
@@ -342,7 +342,7 @@ def _check(chosen: Settings) -> None:
         "data.batch_seconds must be at most 1000000": data.batch_seconds <= 1e6,
         "data.workers must be at most 1000": data.workers <= 1000,
         "trainer.nodes must be at least 1": trainer.nodes >= 1,
-        "seed must be at least 0": chosen.seed >= 0,
+        "seed must be at least 0": settings.seed >= 0,
         "data.workers must be at least 0, or -1": data.workers >= -1,
         "data.crop_seconds must name at least one length of 0.175 s or more": len(data.crop_seconds) > 0
         and all(0.175 <= seconds < math.inf for seconds in data.crop_seconds),
@@ -389,12 +389,12 @@ def _check(chosen: Settings) -> None:
     _refuse(rules)
 
 
-def _check_finetune(chosen: FinetuneSettings) -> None:
+def _check_finetune(settings: FinetuneSettings) -> None:
     """Refuse values that would only fail later, or quietly do nothing."""
-    data, augment, model, trainer = chosen.data, chosen.augment, chosen.model, chosen.trainer
+    data, augment, model, trainer = settings.data, settings.augment, settings.model, settings.trainer
     _refuse(
         {
-            "seed must be at least 0": chosen.seed >= 0,
+            "seed must be at least 0": settings.seed >= 0,
             "data.seconds must be at least 0.175": 0.175 <= data.seconds < math.inf,
             "data.batch_seconds must be at least data.seconds": data.seconds <= data.batch_seconds < math.inf,
             "data.workers must be at least 0, or -1": data.workers >= -1,
@@ -436,8 +436,8 @@ def _check_finetune(chosen: FinetuneSettings) -> None:
 
 
 def _refuse(rules: Mapping[str, bool]) -> None:
-    for rule, kept in rules.items():
-        if not kept:
+    for rule, holds in rules.items():
+        if not holds:
             raise SettingsError(f"The settings cannot be followed: {rule}.")
 
 

@@ -79,10 +79,10 @@ class LabelStatistics(nn.Module):
         entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
         self.counts.zero_()
         self.hits.zero_()
-        use = {"codes_used": float((shares > 0).float().mean()), "perplexity": float(entropy.exp())}
+        usage = {"codes_used": float((shares > 0).float().mean()), "perplexity": float(entropy.exp())}
         if not self.predicted:
-            return use
-        return {"accuracy": float(hits / total), "majority": float(counts.max(1).values.sum() / total), **use}
+            return usage
+        return {"accuracy": float(hits / total), "majority": float(counts.max(1).values.sum() / total), **usage}
 
 
 class Task(L.LightningModule, Generic[B]):
@@ -132,15 +132,15 @@ class Task(L.LightningModule, Generic[B]):
         return 1.0
 
     @property
-    def leaves_out(self) -> bool:
+    def drops_layers(self) -> bool:
         """Whether a step may leave layers out."""
         return False
 
-    def remark(self, report: Mapping[str, float]) -> str:
+    def status_text(self, report: Mapping[str, float]) -> str:
         """A few words about a report, for the display."""
         return f"loss {report['loss']:.3f}"
 
-    def complaint(self, report: Mapping[str, float]) -> str | None:
+    def warning_text(self, report: Mapping[str, float]) -> str | None:
         """A sentence, where a report shows that something is wrong."""
         return embedding_collapse(report)
 

@@ -96,10 +96,12 @@ def evaluate(
     training = model.training
     try:
         plan = scores_for(data)
-        rows = rows_of(labelled.examples, model.eval(), plan, on_failure=lambda path, why: skip(Failure(path, why)))
+        rows = rows_of(
+            labelled.examples, model.eval(), plan, on_failure=lambda path, reason: skip(Failure(path, reason))
+        )
     finally:
         model.train(training)
-    return metrics.report(labelled.subset(rows.heard.tolist()).targets(), rows.values, labelled.classes)
+    return metrics.report(labelled.subset(rows.indices.tolist()).targets(), rows.values, labelled.classes)
 
 
 def _brief(report: metrics.Report) -> dict[str, float]:

@@ -88,15 +88,15 @@ def _constructed(text: str) -> Any:
         loader.dispose()
 
 
-def _values(node: yaml.Node, known: dict[int, int]) -> int:
+def _values(node: yaml.Node, counts: dict[int, int]) -> int:
     """How many values a node has below it, with every alias written out."""
-    if id(node) in known:
-        return known[id(node)]
-    known[id(node)] = _MOST_VALUES + 1  # until it is known: an alias within what it stands for has no end
+    if id(node) in counts:
+        return counts[id(node)]
+    counts[id(node)] = _MOST_VALUES + 1  # until it is known: an alias within what it stands for has no end
     below = node.value if isinstance(node, yaml.CollectionNode) else []
     parts = [part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
-    known[id(node)] = 1 + sum(_values(part, known) for part in parts)
-    return known[id(node)]
+    counts[id(node)] = 1 + sum(_values(part, counts) for part in parts)
+    return counts[id(node)]
 
 
 def _numbers(value: Any) -> Any:

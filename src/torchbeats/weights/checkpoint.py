@@ -57,11 +57,11 @@ def read(path: str | os.PathLike[str], expect: Any = None) -> Checkpoint:
         start = file.read(16)
     safetensors = start[8:9] == b"{"  # behind eight bytes of length comes JSON
     content, metadata = _read_safetensors(path) if safetensors else (_read_pickle(path), {})
-    found = recognise(path, content, metadata)
-    if expect is not None and type(found.config) is not expect:
-        kind, owner = _OWNERS[type(found.config)]
+    checkpoint = recognise(path, content, metadata)
+    if expect is not None and type(checkpoint.config) is not expect:
+        kind, owner = _OWNERS[type(checkpoint.config)]
         raise CheckpointError(path, f"this is a {kind} checkpoint; load it with torchbeats.load or torchbeats.{owner}.")
-    return found
+    return checkpoint
 
 
 def fill(model: nn.Module, stored: Checkpoint) -> None:
@@ -70,16 +70,16 @@ def fill(model: nn.Module, stored: Checkpoint) -> None:
     Raises:
         CheckpointError: tensors are missing, left over, of another shape, or not finite. The model is then no use.
     """
-    wanted = model.state_dict()
-    _share_position_table(stored.tensors, wanted)
-    missing = [name for name in wanted if name not in stored.tensors]
-    extra = [name for name in stored.tensors if name not in wanted]
-    if len(missing) > len(wanted) / 2:
-        said = f"it lacks {some_of(missing)}, and has {some_of(extra)}"
-        raise CheckpointError(stored.path, f"this is a checkpoint of another model: {said}.")
+    expected = model.state_dict()
+    _share_position_table(stored.tensors, expected)
+    missing = [name for name in expected if name not in stored.tensors]
+    extra = [name for name in stored.tensors if name not in expected]
+    if len(missing) > len(expected) / 2:
+        difference = f"it lacks {some_of(missing)}, and has {some_of(extra)}"
+        raise CheckpointError(stored.path, f"this is a checkpoint of another model: {difference}.")
     misshapen = [
         f"{name} {tuple(stored.tensors[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
+        for name, tensor in expected.items()
         if name in stored.tensors and stored.tensors[name].shape != tensor.shape
     ]
     faults = {
@@ -87,11 +87,13 @@ def fill(model: nn.Module, stored: Checkpoint) -> None:
         "has tensors that do not belong to the model:": extra,
         "has shapes that are wrong:": misshapen,
     }
-    if told := [f"it {verb} {some_of(names)}" for verb, names in faults.items() if names]:
-        raise CheckpointError(stored.path, f"{'; '.join(told)}. It is damaged, or its config is that of another model.")
+    if messages := [f"it {verb} {some_of(names)}" for verb, names in faults.items() if names]:
+        raise CheckpointError(
+            stored.path, f"{'; '.join(messages)}. It is damaged, or its config is that of another model."
+        )
     broken = []
     ready = {}
-    for name, target in wanted.items():  # one at a time, so that converting never holds two copies of the model
+    for name, target in expected.items():  # one at a time, so that converting never holds two copies of the model
         tensor = stored.tensors.pop(name).to(target.dtype)
         if not bool(tensor.isfinite().all()):
             broken.append(name)
@@ -101,11 +103,11 @@ def fill(model: nn.Module, stored: Checkpoint) -> None:
     model.load_state_dict(ready, assign=True)
 
 
-def _share_position_table(tensors: dict[str, Tensor], wanted: Iterable[str]) -> None:
+def _share_position_table(tensors: dict[str, Tensor], names: Iterable[str]) -> None:
     """List the one position table, which a file may store once, under every layer."""
     table = next((tensor for name, tensor in tensors.items() if POSITION_TABLE.fullmatch(name)), None)
     if table is not None:
-        for name in wanted:
+        for name in names:
             if POSITION_TABLE.fullmatch(name):
                 tensors.setdefault(name, table)
 
@@ -175,14 +177,14 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
     path = Path(path)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{path}: an exported model cannot be saved; save the checkpoint that it was made from.")
-    config, label_dict = described(model)
+    config, label_dict = config_and_labels(model)
     if folder and type(config) is not BEATsConfig:
         raise ModelError(f"{path}: transformers has no class for a tokenizer. Write it to a .safetensors file.")
     suffixes = SUFFIXES if isinstance(config, BEATsConfig) else SUFFIXES[:1]
     if not folder and path.suffix not in suffixes:
-        because = "" if path.suffix not in SUFFIXES else ": the research code has no such tokenizer, and reads none"
+        reason = "" if path.suffix not in SUFFIXES else ": the research code has no such tokenizer, and reads none"
         raise SettingsError(
-            f"The name of such a checkpoint must end in {', '.join(suffixes)}; {path} does not{because}."
+            f"The name of such a checkpoint must end in {', '.join(suffixes)}; {path} does not{reason}."
         )
     state = {name: tensor.detach().to("cpu", dtype) for name, tensor in model.state_dict().items()}
     if folder:
@@ -221,7 +223,7 @@ def _write_pickle(path: Path, config: BEATsConfig, label_dict: dict[int, str] | 
         torch.save(content, temporary)
 
 
-def described(model: nn.Module) -> tuple[BEATsConfig, dict[int, str] | None]:
+def config_and_labels(model: nn.Module) -> tuple[BEATsConfig, dict[int, str] | None]:
     """Config and labels of a model as it is: its label head may have been taken off or exchanged since it was built.
 
     Raises:
@@ -294,11 +296,11 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         with plain_values():
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"(?:GLOBAL|Unsupported class)\s+([\w.]+)", str(error))
-        if wanted:
+        forbidden = re.search(r"(?:GLOBAL|Unsupported class)\s+([\w.]+)", str(error))
+        if forbidden:
             raise CheckpointError(
                 path,
-                f"it wants to run code on loading ({wanted[1]}), which torchbeats never allows: a checkpoint holds "
+                f"it wants to run code on loading ({forbidden[1]}), which torchbeats never allows: a checkpoint holds "
                 "tensors and plain values. Ask its author for a safetensors file.",
             ) from error
         raise CheckpointError(path, "this is not a checkpoint that PyTorch can read.") from error

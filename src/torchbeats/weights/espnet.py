@@ -52,15 +52,15 @@ def settings_of_finetuned(path: Path, tensors: Collection[str], cfg: Mapping[str
     Raises:
         CheckpointError: there is none, or it describes a model that torchbeats does not have.
     """
-    said = _beside(path, "a fine-tuned ESPnet model")
-    decoder, task = _section(path, said, "decoder_conf"), _section(path, said, "model_conf")
+    config = _read_config(path, "a fine-tuned ESPnet model")
+    decoder, task = _section(path, config, "decoder_conf"), _section(path, config, "model_conf")
     if decoder.get("pooling", "mean") != "mean":
         raise CheckpointError(
             path, f"its head pools by {_shown(decoder['pooling'])}; torchbeats reads heads that pool by mean."
         )
-    settings = _settings(path, said, cfg or {}, tensors)
+    settings = _settings(path, config, cfg or {}, tensors)
     settings["problem_type"] = _problem_type(path, task.get("classification_type", _DEFAULT))
-    return {"token_list": said.get("token_list"), "cfg": settings}
+    return {"token_list": config.get("token_list"), "cfg": settings}
 
 
 def settings_of_pretraining(path: Path, tensors: Collection[str]) -> tuple[dict[str, Any], bool]:
@@ -69,8 +69,8 @@ def settings_of_pretraining(path: Path, tensors: Collection[str]) -> tuple[dict[
     Raises:
         CheckpointError: as above.
     """
-    said = _beside(path, "a checkpoint of ESPnet's pre-training")
-    return _settings(path, said, {}, tensors), _section(path, said, "encoder_conf").get("beats_ckpt_path") is None
+    config = _read_config(path, "a checkpoint of ESPnet's pre-training")
+    return _settings(path, config, {}, tensors), _section(path, config, "encoder_conf").get("beats_ckpt_path") is None
 
 
 def settings_of_converted(path: Path, cfg: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
@@ -80,8 +80,8 @@ def settings_of_converted(path: Path, cfg: Mapping[str, Any], tensors: Collectio
     beside it does; where there is none, ESPnet's default is taken, with a warning.
     """
     if sidecars.beside(path, CONFIG) is not None:
-        theirs: dict[str, Any] = settings_of_finetuned(path, tensors, cfg)["cfg"]
-        return {**cfg, **theirs}  # as ESPnet does: what it was fine-tuned with wins
+        finetuned: dict[str, Any] = settings_of_finetuned(path, tensors, cfg)["cfg"]
+        return {**cfg, **finetuned}  # as ESPnet does: what it was fine-tuned with wins
     settings = _with_published(cfg)
     assumed = []
     if cfg.get("problem_type") is None and cfg.get("classification_type") is None:
@@ -109,11 +109,13 @@ def settings_of_pretrained(path: Path, cfg: Mapping[str, Any], tensors: Collecti
         tensors: their names in it.
     """
     if not _has_frozen(tensors) and _ITS_SETTINGS.isdisjoint(cfg):
-        said = _of_its_training(path)
-        return dict(cfg) if said is None or _has_statistics(cfg) else {**cfg, **_statistics(path, said, cfg, tensors)}
-    beside = sidecars.beside(path, CONFIG)
-    if beside is not None:
-        return {**cfg, **_statistics(path, sidecars.read_yaml(beside), cfg, tensors)}
+        config = _own_training_config(path)
+        return (
+            dict(cfg) if config is None or _has_statistics(cfg) else {**cfg, **_statistics(path, config, cfg, tensors)}
+        )
+    config_file = sidecars.beside(path, CONFIG)
+    if config_file is not None:
+        return {**cfg, **_statistics(path, sidecars.read_yaml(config_file), cfg, tensors)}
     settings = _with_published(cfg)
     if not _has_statistics(cfg):
         _warn_of_assumed(path, settings, f"no {CONFIG} of ESPnet's lies beside it")
@@ -124,65 +126,67 @@ def _has_frozen(tensors: Collection[str]) -> bool:
     return any(name.removeprefix("encoder.").startswith(FROZEN) for name in tensors)
 
 
-def _of_its_training(path: Path) -> dict[str, Any] | None:
+def _own_training_config(path: Path) -> dict[str, Any] | None:
     """The ``config.yaml`` beside a file that may be anybody's, where it is one of a BEATs that ESPnet trained afresh.
 
     One of a fine-tuned model names the file that it was tuned from, which may well be this one.
     """
-    beside = sidecars.beside(path, CONFIG)
+    config_file = sidecars.beside(path, CONFIG)
     try:
-        said = {} if beside is None else sidecars.read_yaml(beside)
+        config = {} if config_file is None else sidecars.read_yaml(config_file)
     except CheckpointError:
         return None
-    encoder = said.get("encoder_conf")
+    encoder = config.get("encoder_conf")
     if not isinstance(encoder, Mapping) or "beats_config" not in encoder or encoder.get("beats_ckpt_path") is not None:
         return None
-    return said
+    return config
 
 
-def _beside(path: Path, what: str) -> dict[str, Any]:
-    beside = sidecars.beside(path, CONFIG)
-    if beside is None:
+def _read_config(path: Path, what: str) -> dict[str, Any]:
+    config_file = sidecars.beside(path, CONFIG)
+    if config_file is None:
         raise CheckpointError(path, f"{what} needs its {CONFIG} beside it; download that too.")
-    said = sidecars.read_yaml(beside)
-    _check_input(path, said)
-    return said
+    config = sidecars.read_yaml(config_file)
+    _check_input(path, config)
+    return config
 
 
-def _section(path: Path, said: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = said.get(name) or {}
+def _section(path: Path, config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = config.get(name) or {}
     if not isinstance(section, Mapping):
         raise CheckpointError(path, f"{name} in the {CONFIG} beside it must be a dictionary of settings.")
     return section
 
 
-def _settings(path: Path, said: Mapping[str, Any], cfg: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+def _settings(
+    path: Path, config: Mapping[str, Any], cfg: Mapping[str, Any], tensors: Collection[str]
+) -> dict[str, Any]:
     """Of the encoder: those of its sizes that are told, and its statistics."""
-    encoder = _section(path, said, "encoder_conf")
+    encoder = _section(path, config, "encoder_conf")
     for option, off in _OPTIONS.items():
         if encoder.get(option) not in (None, off):
             raise CheckpointError(path, f"it was trained with ESPnet's {option}, which torchbeats does not have.")
     base = {name: value for name, value in _section(path, encoder, "beats_config").items() if value is not None}
-    return {**base, **_statistics(path, said, {**cfg, **base}, tensors)}
+    return {**base, **_statistics(path, config, {**cfg, **base}, tensors)}
 
 
 # --- what the encoder gets --------------------------------------------------------------------------------------------
 
 
-def _check_input(path: Path, said: Mapping[str, Any]) -> None:
+def _check_input(path: Path, config: Mapping[str, Any]) -> None:
     """Raise a `CheckpointError` where the encoder was not given the sound as it is."""
-    normalise = _chosen(said.get("normalize"))
+    normalise = _part_name(config.get("normalize"))
     if normalise == "utterance_mvn":
         # Taking off the mean of a waveform changes nothing: each window of the front end does so itself.
-        if not _section(path, said, "normalize_conf").get("norm_vars", False):
+        if not _section(path, config, "normalize_conf").get("norm_vars", False):
             normalise = None
         else:
             normalise += " with norm_vars"
     # With a size of the input, ESPnet builds no front end, whatever is set.
-    frontend = _chosen(said.get("frontend")) if said.get("input_size") is None else None
+    frontend = _part_name(config.get("frontend")) if config.get("input_size") is None else None
     for option, value in (
         ("normalize", normalise),
-        ("preencoder", _chosen(said.get("preencoder"))),
+        ("preencoder", _part_name(config.get("preencoder"))),
         ("frontend", frontend),
     ):
         if value is not None:
@@ -193,7 +197,7 @@ def _check_input(path: Path, said: Mapping[str, Any]) -> None:
             )
 
 
-def _chosen(value: Any) -> str | None:
+def _part_name(value: Any) -> str | None:
     """The name of one of ESPnet's parts, which it lets people leave out in four ways."""
     if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "nil")):
         return None
@@ -205,35 +209,37 @@ def _shown(value: Any) -> str:
 
 
 def _statistics(
-    path: Path, said: Mapping[str, Any], cfg: Mapping[str, Any], tensors: Collection[str]
+    path: Path, config: Mapping[str, Any], cfg: Mapping[str, Any], tensors: Collection[str]
 ) -> dict[str, Any]:
     """Mean and deviation of the features: those of ``encoder_conf``, else the default of the version of ESPnet.
 
     Args:
         path: of the weights, for messages.
-        said: content of the ``config.yaml`` beside it.
+        config: content of the ``config.yaml`` beside it.
         cfg: all other settings, whose statistics ESPnet does not use.
         tensors: names in the file.
     """
-    encoder = _section(path, said, "encoder_conf")
-    told = {name: encoder[name] for name in _PUBLISHED if encoder.get(name) is not None}
-    if _has_statistics(told):
-        return told
-    default = _default_of(said.get("version"))
+    encoder = _section(path, config, "encoder_conf")
+    stated = {name: encoder[name] for name in _PUBLISHED if encoder.get(name) is not None}
+    if _has_statistics(stated):
+        return stated
+    default = _default_of(config.get("version"))
     unused = {name: cfg[name] for name in _PUBLISHED if cfg.get(name) is not None}
     if default is None:
-        result = {**_PUBLISHED, **unused, **told}
-        if not _has_statistics({**unused, **told}):
+        result = {**_PUBLISHED, **unused, **stated}
+        if not _has_statistics({**unused, **stated}):
             _warn_of_assumed(path, result, f"the {CONFIG} beside it names no version of ESPnet that would tell")
         return result
-    result = {**default, **told}
+    result = {**default, **stated}
     if default is _PUBLISHED and _has_frozen(tensors):  # a development version says the number of the last release
-        _warn_of_assumed(path, result, f"it has parts that ESPnet {said['version']}, which its {CONFIG} names, lacked")
+        _warn_of_assumed(
+            path, result, f"it has parts that ESPnet {config['version']}, which its {CONFIG} names, lacked"
+        )
     if unused and {**result, **unused} != result:
         warnings.warn(
             f"{path}: the mean and deviation of features {_pair({**result, **unused})} among its sizes are stored by "
-            f"ESPnet and never used; it is read as ESPnet {said['version']} reads it, with {_pair(result)}. If it was "
-            f"trained with others, write them into encoder_conf in its {CONFIG}.",
+            f"ESPnet and never used; it is read as ESPnet {config['version']} reads it, with {_pair(result)}. If it "
+            f"was trained with others, write them into encoder_conf in its {CONFIG}.",
             stacklevel=2,
         )
     return result
@@ -261,9 +267,9 @@ def _with_published(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {**cfg, **{name: value for name, value in _PUBLISHED.items() if cfg.get(name) is None}}
 
 
-def _warn_of_assumed(path: Path, result: Mapping[str, Any], because: str) -> None:
+def _warn_of_assumed(path: Path, result: Mapping[str, Any], reason: str) -> None:
     warnings.warn(
-        f"{path}: {because}. The mean and deviation of its features are taken to be {_pair(result)}, the defaults "
+        f"{path}: {reason}. The mean and deviation of its features are taken to be {_pair(result)}, the defaults "
         f"up to ESPnet {_LAST_PUBLISHED}; from {_FIRST_OPENBEATS} on they are {_pair(_OPENBEATS)}. If it was trained "
         f"with others, put its {CONFIG} beside it, with fbank_mean and fbank_std in encoder_conf.",
         stacklevel=2,

@@ -93,17 +93,17 @@ def recognise(path: Path, content: Mapping[str, Any], metadata: Mapping[str, str
         CheckpointError: it is no BEATs checkpoint, or contradicts itself.
     """
     if METADATA_KEY in metadata:
-        stored = _ours(path, _tensors(path, content), metadata)
+        stored = _from_torchbeats(path, _tensors(path, content), metadata)
     elif (about := transformers_folder.config_beside(path, content)) is not None:
         stored = _transformers(path, _tensors(path, content), about)
     else:
-        stored = _theirs(path, content)
+        stored = _from_elsewhere(path, content)
     if not isinstance(stored.config, RandomProjectionConfig) and not _layers(stored.tensors):
         raise CheckpointError(path, f"this is a checkpoint of another model: it has {some_of(stored.tensors)}.")
     return stored
 
 
-def _ours(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Checkpoint:
+def _from_torchbeats(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Checkpoint:
     try:
         about = json.loads(metadata[METADATA_KEY])
         version, kind, cfg, labels = about["version"], about["kind"], about["config"], about["labels"]
@@ -133,7 +133,7 @@ def _transformers(path: Path, tensors: dict[str, Tensor], about: Mapping[str, An
     return Checkpoint(path, config, tensors, labels_by_index(path, labels, config))
 
 
-def _theirs(path: Path, content: Mapping[str, Any]) -> Checkpoint:
+def _from_elsewhere(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     """The research code's files, ESPnet's, AVEX's, and whatever training programs have put around them."""
     weights, container = trainers.weights_in(path, content)
     tensors = trainers.unwrapped(path, _tensors(path, weights, container))
@@ -147,7 +147,7 @@ def _theirs(path: Path, content: Mapping[str, Any]) -> Checkpoint:
     tensors = _learned(tensors)
     if container == "model" and content.keys() <= {"model", "cfg", "label_dict"}:
         raise CheckpointError(path, 'it has weights under "model" but no "cfg" that describes them.')
-    if container and not _layers(_under(tensors, "backbone.")):
+    if container and not _layers(_without_prefix(tensors, "backbone.")):
         raise CheckpointError(
             path, f"what it has under {container!r} are weights of another model: {some_of(tensors)}."
         )
@@ -168,8 +168,8 @@ def _checkpoint(path: Path, tensors: dict[str, Tensor], cfg: Any, content: Mappi
     if _is_espnet_pretraining(tensors):
         tensors = _encoder_alone(tensors)
     elif _is_espnet_finetuned(tensors):
-        said = {"cfg": espnet.settings_of_converted(path, cfg, tensors)}
-        return _espnet_finetuned(path, tensors, said, content)
+        settings = {"cfg": espnet.settings_of_converted(path, cfg, tensors)}
+        return _espnet_finetuned(path, tensors, settings, content)
     if "token_list" in content:  # of ESPnet's too, under the research code's names
         cfg = espnet.settings_of_converted(path, cfg, tensors)
         tensors = _with_predictor(tensors)
@@ -188,7 +188,7 @@ def _bare(path: Path, tensors: dict[str, Tensor], content: Mapping[str, Any], co
     if any(name.startswith("backbone.") for name in tensors):
         # The head that the backbone had before is of no use; the trained one is the classifier.
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("backbone.predictor.")}
-    tensors = front_end.without_front_end(path, _with_predictor(_under(tensors, "backbone.")))
+    tensors = front_end.without_front_end(path, _with_predictor(_without_prefix(tensors, "backbone.")))
     config = settings_that_fit(path, {**_PUBLISHERS, **_sizes(path, tensors)}, BEATsConfig, tensors)
     labels = content.get("label_dict") if container else None
     beside = sidecars.beside(path, "label_map.json") if config.finetuned_model and labels is None else None
@@ -225,7 +225,9 @@ def _espnet_pretraining(path: Path, tensors: dict[str, Tensor]) -> Checkpoint:
 
 
 def _encoder_alone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return _under({name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}, "encoder.")
+    return _without_prefix(
+        {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}, "encoder."
+    )
 
 
 def _is_espnet_finetuned(tensors: Mapping[str, Tensor]) -> bool:
@@ -233,12 +235,12 @@ def _is_espnet_finetuned(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _espnet_finetuned(
-    path: Path, tensors: dict[str, Tensor], said: Mapping[str, Any], content: Mapping[str, Any]
+    path: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any], content: Mapping[str, Any]
 ) -> Checkpoint:
     """An encoder under ``encoder.`` with a head; ``said`` has ``token_list`` and, in ``cfg``, how it was trained."""
-    tensors = front_end.without_front_end(path, _with_predictor(_under(_learned(tensors), "encoder.")))
-    config = settings_that_fit(path, {**_PUBLISHERS, **said["cfg"], **_sizes(path, tensors)}, BEATsConfig, tensors)
-    symbols = content.get("token_list", said.get("token_list"))
+    tensors = front_end.without_front_end(path, _with_predictor(_without_prefix(_learned(tensors), "encoder.")))
+    config = settings_that_fit(path, {**_PUBLISHERS, **settings["cfg"], **_sizes(path, tensors)}, BEATsConfig, tensors)
+    symbols = content.get("token_list", settings.get("token_list"))
     labels = content.get("label_dict") if symbols is None else _labels_of_outputs(symbols, tensors)
     return Checkpoint(path, config, tensors, labels_by_index(path, labels, config))
 
@@ -299,9 +301,9 @@ def settings_that_fit(path: str | os.PathLike[str], cfg: Any, kind: Any, tensors
         raise CheckpointError(path, f"its config has settings that no model has: {some_of(clashes)}.")
     front_end.check_settings(path, cfg)
     config = kind(cfg)
-    layers, told = _layers(tensors), getattr(config, "encoder_layers", None)
-    if layers and type(told) is int and told >= 1 and told != layers:
-        raise CheckpointError(path, f"its config speaks of {shown(told)} layers; it holds {layers}.")
+    layers, stated = _layers(tensors), getattr(config, "encoder_layers", None)
+    if layers and type(stated) is int and stated >= 1 and stated != layers:
+        raise CheckpointError(path, f"its config speaks of {shown(stated)} layers; it holds {layers}.")
     try:
         config.check()
     except ValueError as error:
@@ -327,21 +329,21 @@ def _check_mapping(path: str | os.PathLike[str], cfg: Any) -> None:
 def _tensors(path: Path, content: Mapping[Any, Any], container: str | None = None) -> dict[str, Tensor]:
     """The tensors under the reference's names."""
     tensors: dict[str, Tensor] = {}
-    strangers = []
+    unexpected = []
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            strangers.append(str(name)[:80])
+            unexpected.append(str(name)[:80])
             continue
-        for theirs, ours in PARAMETRIZED_NAMES.items():
-            if name.endswith(theirs):
-                name = name.removesuffix(theirs) + ours
+        for parametrized, plain in PARAMETRIZED_NAMES.items():
+            if name.endswith(parametrized):
+                name = name.removesuffix(parametrized) + plain
         tensors[name] = value
     where = f" under {container!r}" if container else ""
-    if strangers or not tensors:
-        what = f"entries that are no tensors{where}: {some_of(strangers)}" if strangers else f"no tensors{where}"
+    if unexpected or not tensors:
+        what = f"entries that are no tensors{where}: {some_of(unexpected)}" if unexpected else f"no tensors{where}"
         raise CheckpointError(path, f"this is not a BEATs checkpoint: it has {what}.")
-    if lying := [name for name, tensor in tensors.items() if not _has_its_values(tensor)]:
-        raise CheckpointError(path, f"it has tensors without plain values: {some_of(lying)}.")
+    if without_values := [name for name, tensor in tensors.items() if not _has_its_values(tensor)]:
+        raise CheckpointError(path, f"it has tensors without plain values: {some_of(without_values)}.")
     return tensors
 
 
@@ -352,7 +354,7 @@ def _has_its_values(tensor: Tensor) -> bool:
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _without_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The same tensors, less a prefix where they have it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 

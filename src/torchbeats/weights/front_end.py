@@ -33,8 +33,8 @@ def without_front_end(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Te
     Raises:
         CheckpointError: they are others.
     """
-    for name, ours in ((_WINDOW, povey_window()), (_FILTERS, mel_filters())):
-        if name in tensors and not _same(tensors[name], ours):
+    for name, expected in ((_WINDOW, povey_window()), (_FILTERS, mel_filters())):
+        if name in tensors and not _same(tensors[name], expected):
             raise CheckpointError(
                 path,
                 f"it was trained with another front end: its {name} is not that of {N_MELS} mel bands from 20 Hz to "
@@ -46,18 +46,20 @@ def without_front_end(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Te
 
 def check_settings(path: str | PathLike[str], cfg: Mapping[str, Any]) -> None:
     """Raise a `CheckpointError` where settings ask for another front end."""
-    for name, ours in _SETTINGS.items():
-        theirs = cfg.get(name, ours)
-        if isinstance(theirs, (int, float)) and theirs != ours:
+    for name, expected in _SETTINGS.items():
+        value = cfg.get(name, expected)
+        if isinstance(value, (int, float)) and value != expected:
             raise CheckpointError(
                 path,
-                f"it was trained with another front end: {name} {shown(theirs)}. torchbeats has {ours:g} only.",
+                f"it was trained with another front end: {name} {shown(value)}. torchbeats has {expected:g} only.",
             )
 
 
-def _same(theirs: Tensor, ours: Tensor) -> bool:
+def _same(stored: Tensor, expected: Tensor) -> bool:
     """Whether two constants are equal but for rounding; a filter bank may also be stored bands first."""
-    if theirs.dtype not in _BITS or theirs.layout != torch.strided or theirs.is_meta:
+    if stored.dtype not in _BITS or stored.layout != torch.strided or stored.is_meta:
         return False
-    turned = theirs.t() if theirs.dim() == 2 and theirs.shape != ours.shape else theirs
-    return turned.shape == ours.shape and bool((turned.float() - ours).abs().max() <= _BITS[theirs.dtype])
+    transposed = stored.t() if stored.dim() == 2 and stored.shape != expected.shape else stored
+    return transposed.shape == expected.shape and bool(
+        (transposed.float() - expected).abs().max() <= _BITS[stored.dtype]
+    )

@@ -96,9 +96,11 @@ def _checking_metadata(get: Callable[..., Any]) -> Callable[..., Any]:
             raise
         _check_commit(metadata.commit_hash)
         content = getattr(metadata, "xet_file_data", None)  # newer clients have it
-        for said, name in (("ETag", metadata.etag), ("hash", getattr(content, "file_hash", None))):
+        for value, name in (("ETag", metadata.etag), ("hash", getattr(content, "file_hash", None))):
             if name is not None and not is_plain(name):
-                raise HostileAnswer(f"the server calls its content by the {said} {name!r:.100}, which is no plain name")
+                raise HostileAnswer(
+                    f"the server calls its content by the {value} {name!r:.100}, which is no plain name"
+                )
         if metadata.size is not None and not 0 <= metadata.size <= largest:
             raise HostileAnswer(f"the server promises {metadata.size:,} bytes, where at most {largest:,} make sense")
         return metadata
@@ -171,8 +173,8 @@ def _limiting(get: Callable[..., Any]) -> Callable[..., Any]:
 class _Limited:
     """An open file that refuses to grow beyond a size."""
 
-    def __init__(self, file: Any, most: int) -> None:
-        self._file, self._most = file, most
+    def __init__(self, file: Any, limit: int) -> None:
+        self._file, self._most = file, limit
 
     def write(self, data: bytes) -> int:
         if self._file.tell() + len(data) > self._most:

@@ -234,8 +234,8 @@ def _only_checkpoint(names: Iterable[str], where: str, prefix: str) -> str:
 
 def _sidecars(file: str, files: list[str]) -> list[str]:
     """Those of `SIDECARS` that a repository has, each from the checkpoint's own folder or else from the top."""
-    places = ((PurePosixPath(file).with_name(name).as_posix(), name) for name in SIDECARS)
-    return [next(path for path in place if path in files) for place in places if not set(place).isdisjoint(files)]
+    candidates = ((PurePosixPath(file).with_name(name).as_posix(), name) for name in SIDECARS)
+    return [next(path for path in paths if path in files) for paths in candidates if not set(paths).isdisjoint(files)]
 
 
 def _name(source: Source) -> str:
@@ -265,20 +265,26 @@ def _explain(error: Exception, source: Source) -> HubError:
     login = "log in with `hf auth login` or set HF_TOKEN"
     match error:
         case errors.RepositoryNotFoundError() if not isinstance(error, errors.GatedRepoError):
-            said = f"is neither on the Hub nor on this machine. Check the name; if it is private, {login}."
+            message = f"is neither on the Hub nor on this machine. Check the name; if it is private, {login}."
         case errors.RevisionNotFoundError():
-            said = f"does not exist: the repository has no revision {source.revision}."
+            message = f"does not exist: the repository has no revision {source.revision}."
         case errors.EntryNotFoundError() if not isinstance(error, errors.LocalEntryNotFoundError):
-            said = f"does not exist. {_page(source)}/tree/{source.revision} shows what does."
+            message = f"does not exist. {_page(source)}/tree/{source.revision} shows what does."
         case _ if status in (401, 403):  # GatedRepoError among them
-            said = f"was refused by the Hub. If {_page(source)} asks you to accept a licence, do so; then {login}."
+            message = f"was refused by the Hub. If {_page(source)} asks you to accept a licence, do so; then {login}."
         case errors.OfflineModeIsEnabled():
-            said = f"is not on this machine, and HF_HUB_OFFLINE forbids to download it. Unset that. {_by_hand(source)}"
+            message = (
+                f"is not on this machine, and HF_HUB_OFFLINE forbids to download it. Unset that. {_by_hand(source)}"
+            )
         case HostileAnswer():
-            said = f"was not downloaded: {error}. Whatever answers is no Hub to trust; see what HF_ENDPOINT is set to."
+            message = (
+                f"was not downloaded: {error}. Whatever answers is no Hub to trust; see what HF_ENDPOINT is set to."
+            )
         case OSError(errno=int()) if not isinstance(error, ConnectionError):
-            said = f"could not be stored: {error}. Make room, or set HF_HOME to another folder."
+            message = f"could not be stored: {error}. Make room, or set HF_HOME to another folder."
         case _:
-            why = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-            said = f"could not be downloaded: {why}. Check the connection and run the command again. {_by_hand(source)}"
-    return HubError(f"{_name(source)} {said}")
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+            message = (
+                f"could not be downloaded: {reason}. Check the connection and run the command again. {_by_hand(source)}"
+            )
+    return HubError(f"{_name(source)} {message}")

@@ -56,23 +56,23 @@ def unwrapped(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     tensors = _without_wrappers(path, tensors)
     parents = _parents(tensors)
     if len(parents) > 1:
-        told = quoted(parent.rstrip(".") or "no name" for parent in sorted(parents))
+        names = quoted(parent.rstrip(".") or "no name" for parent in sorted(parents))
         raise CheckpointError(
-            path, f"it has parts of a BEATs under several names: {told}. Save the model that you want alone."
+            path, f"it has parts of a BEATs under several names: {names}. Save the model that you want alone."
         )
     if not parents:
         return tensors
     parent = parents.pop()
-    around = parent.split(".")[:-1]
-    if around and around[-1] in _KNOWN_PARENTS:
-        around = around[:-1]
-    prefix = "".join(f"{part}." for part in around)
+    wrappers = parent.split(".")[:-1]
+    if wrappers and wrappers[-1] in _KNOWN_PARENTS:
+        wrappers = wrappers[:-1]
+    prefix = "".join(f"{part}." for part in wrappers)
     if not prefix:
         return tensors
-    if others := [name for name in tensors if not name.startswith(prefix)]:
+    if outside := [name for name in tensors if not name.startswith(prefix)]:
         raise CheckpointError(
             path,
-            f"its BEATs lies under {prefix[:-1]!r}, beside tensors of something else: {some_of(others)}. In the "
+            f"its BEATs lies under {prefix[:-1]!r}, beside tensors of something else: {some_of(outside)}. In the "
             f"program that made it, save the model alone: torchbeats.save(….{prefix[:-1]}, 'model.safetensors').",
         )
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

@@ -57,7 +57,10 @@ __all__ = ["BEATsConfig", "BEATsFeatureExtractor", "BEATsForAudioClassification"
 
 # Names for the problem types; without one, transformers applies a softmax.
 PROBLEM_TYPES = {"multi_label": "multi_label_classification", "single_label": "single_label_classification"}
-_OURS: dict[str | None, str] = {**{theirs: ours for ours, theirs in PROBLEM_TYPES.items()}, None: "single_label"}
+_TORCHBEATS_PROBLEM_TYPES: dict[str | None, str] = {
+    **{theirs: ours for ours, theirs in PROBLEM_TYPES.items()},
+    None: "single_label",
+}
 
 # What transformers says in other words: by tensors, id2label and its own problem types.
 _IN_OTHER_WORDS = ("finetuned_model", "predictor_class", "problem_type")
@@ -119,7 +122,7 @@ def write(
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS).unlink(missing_ok=True)
-    write_json(folder / CONFIG, described(config, label_dict, labels))
+    write_json(folder / CONFIG, config_json(config, label_dict, labels))
     write_json(folder / PREPROCESSOR, PREPROCESSOR_SETTINGS)
     write_shim(folder)
     for name, content in _SENTENCE_TRANSFORMERS.items():
@@ -146,7 +149,7 @@ def write_shim(folder: Path) -> None:
         temporary.write_text(SHIM_TEXT, "utf-8")
 
 
-def described(
+def config_json(
     config: BEATsConfig, label_dict: Mapping[int, str] | None, labels: Sequence[str] | None
 ) -> dict[str, Any]:
     """What config.json holds. Arguments as for `write`."""
@@ -176,14 +179,14 @@ def described(
 
 def _named(state: Mapping[str, Tensor], headed: bool) -> Iterable[tuple[str, Tensor]]:
     """The tensors by their names in the folder; the position table once."""
-    heads = {ours: theirs for theirs, ours in _HEAD.items()}
+    heads = {plain: transformers_name for transformers_name, plain in _HEAD.items()}
     prefix = _HEADED if headed else _BACKBONE
     for name, tensor in state.items():
         table = _TABLE.fullmatch(name)
         if table is None or table[1] == "0":
-            for theirs, ours in PARAMETRIZED_NAMES.items():  # which transformers insists on
-                if name.endswith(ours):
-                    name = name.removesuffix(ours) + theirs
+            for transformers_name, plain in PARAMETRIZED_NAMES.items():  # which transformers insists on
+                if name.endswith(plain):
+                    name = name.removesuffix(plain) + transformers_name
             yield heads.get(name, prefix + name), tensor
 
 
@@ -207,12 +210,17 @@ def settings_of(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tens
     if head is None:
         return settings
     problem = about.get("problem_type")
-    if problem not in _OURS:
+    if problem not in _TORCHBEATS_PROBLEM_TYPES:
         raise CheckpointError(
             path, f"its problem type is {problem!r}; torchbeats has models for {' and '.join(PROBLEM_TYPES.values())}."
         )
     classes = len(head) if head.dim() else 0
-    return {**settings, "finetuned_model": True, "predictor_class": classes, "problem_type": _OURS[problem]}
+    return {
+        **settings,
+        "finetuned_model": True,
+        "predictor_class": classes,
+        "problem_type": _TORCHBEATS_PROBLEM_TYPES[problem],
+    }
 
 
 def labels_of(about: Mapping[str, Any]) -> dict[str, str] | None:
@@ -221,8 +229,8 @@ def labels_of(about: Mapping[str, Any]) -> dict[str, str] | None:
     if not isinstance(names, Mapping) or all(name == f"LABEL_{index}" for index, name in names.items()):
         return None
     ids = about.get("label_ids")
-    known = ids if isinstance(ids, Mapping) else {}
-    return {index: known.get(name, name) if isinstance(name, str) else name for index, name in names.items()}
+    label_by_name = ids if isinstance(ids, Mapping) else {}
+    return {index: label_by_name.get(name, name) if isinstance(name, str) else name for index, name in names.items()}
 
 
 def config_beside(path: Path, content: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ class Dialect:
         label_columns: of the columns of a table, those that may have a row's label, the best first.
         path_columns: those that make up the path of a recording, likewise.
         paths: of a row, by keys, what the recording may be called, the likeliest first.
-        nothing: labels that say that there is nothing, in lower case.
+        empty_labels: labels that say that there is nothing, in lower case.
     """
 
     name: str
@@ -27,13 +27,13 @@ class Dialect:
     label_columns: Callable[[Sequence[str]], list[str]]
     path_columns: Callable[[Sequence[str]], list[str]]
     paths: Callable[[Mapping[str, Any]], list[str]]
-    nothing: frozenset[str] = frozenset()
+    empty_labels: frozenset[str] = frozenset()
 
 
 def known_labels(names: Sequence[str], keys: Sequence[str] = LABEL_COLUMNS) -> list[str]:
     """Those of some columns that have one of these keys, in the order of the keys."""
     by_key = {key(name): name for name in reversed(names)}
-    return [by_key[known] for known in keys if known in by_key]
+    return [by_key[name_key] for name_key in keys if name_key in by_key]
 
 
 def known_paths(names: Sequence[str]) -> list[str]:
@@ -44,8 +44,8 @@ def known_paths(names: Sequence[str]) -> list[str]:
 def texts(values: Mapping[str, Any], *keys: str) -> list[str]:
     """What a row has in columns with these keys, where that is text."""
     by_key = {key(name): value for name, value in values.items()}
-    found = (by_key.get(one) for one in keys)
-    return [str(value).strip() for value in found if not is_missing(value)]
+    cells = (by_key.get(column) for column in keys)
+    return [str(value).strip() for value in cells if not is_missing(value)]
 
 
 def number(values: Mapping[str, Any], keys: Sequence[str]) -> float | None:

@@ -34,11 +34,11 @@ _HEADER = (
 
 
 def _paths(values: Mapping[str, Any]) -> list[str]:
-    folders, below, name = (texts(values, one) for one in ("indir", "folder", "in_file"))
+    folders, below, name = (texts(values, column) for column in ("indir", "folder", "in_file"))
     if not name:
         return []
-    whole = [*folders, *below, *name]
-    return ["/".join(whole[first:]) for first in range(len(whole))]
+    parts = [*folders, *below, *name]
+    return ["/".join(parts[first:]) for first in range(len(parts))]
 
 
 def _path_columns(names: Sequence[str]) -> list[str]:
@@ -65,8 +65,8 @@ def write_kaleidoscope(annotations: Iterable[Annotation]) -> Iterator[str]:
         above, below = os.path.split(folder)
         duration = None if row.end is None else row.end - row.start
         low, high = ("" if edge is None else f"{edge:.3f}" for edge in (row.low, row.high))
-        place = (readable(above), readable(below), readable(name), "0", seconds(row.start), seconds(duration))
-        writer.writerow((*place, low, high, row.label, "", seconds(row.peak)))
+        cells = (readable(above), readable(below), readable(name), "0", seconds(row.start), seconds(duration))
+        writer.writerow((*cells, low, high, row.label, "", seconds(row.peak)))
         yield line.getvalue()
         line.seek(0)
         line.truncate()

@@ -38,8 +38,8 @@ def write_csv(annotations: Iterable[Annotation], fields: Sequence[str] = FIELDS)
 def write_jsonl(annotations: Iterable[Annotation]) -> Iterator[str]:
     """An object a stretch, a line each; what is not known is left out."""
     for row in annotations:
-        known = {name: value for name, value in _cells(row).items() if value is not None or name == "end"}
-        yield json.dumps(known, ensure_ascii=False) + "\n"
+        present = {name: value for name, value in _cells(row).items() if value is not None or name == "end"}
+        yield json.dumps(present, ensure_ascii=False) + "\n"
 
 
 def write_json(annotations: Iterable[Annotation]) -> Iterator[str]:

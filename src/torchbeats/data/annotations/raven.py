@@ -41,8 +41,8 @@ def _recognises(keys: set[str]) -> bool:
 
 def _label_columns(names: Sequence[str]) -> list[str]:
     """A known name; else every column that is none of Raven's own."""
-    if known := known_labels(names):
-        return known[:1]
+    if label_columns := known_labels(names):
+        return label_columns[:1]
     return [name for name in names if name and not _MEASUREMENT.fullmatch(name) and key(name) not in _NO_LABEL]
 
 

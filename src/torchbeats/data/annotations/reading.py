@@ -54,9 +54,9 @@ def read_annotations(
     result: dict[Annotation, None] = {}
     for one in [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs:
         path = Path(one)
-        own = recordings.within(path) if path.is_dir() else recordings
-        for file in annotation_files(path, own) if path.is_dir() else [path]:
-            result.update(dict.fromkeys(_of_file(file, label_column, own)))
+        folder_recordings = recordings.within(path) if path.is_dir() else recordings
+        for file in annotation_files(path, folder_recordings) if path.is_dir() else [path]:
+            result.update(dict.fromkeys(_of_file(file, label_column, folder_recordings)))
         if path.is_dir() and not result:
             raise InputError(f"There are no annotations in the folder {path}, nor in any below it.")
     return list(result)
@@ -95,8 +95,8 @@ def labels_of(table: SoundList, row: Row, column: str) -> list[str] | None:
         raise InputError(f"{table.path} cannot be read: {table.place(row.number)}: {error}") from None
     if not labels:
         return None
-    nothing = table.dialect.nothing if table.dialect else frozenset[str]()
-    return [label for label in labels if label.lower() not in nothing]
+    empty_labels = table.dialect.empty_labels if table.dialect else frozenset[str]()
+    return [label for label in labels if label.lower() not in empty_labels]
 
 
 def annotation_files(folder: Path, recordings: Recordings, plain: bool = True) -> list[Path]:
@@ -132,7 +132,7 @@ def _is_annotation(path: Path, recordings: Recordings, plain: bool) -> bool:
         return plain and _names_times(_keys(first))
     if path.suffix.lower() == ".txt" and audacity.is_track(text):
         return True
-    headers = (next(csv.reader([first], delimiter=one, skipinitialspace=True), []) for one in DELIMITERS)
+    headers = (next(csv.reader([first], delimiter=delimiter, skipinitialspace=True), []) for delimiter in DELIMITERS)
     return any(dialect_of(names) is not None or (plain and _names_times(names)) for names in headers)
 
 

@@ -83,10 +83,10 @@ class Recordings:
         """The candidate whose folders are most like those of a path, counted from the last."""
         if len(candidates) < 2:
             return candidates[0] if candidates else None
-        like = [_common_end([*Path(candidate).parent.parts], folders) for candidate in candidates]
-        best = [one for one, count in zip(candidates, like, strict=True) if count == max(like)]
-        own = [one for one in best if Path(one).parent == annotations.parent]
-        best = own or best
+        similarity = [_common_end([*Path(candidate).parent.parts], folders) for candidate in candidates]
+        best = [match for match, count in zip(candidates, similarity, strict=True) if count == max(similarity)]
+        same_folder = [match for match in best if Path(match).parent == annotations.parent]
+        best = same_folder or best
         if len(best) > 1:
             raise InputError(
                 f"{annotations} speaks of {name}, which may be {best[0]} or {best[1]}: name the folder with "

@@ -113,9 +113,9 @@ class BEATsEncoder(AbsEncoder):
         numbers = [str(number) for number in range(len(batch))]  # as names: paths need not differ, or be there at all
         columns = self.embedder({"audio": list(batch), "path": numbers})
         for number, sound in zip(numbers, batch, strict=True):
-            own = [row for row, name in enumerate(columns["path"]) if name == number]
-            failed = [columns["error"][row] for row in own if columns["error"][row] is not None]
-            rows = [row for row in own if columns["error"][row] is None]
+            indices = [row for row, name in enumerate(columns["path"]) if name == number]
+            failed = [columns["error"][row] for row in indices if columns["error"][row] is not None]
+            rows = [row for row in indices if columns["error"][row] is None]
             path = (sound or {}).get("path")
             name = f"{path or 'a sound'} (number {start + int(number)} of {task})"
             if not rows:

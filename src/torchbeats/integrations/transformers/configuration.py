@@ -34,8 +34,8 @@ class BEATsConfig(PretrainedConfig):
 
     def __init__(self, **kwargs: Any) -> None:
         settings = {name: kwargs.pop(name, default) for name, default in transformers_folder.DEFAULTS.items()}
-        for theirs, ours in self.attribute_map.items():
-            settings[ours] = kwargs.pop(theirs, settings[ours])
+        for alias, attribute in self.attribute_map.items():
+            settings[attribute] = kwargs.pop(alias, settings[attribute])
         for name, value in settings.items():
             setattr(self, name, value)
         # The layers share one table of position biases, and transformers asks this whether anything is shared at all.

@@ -217,8 +217,8 @@ class BEATsForAudioClassification(BEATsPreTrainedModel):
         """What the head sees of a sound, ``(B, D)``."""
         B, T, _ = x.shape
         bands = self.beats.backbone.grid.bands
-        own = x.new_ones(B, T, dtype=torch.bool) if attention_mask is None else self.beats.patch_mask(attention_mask)
-        encoded = Encoded(self.dropout(x), ~own, own.sum(1), bands)
+        mask = x.new_ones(B, T, dtype=torch.bool) if attention_mask is None else self.beats.patch_mask(attention_mask)
+        encoded = Encoded(self.dropout(x), ~mask, mask.sum(1), bands)
         return encoded.pool(self.config.predictor_pool)
 
 

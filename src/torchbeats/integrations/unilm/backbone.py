@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchbeats import encoder
 from torchbeats.attention import MultiheadAttention
-from torchbeats.encoder import Places, TransformerSentenceEncoderLayer, init_bert_params
+from torchbeats.encoder import TransformerSentenceEncoderLayer, VisiblePatches, init_bert_params
 
 __all__ = ["MultiheadAttention", "TransformerEncoder", "TransformerSentenceEncoderLayer", "init_bert_params"]
 
@@ -31,7 +31,7 @@ class TransformerEncoder(encoder.TransformerEncoder):
         need_weights: bool = False,
         output_all_hiddens: bool | None = None,
         layers: int | None = None,
-        places: Places | None = None,
+        visible: VisiblePatches | None = None,
     ) -> tuple[Tensor, list[Any]]:
         """Encode.
 
@@ -41,9 +41,9 @@ class TransformerEncoder(encoder.TransformerEncoder):
             layer: index of the last layer to run, from 0, without the final norm of models with ``layer_norm_first``;
                 all layers run where none has this index.
             need_weights: with ``layer``, keep every layer's attention weights.
-            output_all_hiddens: see `torchbeats.TransformerEncoder`, likewise ``layers`` and ``places``.
+            output_all_hiddens: see `torchbeats.TransformerEncoder`, likewise ``layers`` and ``visible``.
             layers: see there.
-            places: see there.
+            visible: see there.
 
         Returns:
             ``(B, T, C)``; and a list, empty without ``layer``: for the input to the first layer and for each layer that
@@ -52,7 +52,7 @@ class TransformerEncoder(encoder.TransformerEncoder):
         """
         if layer is not None:
             return self.extract_features(x, padding_mask, layer, need_weights=need_weights)
-        return super().forward(x, padding_mask, output_all_hiddens, layers=layers, places=places)
+        return super().forward(x, padding_mask, output_all_hiddens, layers=layers, visible=visible)
 
     def extract_features(  # type: ignore[override]
         self,
@@ -63,11 +63,11 @@ class TransformerEncoder(encoder.TransformerEncoder):
         need_weights: bool = False,
         output_all_hiddens: bool | None = None,
         layers: int | None = None,
-        places: Places | None = None,
+        visible: VisiblePatches | None = None,
     ) -> tuple[Tensor, list[Any]]:
         """As `forward`, without the final norm; ``tgt_layer`` is its ``layer``."""
         if tgt_layer is None:
-            return super().extract_features(x, padding_mask, output_all_hiddens, layers=layers, places=places)
+            return super().extract_features(x, padding_mask, output_all_hiddens, layers=layers, visible=visible)
         weights: dict[int, Tensor] = {}
         count = tgt_layer + 1 if 0 <= tgt_layer < len(self.layers) else None
         with ExitStack() as stack:
