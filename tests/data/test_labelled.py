@@ -59,7 +59,7 @@ def test_folders_of_splits(tmp_path):
         (("cat",), "train"),
         (("dog",), "train"),
     ]
-    assert [e.labels for e in found.where(split="test").examples] == [("dog",)]
+    assert [e.labels for e in found.select(split="test").examples] == [("dog",)]
     # but a class may be called test, where sounds lie in it
     sound(tmp_path / "train/4.wav")
     (tmp_path / "Test").rename(tmp_path / "rest")
@@ -75,18 +75,18 @@ def test_list_with_everything(three, tmp_path):
         Example(str(three[1]), ("cat",), 0.0, None, "test", "2", "y"),
         Example(str(three[2]), ("dog",), 0.0, 0.1, "test", "2", "x"),
     ]
-    assert len(found.where(split="test", fold="2").examples) == 2
+    assert len(found.select(split="test", fold="2").examples) == 2
     with pytest.raises(InputError, match=r"no example in the split 'valid'; there are 'test', 'train'\."):
-        found.where(split="valid")
+        found.select(split="valid")
     with pytest.raises(InputError, match=r"no example in the fold '2'; there are '1'\."):
-        found.where(split="train", fold="2")
-    assert found.where().examples == found.examples
+        found.select(split="train", fold="2")
+    assert found.select().examples == found.examples
 
 
 def test_no_splits_to_choose_from(three, tmp_path):
     found = read_labelled([csv(tmp_path, "path,label\na.wav,x\nb.wav,y\n")])
     with pytest.raises(InputError, match="no example says its split"):
-        found.where(split="test")
+        found.select(split="test")
 
 
 @pytest.mark.parametrize("cell", ["dog;cat", "dog|cat", " dog ; cat ;", '"[""dog"", ""cat"", ""dog""]"'])
@@ -308,7 +308,7 @@ def test_words_for_splits(three, tmp_path, word):
     given = csv(tmp_path, f"path,label,Split\na.wav,x,{word}\nb.wav,y,other\n")
     result = read_labelled([given])
     assert [example.split for example in result.examples] == [expected, "other"]
-    assert result.where(split=word) == result.where(split=expected)
+    assert result.select(split=word) == result.select(split=expected)
     sound(tmp_path / "folders" / word.strip() / "dog" / "1.wav")
     sound(tmp_path / "folders" / word.strip() / "cat" / "1.wav")
     result = read_labelled([tmp_path / "folders"])
@@ -346,6 +346,6 @@ def test_sounds_inside_parquet(three, tmp_path):
         (f"{tmp_path}/hub.parquet#b.wav", ("cat",)),
         (f"{tmp_path}/hub.parquet#c.wav", ("dog",)),
     ]
-    assert result.there() == (result, [])
+    assert result.existing() == (result, [])
     assert result.within_files() == (result, [])
     assert result.examples[1].content.open().read() == three[1].read_bytes()

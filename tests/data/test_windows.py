@@ -27,25 +27,25 @@ def brief(examples):
 def test_overlapping_boxes_share_windows(folder):
     path = str(folder / "a.wav")
     boxes = [Example(path, ("x",), 0.5, 1.5), Example(path, ("y",), 1.0, 3.2), Example(path, ("x",), 1.2, 1.4)]
-    windows, unused = Windows(2.0, 0.6).of(boxes)
+    windows, unused = Windows(2.0, 0.6).cut(boxes)
     assert brief(windows) == [(0.0, 2.0, ("x",)), (2.0, 4.0, ("y",))]  # y has 1.0 of 2.0 s in the first
     assert not unused
-    windows, _ = Windows(2.0, 0.5).of(boxes)
+    windows, _ = Windows(2.0, 0.5).cut(boxes)
     assert brief(windows) == [(0.0, 2.0, ("x", "y")), (2.0, 4.0, ("y",))]
 
 
 def test_a_box_on_an_edge_is_in_a_window_unless_more_is_asked(folder):
     box = Example(str(folder / "a.wav"), ("x",), 1.8, 2.2)
-    assert brief(Windows(2.0, 0.5).of([box])[0]) == [(0.0, 2.0, ("x",)), (2.0, 4.0, ("x",))]
-    assert Windows(2.0, 0.6).of([box]) == ([], [box])
+    assert brief(Windows(2.0, 0.5).cut([box])[0]) == [(0.0, 2.0, ("x",)), (2.0, 4.0, ("x",))]
+    assert Windows(2.0, 0.6).cut([box]) == ([], [box])
 
 
 def test_points_long_boxes_and_whole_files(folder):
     path = str(folder / "a.wav")
-    assert brief(Windows(2.0).of([Example(path, ("p",), 2.0, 2.0)])[0]) == [(2.0, 4.0, ("p",))]
-    long = Windows(2.0).of([Example(path, ("l",), 1.5, 7.5)])[0]
+    assert brief(Windows(2.0).cut([Example(path, ("p",), 2.0, 2.0)])[0]) == [(2.0, 4.0, ("p",))]
+    long = Windows(2.0).cut([Example(path, ("l",), 1.5, 7.5)])[0]
     assert [(one.start, one.end) for one in long] == [(2.0, 4.0), (4.0, 6.0), (6.0, 8.0)]
-    whole = Windows(2.0).of([Example(path, ("w",))])[0]
+    whole = Windows(2.0).cut([Example(path, ("w",))])[0]
     assert [(one.start, one.end) for one in whole] == [(0, 2), (2, 4), (4, 6), (6, 8), (8, pytest.approx(10.2))]
 
 

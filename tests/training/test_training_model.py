@@ -13,7 +13,7 @@ import torchbeats
 from helpers import SMALL, noise, shaken, small_model, small_tokenizer, tone
 from torchbeats import BEATs, BEATsConfig, NormEMAVectorQuantizer, Tokenizers, TokenizersConfig
 from torchbeats.config import RandomProjectionConfig
-from torchbeats.encoder import Places
+from torchbeats.encoder import VisiblePatches
 from torchbeats.patches import PatchGrid, mask_behind
 from torchbeats.tokenizers import RandomProjectionTokenizer
 from torchbeats.training import task as task_module
@@ -86,7 +86,7 @@ def encoder_of(**fields):
 def test_all_patches_kept_is_the_plain_encoder(fields):
     encoder, x = encoder_of(**fields), torch.randn(2, 24, 48)
     padding = mask_behind(torch.tensor([24, 16]), 24)
-    places = Places(torch.arange(24).expand(2, -1), 24)
+    places = VisiblePatches(torch.arange(24).expand(2, -1), 24)
     ours, plain = encoder(x, padding, visible=places)[0], encoder(x, padding)[0]
     torch.testing.assert_close(ours[~padding], plain[~padding], **CLOSE)
 
@@ -137,7 +137,7 @@ def test_kept_patches_are_at_their_true_positions(fields):
     indices = torch.zeros(2, max(map(len, kept)), dtype=torch.long)
     for row, own in zip(indices, kept, strict=True):
         row[: len(own)] = torch.from_numpy(own)
-    places = Places(indices, T)
+    places = VisiblePatches(indices, T)
     padding = mask_behind(torch.tensor([len(own) for own in kept]), indices.size(1))
     y = encoder(places.pick(x), padding, visible=places)[0]
     for row, own in enumerate(kept):
@@ -148,7 +148,7 @@ def test_kept_patches_are_at_their_true_positions(fields):
 
 
 def test_spread_and_pick_are_each_other_s_inverse():
-    places = Places(torch.tensor([[1, 3, 4], [0, 2, 0]]), 5)
+    places = VisiblePatches(torch.tensor([[1, 3, 4], [0, 2, 0]]), 5)
     x = torch.randn(2, 3, 4)
     x[1, 2] = 0  # padding, which names a place that is taken
     spread = places.spread(x)
@@ -342,7 +342,7 @@ def test_predictor_puts_patches_in_order_and_marks_the_hidden(monkeypatch):
     x = torch.randn(1, 3, 48)
     hidden = torch.tensor([[True, False, True, False, False, False]])  # the last is padding
     padding = torch.tensor([[False, False, False, False, False, True]])
-    kept = Places(torch.tensor([[1, 3, 4]]), 6)
+    kept = VisiblePatches(torch.tensor([[1, 3, 4]]), 6)
     logits = predictor(x, kept, torch.zeros(1, 3, dtype=torch.bool), hidden, padding, torch.tensor([0, 4]))
     entered = predictor.enter(x)[0]
     assert torch.equal(seen[0][0, [1, 3, 4]], entered)

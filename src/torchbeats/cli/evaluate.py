@@ -87,7 +87,7 @@ def evaluate(
     labelled = read_labelled(
         data, problem_type, names, aliases, label_column=label_column, sounds=sounds or (), windows=cut
     )
-    examples = labelled.where(split, fold)
+    examples = labelled.select(split, fold)
     if out is not None:
         refuse_inputs((out / name for name in FILES), [*data, *(example.path for example in examples.examples)])
         out.mkdir(parents=True, exist_ok=True)

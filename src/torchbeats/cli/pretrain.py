@@ -10,7 +10,7 @@ import typer
 
 from torchbeats.cli.console import remark
 from torchbeats.config import SIZES
-from torchbeats.data.lists import LIST_SUFFIXES
+from torchbeats.data.list_formats.formats import LIST_SUFFIXES
 from torchbeats.extras import require
 
 Size = Enum("Size", {name: name for name in SIZES}, type=str)  # type: ignore[misc]

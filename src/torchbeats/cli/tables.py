@@ -12,7 +12,7 @@ import torch
 import typer
 
 from torchbeats.cli.console import audio_progress, complain, remark, skipped
-from torchbeats.data.lists import LIST_SUFFIXES
+from torchbeats.data.list_formats.formats import LIST_SUFFIXES
 from torchbeats.inference import Progress
 from torchbeats.plans import Plan
 from torchbeats.tables.writing import write_table

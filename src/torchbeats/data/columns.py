@@ -104,7 +104,7 @@ class Columns:
         return [time for time in (self.start, self.end, self.duration, self.file_offset) if time is not None]
 
     @property
-    def others(self) -> list[str]:
+    def unused(self) -> list[str]:
         """The columns that have no known use, those that only number the rows left out."""
         used = {
             *self.paths,

@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 from torchbeats.audio import AudioWarning
 from torchbeats.data.folders import Omissions, sounds_in_folder
-from torchbeats.data.lists import LIST_SUFFIXES, LONGEST_PATH, iterate_list
+from torchbeats.data.list_formats.formats import LIST_SUFFIXES
+from torchbeats.data.lists import LONGEST_PATH, iterate_list
 from torchbeats.data.stored import MemorySound, StoredSound
 from torchbeats.errors import InputError
 from torchbeats.files import special_kind

@@ -34,7 +34,7 @@ class Windows:
     def __post_init__(self) -> None:
         check_overlap(self.min_overlap)
 
-    def of(self, stretches: Iterable[Example], recordings: Sequence[str] = ()) -> tuple[list[Example], list[Example]]:
+    def cut(self, stretches: Iterable[Example], recordings: Sequence[str] = ()) -> tuple[list[Example], list[Example]]:
         """The windows of recordings, and the stretches that are in none of them.
 
         Args:

@@ -79,7 +79,7 @@ def settings_of_converted(path: Path, cfg: Mapping[str, Any], tensors: Collectio
     ``cfg`` is that of the pre-trained model, as a rule, and does not tell a sigmoid from a softmax. The ``config.yaml``
     beside it does; where there is none, ESPnet's default is taken, with a warning.
     """
-    if sidecars.beside(path, CONFIG) is not None:
+    if sidecars.find(path, CONFIG) is not None:
         finetuned: dict[str, Any] = settings_of_finetuned(path, tensors, cfg)["cfg"]
         return {**cfg, **finetuned}  # as ESPnet does: what it was fine-tuned with wins
     settings = _with_published(cfg)
@@ -113,7 +113,7 @@ def settings_of_pretrained(path: Path, cfg: Mapping[str, Any], tensors: Collecti
         return (
             dict(cfg) if config is None or _has_statistics(cfg) else {**cfg, **_statistics(path, config, cfg, tensors)}
         )
-    config_file = sidecars.beside(path, CONFIG)
+    config_file = sidecars.find(path, CONFIG)
     if config_file is not None:
         return {**cfg, **_statistics(path, sidecars.read_yaml(config_file), cfg, tensors)}
     settings = _with_published(cfg)
@@ -131,7 +131,7 @@ def _own_training_config(path: Path) -> dict[str, Any] | None:
 
     One of a fine-tuned model names the file that it was tuned from, which may well be this one.
     """
-    config_file = sidecars.beside(path, CONFIG)
+    config_file = sidecars.find(path, CONFIG)
     try:
         config = {} if config_file is None else sidecars.read_yaml(config_file)
     except CheckpointError:
@@ -143,7 +143,7 @@ def _own_training_config(path: Path) -> dict[str, Any] | None:
 
 
 def _read_config(path: Path, what: str) -> dict[str, Any]:
-    config_file = sidecars.beside(path, CONFIG)
+    config_file = sidecars.find(path, CONFIG)
     if config_file is None:
         raise CheckpointError(path, f"{what} needs its {CONFIG} beside it; download that too.")
     config = sidecars.read_yaml(config_file)

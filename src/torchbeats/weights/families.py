@@ -191,7 +191,7 @@ def _bare(path: Path, tensors: dict[str, Tensor], content: Mapping[str, Any], co
     tensors = front_end.without_front_end(path, _with_predictor(_without_prefix(tensors, "backbone.")))
     config = settings_that_fit(path, {**_PUBLISHERS, **_sizes(path, tensors)}, BEATsConfig, tensors)
     labels = content.get("label_dict") if container else None
-    beside = sidecars.beside(path, "label_map.json") if config.finetuned_model and labels is None else None
+    beside = sidecars.find(path, "label_map.json") if config.finetuned_model and labels is None else None
     labels = labels if beside is None else sidecars.read_json(beside)
     if container:
         head = ", and a sigmoid over its classes" if config.finetuned_model else ""

@@ -13,7 +13,7 @@ LARGEST = 2**23  # bytes: label tables of 100,000 names fit
 _MOST_VALUES = 10**6  # with every alias of a YAML file spelt out
 
 
-def beside(path: Path, name: str) -> Path | None:
+def find(path: Path, name: str) -> Path | None:
     """A file that describes the weights: beside them or, in the Hub's cache, at the top of their repository."""
     folders = [path.parent]
     if "snapshots" in path.parts:

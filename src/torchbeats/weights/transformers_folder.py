@@ -237,7 +237,7 @@ def config_beside(path: Path, content: Mapping[str, Any]) -> dict[str, Any] | No
     """The config.json of a model whose tensors have the names of such a folder, if it is one of ours."""
     if not any(str(name).startswith((_BACKBONE + "encoder.", _HEADED + "encoder.")) for name in content):
         return None
-    file = sidecars.beside(path, CONFIG)
+    file = sidecars.find(path, CONFIG)
     about = None if file is None else sidecars.read_json(file)
     return about if about is not None and about.get("model_type") == MODEL_TYPE else None
 

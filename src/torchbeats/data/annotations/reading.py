@@ -15,7 +15,9 @@ from torchbeats.data.annotations.formats import dialect_of
 from torchbeats.data.annotations.recordings import Recordings
 from torchbeats.data.cells import composed, items
 from torchbeats.data.columns import Columns, is_missing
-from torchbeats.data.lists import DELIMITERS, LIST_SUFFIXES, Row, SoundList, read_list
+from torchbeats.data.list_formats.formats import LIST_SUFFIXES
+from torchbeats.data.list_formats.tables import DELIMITERS
+from torchbeats.data.lists import Row, SoundList, read_list
 from torchbeats.data.text import decode
 from torchbeats.errors import InputError
 
@@ -122,7 +124,7 @@ def _is_annotation(path: Path, recordings: Recordings, plain: bool) -> bool:
     with path.open("rb") as file:
         head = file.read(HEAD)
     if not head.strip():
-        return path.suffix.lower() == ".txt" and recordings.beside(path) is not None  # a track without labels
+        return path.suffix.lower() == ".txt" and recordings.named_like(path) is not None  # a track without labels
     try:
         text = decode(head)[0].lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     except ValueError:

@@ -34,13 +34,13 @@ class Recordings:
             raise SettingsError(f"There is no folder {missing}.")
         self._named = _Index(path for folder in self.folders for path in sounds_in_folder(folder, Omissions()))
         self._in_root: _Index | None = None
-        self._near: dict[Path, _Index] = {}
+        self._nearby: dict[Path, _Index] = {}
 
     def within(self, root: Path) -> Recordings:
         """The same for annotations that lie below a folder."""
         return self if self.folders else Recordings(root=root)
 
-    def called(self, path: str, annotations: Path) -> str | None:
+    def path_of(self, path: str, annotations: Path) -> str | None:
         """The file with the name in a path that is not there, on whatever system it was written.
 
         Raises:
@@ -52,7 +52,7 @@ class Recordings:
                 return self._choose(candidates, parts[:-1], parts[-1], annotations)
         return None
 
-    def beside(self, annotations: Path) -> str | None:
+    def named_like(self, annotations: Path) -> str | None:
         """The recording that annotations are called after: ``a.wav`` of ``a.txt`` or ``a.Table.1.selections.txt``.
 
         Raises:
@@ -71,9 +71,9 @@ class Recordings:
             yield self._named
             return
         folder = annotations.parent
-        if folder not in self._near:
-            self._near[folder] = _Index(_near(folder))
-        yield self._near[folder]
+        if folder not in self._nearby:
+            self._nearby[folder] = _Index(_sounds_nearby(folder))
+        yield self._nearby[folder]
         if self.root is not None:
             if self._in_root is None:
                 self._in_root = _Index(sounds_below(self.root))
@@ -113,7 +113,7 @@ def _common_end(first: list[str], second: list[str]) -> int:
     return count
 
 
-def _near(folder: Path) -> Iterator[str]:
+def _sounds_nearby(folder: Path) -> Iterator[str]:
     """Sounds in a folder, in the folders in it, in the one above it, and in the folders beside it."""
     yield from _sounds_directly_in(folder)
     for below in _folders_in(folder):
