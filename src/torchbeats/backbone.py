@@ -135,7 +135,7 @@ class Backbone(nn.Module):
         """
         self.frozen, self.frozen_by_default = True, False
         self.requires_grad_(False)
-        freezing.watch(self)
+        freezing.warn_of_optimisers(self)
         return self.eval()
 
     def unfreeze(self: Self) -> Self:

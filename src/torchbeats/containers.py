@@ -193,7 +193,7 @@ def _chunk(content: Content, rules: _Rules, position: int) -> _Chunk | None:
     return _Chunk(name[:4], position + len(head), size - rules.header_bytes)
 
 
-def _behind(content: Content, rules: _Rules, chunk: _Chunk, offset: int) -> int:
+def _position_after(content: Content, rules: _Rules, chunk: _Chunk, offset: int) -> int:
     """Where the chunk behind another begins. Some writers forget the byte that fills up an odd one."""
     end = chunk.start + chunk.size
     if rules.aligned == 2 and (end - offset) % 2 and content.at(end, 4) in _KNOWN_CHUNKS:
@@ -214,7 +214,7 @@ def _chunks_until(
         chunks.setdefault(chunk.name, chunk)
         if chunk.name == last:
             break
-        position = _behind(content, rules, chunk, offset)
+        position = _position_after(content, rules, chunk, offset)
         padded = padded and not (position - offset) % rules.aligned
         if position > content.size:
             break
@@ -237,7 +237,7 @@ def _only_chunks(content: Content, rules: _Rules, position: int, offset: int) ->
             return False
         if chunk.start + chunk.size > content.size:  # cut off within it
             return chunk.name in _KNOWN_CHUNKS
-        position = _behind(content, rules, chunk, offset)
+        position = _position_after(content, rules, chunk, offset)
     return False
 
 
@@ -272,8 +272,8 @@ def _located(
     def ends_at(length: int) -> bool:
         if rules is None:
             return length == present
-        behind = _behind(content, rules, _Chunk(b"", start, length), offset)
-        return _only_chunks(content, rules, behind, offset)
+        following = _position_after(content, rules, _Chunk(b"", start, length), offset)
+        return _only_chunks(content, rules, following, offset)
 
     if ends_at(declared):
         return SoundChunk(encoding, start, start + declared, declared, regular)
@@ -306,15 +306,15 @@ def _wav(content: Content, offset: int) -> SoundChunk | None:
     return _located(content, rules, encoding, data.start, declared, offset, regular)
 
 
-def _wav_encoding(described: bytes, little: bool) -> Encoding:
-    order = "<" if little else ">"
-    code, channels, rate, _, block, _ = struct.unpack(order + "HHIIHH", described[:16])
-    if code == 0xFFFE and len(described) >= 26:  # WAVE_FORMAT_EXTENSIBLE: its subformat begins with the code
-        (code,) = struct.unpack(order + "H", described[24:26])
-    each = block // channels
+def _wav_encoding(header: bytes, little_endian: bool) -> Encoding:
+    order = "<" if little_endian else ">"
+    code, channels, rate, _, block, _ = struct.unpack(order + "HHIIHH", header[:16])
+    if code == 0xFFFE and len(header) >= 26:  # WAVE_FORMAT_EXTENSIBLE: its subformat begins with the code
+        (code,) = struct.unpack(order + "H", header[24:26])
+    bytes_each = block // channels
     kinds = _WAV_PCM if code == 1 else _WAV_CODES.get(code, {})
-    subtype = kinds.get(each) if block == each * channels else None
-    return Encoding(rate, channels, block if subtype else 0, subtype, little)
+    subtype = kinds.get(bytes_each) if block == bytes_each * channels else None
+    return Encoding(rate, channels, block if subtype else 0, subtype, little_endian)
 
 
 def _wave64(content: Content, offset: int) -> SoundChunk | None:
@@ -337,31 +337,31 @@ def _aiff(content: Content, offset: int) -> SoundChunk | None:
         return None
     data = chunks[b"SSND"]
     if b"COMM" not in chunks:  # it may come behind the sound
-        behind = _behind(content, _RIFX, data, offset)
-        chunks |= _chunks_until(content, _RIFX, behind, offset, b"COMM")[0]
+        following = _position_after(content, _RIFX, data, offset)
+        chunks |= _chunks_until(content, _RIFX, following, offset, b"COMM")[0]
     common = _inside(content, chunks[b"COMM"]) if b"COMM" in chunks else b""
     channels, _, bits, exponent, mantissa = struct.unpack(">hIhHQ", common[:18])
     rate = mantissa * 2.0 ** (exponent - 16383 - 63) if exponent < 0x4400 else float("inf")
     kind = common[18:22] if form == b"AIFC" else b"NONE"
-    each = (bits + 7) // 8
-    subtype = _PCM.get(each) if kind in (b"NONE", b"twos", b"sowt") else _AIFF_CODES.get(kind)
+    bytes_each = (bits + 7) // 8
+    subtype = _PCM.get(bytes_each) if kind in (b"NONE", b"twos", b"sowt") else _AIFF_CODES.get(kind)
     if kind.lower() in (b"alaw", b"ulaw"):
-        each = 1
+        bytes_each = 1
     elif subtype in ("FLOAT", "DOUBLE"):
-        each = 4 if subtype == "FLOAT" else 8
-    encoding = Encoding(rate, channels, each * channels if subtype else 0, subtype, kind == b"sowt")
+        bytes_each = 4 if subtype == "FLOAT" else 8
+    encoding = Encoding(rate, channels, bytes_each * channels if subtype else 0, subtype, kind == b"sowt")
     (skipped,) = struct.unpack(">I", content.at(data.start, 4))
     start, declared = data.start + 8 + skipped, max(0, data.size - 8 - skipped)
     return _located(content, _RIFX, encoding, start, declared, offset, padded)
 
 
 def _au(content: Content, offset: int) -> SoundChunk | None:
-    little = content.at(offset, 4) == b"dns."  # DEC's, for its own order of bytes
+    little_endian = content.at(offset, 4) == b"dns."  # DEC's, for its own order of bytes
     start, declared, code, rate, channels = struct.unpack(
-        ("<" if little else ">") + "IIIII", content.at(offset + 4, 20)
+        ("<" if little_endian else ">") + "IIIII", content.at(offset + 4, 20)
     )
-    subtype, each = _AU_CODES.get(code, (None, 0))
-    encoding = Encoding(rate, channels, each * channels, subtype, little)
+    subtype, bytes_each = _AU_CODES.get(code, (None, 0))
+    encoding = Encoding(rate, channels, bytes_each * channels, subtype, little_endian)
     return _located(content, None, encoding, offset + start, declared, offset)
 
 
@@ -371,12 +371,12 @@ def _caf(content: Content, offset: int) -> SoundChunk | None:
         return None
     data = chunks[b"data"]
     rate, kind, flags, packet, _, channels, bits = struct.unpack(">d4sIIIII", _inside(content, chunks[b"desc"])[:32])
-    each = packet // channels
+    bytes_each = packet // channels
     if kind == b"lpcm":
-        subtype = ({4: "FLOAT", 8: "DOUBLE"} if flags & 1 else _PCM).get(each)
+        subtype = ({4: "FLOAT", 8: "DOUBLE"} if flags & 1 else _PCM).get(bytes_each)
     else:
         subtype = {b"alaw": "ALAW", b"ulaw": "ULAW"}.get(kind)
-    if each * channels != packet or bits > 8 * each:
+    if bytes_each * channels != packet or bits > 8 * bytes_each:
         subtype = None
     encoding = Encoding(rate, channels, packet if subtype else 0, subtype, bool(flags & 2))
     endless = data.size == 2**64 - 1  # -1: up to the end of the file

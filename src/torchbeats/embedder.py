@@ -96,8 +96,8 @@ class _Worker(ABC):
         failures: list[tuple[int, str]] = []
 
         def results() -> Iterator[Group]:
-            named = ((str(number), sound) for number, sound in enumerate(sounds))
-            for group in groups(named, model, self.plan, jobs=self.jobs):
+            pairs = ((str(number), sound) for number, sound in enumerate(sounds))
+            for group in groups(pairs, model, self.plan, jobs=self.jobs):
                 failures.extend((int(number), reason) for number, reason in group.failures)
                 yield group
 
@@ -105,7 +105,7 @@ class _Worker(ABC):
             rows[int(sound)].append({"path": names[int(sound)], **values, "error": None})
         for index, reason in failures:
             rows[index].append({"path": names[index], "error": f"{reason}."})
-        flat = [row for own in rows for row in own]
+        flat = [row for sound_rows in rows for row in sound_rows]
         return _as(batch, {name: [row.get(name) for row in flat] for name in ("path", *self.columns(), "error")})
 
     @abstractmethod
@@ -276,32 +276,34 @@ def _sounds(columns: Mapping[str, Sequence[Any]]) -> tuple[list[str], list[Sound
     names: list[str] = []
     sounds: list[Sound] = []
     for number, value in enumerate(columns[column]):
-        called = columns["path"][number] if "path" in columns else None
-        name, sound = _sound(value, None if called is None else os.fspath(called), f"[{number}]")
+        sound_name = columns["path"][number] if "path" in columns else None
+        name, sound = _sound(value, None if sound_name is None else os.fspath(sound_name), f"[{number}]")
         if isinstance(sound, Piece):
-            start, end = (columns[at][number] if at in columns else None for at in ("start", "end"))
+            start, end = (columns[time][number] if time in columns else None for time in ("start", "end"))
             sound = Piece(sound.path, _seconds(start) or 0.0, _seconds(end), sound.content)
         names.append(name)
         sounds.append(sound)
     return names, sounds
 
 
-def _sound(value: Any, called: str | None, otherwise: str) -> tuple[str, Sound]:
+def _sound(value: Any, sound_name: str | None, otherwise: str) -> tuple[str, Sound]:
     if isinstance(value, Mapping):
-        name = called or value.get("path") or otherwise
+        name = sound_name or value.get("path") or otherwise
         if value.get("array") is not None:
             return name, (np.asarray(value["array"], np.float32), value["sampling_rate"])
         value = value["path"] if value.get("bytes") is None else value["bytes"]
-        called = name
+        sound_name = name
     if isinstance(value, (bytes, bytearray, memoryview)):
-        name = called or otherwise
+        name = sound_name or otherwise
         return name, Piece(name, content=MemorySound(name, bytes(value)))
     if isinstance(value, (str, os.PathLike)):
         path = os.fspath(value)
-        return called or path, Piece(path)
+        return sound_name or path, Piece(path)
     if value is None:  # a row without a sound, which reading will say
-        return called or otherwise, Piece(called or otherwise, content=MemorySound(called or otherwise, b""))
-    return called or otherwise, np.asarray(value, np.float32)
+        return sound_name or otherwise, Piece(
+            sound_name or otherwise, content=MemorySound(sound_name or otherwise, b"")
+        )
+    return sound_name or otherwise, np.asarray(value, np.float32)
 
 
 def _seconds(value: Any) -> float | None:

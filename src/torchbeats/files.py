@@ -108,8 +108,8 @@ def is_full(error: BaseException) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if not isinstance(error, Exception):
         return False
-    before = error.__cause__ or error.__context__  # torch tells in its own words what the file told it
-    return _NO_ROOM.search(str(error)) is not None or (before is not None and is_full(before))
+    cause = error.__cause__ or error.__context__  # torch tells in its own words what the file told it
+    return _NO_ROOM.search(str(error)) is not None or (cause is not None and is_full(cause))
 
 
 def _reason(error: BaseException) -> str:
@@ -130,8 +130,8 @@ def refuse_inputs(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[st
     existing = {_identity(output): os.fspath(output) for output in outputs}
     existing.pop(None, None)
     for name in inputs if existing else ():
-        if (same := existing.get(_identity(name))) is not None:
-            raise SettingsError(f"The output {same} is one of the inputs; name another.")
+        if (clash := existing.get(_identity(name))) is not None:
+            raise SettingsError(f"The output {clash} is one of the inputs; name another.")
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
@@ -251,9 +251,9 @@ def _escaped(text: str) -> str:
 def plain(value: Any) -> Any:
     """The same with null for numbers that JSON does not have."""
     if isinstance(value, dict):
-        return {key: plain(inside) for key, inside in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(inside) for inside in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

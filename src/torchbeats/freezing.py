@@ -10,13 +10,13 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 _frozen: WeakSet[nn.Module] = WeakSet()
-_looked_at: WeakSet[Optimizer] = WeakSet()
+_checked: WeakSet[Optimizer] = WeakSet()
 _hooks: list[Any] = []
 
 HOW = "To train it, build it with freeze=False or call its unfreeze()."
 
 
-def watch(model: nn.Module) -> None:
+def warn_of_optimisers(model: nn.Module) -> None:
     """Look out for optimisers that are to change a frozen model, and warn of each once.
 
     Args:
@@ -38,18 +38,18 @@ def warn_of_training_mode(model: nn.Module) -> None:
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
     """Before an optimiser's first step."""
-    if optimizer in _looked_at:
+    if optimizer in _checked:
         return
-    _looked_at.add(optimizer)
+    _checked.add(optimizer)
     for model in list(_frozen):
-        if getattr(model, "frozen", False) and _asks_for(optimizer, model):
+        if getattr(model, "frozen", False) and _is_to_train(optimizer, model):
             warnings.warn(
                 f"This optimiser is given parameters of a frozen {type(model).__name__}, which it cannot change. {HOW}",
                 stacklevel=4,
             )
 
 
-def _asks_for(optimizer: Optimizer, model: nn.Module) -> bool:
+def _is_to_train(optimizer: Optimizer, model: nn.Module) -> bool:
     """Whether somebody means an optimiser to change a model, all of which asks for no gradient.
 
     Who passes all parameters of a larger model, a frozen encoder among them, does not; who names those of the encoder

@@ -276,7 +276,7 @@ def groups(
             held += len(event.samples) / SAMPLE_RATE
         else:
             if event is not None and not failed:
-                decode_failures[inputs] = (name, event + _kept(seen))
+                decode_failures[inputs] = (name, event + _note_of_rows(seen))
             group.ended.append((0 if failed else seen, failed or event is not None))
             inputs, skip, seen, failed = inputs + 1, 0, 0, False
             group.inputs += 1
@@ -286,7 +286,7 @@ def groups(
     yield computed()
 
 
-def _kept(windows: int) -> str:
+def _note_of_rows(windows: int) -> str:
     """What a failure says of the rows that a sound has."""
     return f"; what comes before it was kept, in {windows} windows" if windows else ""
 
@@ -322,7 +322,7 @@ class _Clip:
         self.window = self.window._replace(samples=np.empty(0, np.float32))
 
 
-def _apart(samples: Floats) -> Floats:
+def _copy_in_own_pages(samples: Floats) -> Floats:
     """A copy in pages of its own, which go back to the system with it.
 
     Windows wait for their group's end. Beside the blocks that they were cut from, which go at once, they would keep
@@ -358,7 +358,7 @@ def _decode_ahead(
         try:
             offset = sound.start if isinstance(sound, Piece) else 0.0
             for number, window in enumerate(plan.windows(blocks(sound), grid)):
-                if not put(_Clip(name, offset, number, window._replace(samples=_apart(window.samples)))):
+                if not put(_Clip(name, offset, number, window._replace(samples=_copy_in_own_pages(window.samples)))):
                     return
         except (AudioError, ValueError, OSError) as error:
             end = error.reason if isinstance(error, AudioError) else str(error).removesuffix(".")
@@ -412,7 +412,7 @@ def _compute(
     computed = [(clip, result) for clip, result in zip(clips, results, strict=True) if result is not None]
     broken = _first_without_numbers(computed)
     failures = failures | {
-        clip.input: (clip.name, f"the model gives numbers for it that are not finite{_kept(clip.number)}")
+        clip.input: (clip.name, f"the model gives numbers for it that are not finite{_note_of_rows(clip.number)}")
         for clip in broken.values()
     }
     group.failures = [failures[index] for index in sorted(failures)]

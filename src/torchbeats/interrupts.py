@@ -31,7 +31,7 @@ def is_the_command() -> bool:
 @contextmanager
 def as_exceptions() -> Iterator[None]:
     """Inside, the first Ctrl-C or SIGTERM raises `Stopped` in the main thread, and the second ends the process."""
-    process, before = os.getpid(), dict[signal.Signals, Any]()
+    process, handlers = os.getpid(), dict[signal.Signals, Any]()
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -47,11 +47,11 @@ def as_exceptions() -> Iterator[None]:
         # Other programs may have it ignored, as nohup does, and for a program's own handler there is a reason, too.
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             with suppress(ValueError):  # not in the main thread
-                before[number] = signal.signal(number, stop)
+                handlers[number] = signal.signal(number, stop)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
@@ -66,14 +66,14 @@ def postponed() -> Iterator[None]:
     the threads that share it, and whoever waits for those, waiting.
     """
     global _postponed
-    waiting: list[int] = []
-    _postponed = waiting
+    signals: list[int] = []
+    _postponed = signals
     try:
         yield
     finally:
         _postponed = None
-    if waiting:
-        raise Stopped(waiting[0])
+    if signals:
+        raise Stopped(signals[0])
 
 
 if is_the_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

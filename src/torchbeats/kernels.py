@@ -138,12 +138,12 @@ def _added_to_scores(
     gate: Tensor | None,
     key_padding_mask: Tensor | None,
     attn_mask: Tensor | None,
-    like: Tensor,
+    scores: Tensor,
 ) -> Tensor | None:
     """Everything that is added to the scores, in one tensor of ``like``'s dtype that broadcasts to ``(B, H, T, S)``."""
-    dtype = like.dtype
+    dtype = scores.dtype
     if bias is not None and bias.dim() == 2:
-        queries = like.size(2)
+        queries = scores.size(2)
         bias = spread(bias, queries, bias.size(1) + 1 - queries)
     masks = attn_mask
     if key_padding_mask is not None:
@@ -219,12 +219,12 @@ def _bias_of(bias: Tensor | None, rows: slice, T: int, S: int) -> Tensor | None:
     return bias[:, T - rows.stop : T - rows.start + S - 1]
 
 
-def _may_flex(like: Tensor) -> bool:
+def _may_flex(scores: Tensor) -> bool:
     """Whether a graph for this tensor's device can have an attention kernel that makes the bias itself.
 
     On a CPU, torch 2.13 cannot lower this score function; outside of a graph, FlexAttention is not fused at all.
     """
-    return like.device.type == "cuda" and torch.compiler.is_compiling() and not _exporting()
+    return scores.device.type == "cuda" and torch.compiler.is_compiling() and not _exporting()
 
 
 def _exporting() -> bool:
@@ -272,21 +272,21 @@ def _in_cache(
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.flip(1)
         attn_mask = None if attn_mask is None else attn_mask.flip(3)
     clips = max(1, min(B, CACHED_SCORES // (H * T * S)))
-    heads = max(1, min(H, CACHED_SCORES // (T * S)))
+    heads_at_once = max(1, min(H, CACHED_SCORES // (T * S)))
     queries = min(T, max(FEWEST_QUERIES, CACHED_SCORES // S))
     out = q.new_empty(B, T, H, D).transpose(1, 2)  # as the projection behind wants it
-    buffer = q.new_empty(clips * heads * queries * S)
+    buffer = q.new_empty(clips * heads_at_once * queries * S)
 
     for b in (slice(first, first + clips) for first in range(0, B, clips)):
         keys, hidden = slice(0, S), None
         if key_padding_mask is not None:
             # Keys that are hidden in all of these clips, at either end, are left out.
             hidden = key_padding_mask[b]
-            seen = (~hidden).any(0).nonzero()
-            keys = slice(int(seen[0]), int(seen[-1]) + 1)
+            visible = (~hidden).any(0).nonzero()
+            keys = slice(int(visible[0]), int(visible[-1]) + 1)
             hidden = hidden[:, None, None, keys] if bool(hidden[:, keys].any()) else None
         S_b = keys.stop - keys.start
-        for h in (slice(first, first + heads) for first in range(0, H, heads)):
+        for h in (slice(first, first + heads_at_once) for first in range(0, H, heads_at_once)):
             key = k[b, h, keys].flatten(0, 1).transpose(1, 2)
             value = v[b, h, keys].flatten(0, 1)
             weigh = _onednn_weighing(value)
@@ -466,6 +466,6 @@ def by_rows(function: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Module
     rows = x.reshape(B * T, C)
     out = torch.empty_like(rows)
     for first in range(0, B * T, ROWS_AT_ONCE):
-        some = slice(first, first + ROWS_AT_ONCE)
-        out[some] = function(rows[some])
+        chunk = slice(first, first + ROWS_AT_ONCE)
+        out[chunk] = function(rows[chunk])
     return out.view(B, T, C)

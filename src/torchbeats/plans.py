@@ -104,12 +104,16 @@ class Plan(ABC):
     def rows(self, model: Model, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
         """What becomes of a batch ``(B, samples)``: ``(rows, D)`` for each clip."""
         values = _array(model.compute(self.output, wav, lengths), self.row(model).dtype)
-        return _own(values, model, wav, lengths) if model.outputs[self.output].by_step else iter(values[:, np.newaxis])
+        return (
+            _own_steps(values, model, wav, lengths)
+            if model.outputs[self.output].by_step
+            else iter(values[:, np.newaxis])
+        )
 
     def windows(self, blocks: Iterable[Floats], grid: PatchGrid) -> Iterator[Window]:
         """Cut a stream of samples into windows; by step, each starts at the step that follows the last one's steps."""
         if self.window is None:
-            return _whole(blocks)
+            return _one_window(blocks)
         steps = max(1, round(self.window * SAMPLE_RATE / grid.step_samples))
         return _cut(blocks, grid.samples(steps), steps * grid.step_samples)
 
@@ -183,7 +187,7 @@ class EmbeddingPlan(Plan):
     def rows(self, model: Model, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
         """What becomes of a batch ``(B, samples)``: ``(rows, D)`` float32 for each clip."""
         values = _array(model.compute(self.pool, wav, lengths, self.layer), np.dtype(np.float32))
-        return _own(values, model, wav, lengths) if POOLINGS[self.pool].by_step else iter(values[:, np.newaxis])
+        return _own_steps(values, model, wav, lengths) if POOLINGS[self.pool].by_step else iter(values[:, np.newaxis])
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ class ScorePlan(Plan):
         total = _array(model.compute(PROBABILITIES, wav, lengths), np.dtype(np.float32))
         for view in range(1, self.views):
             count = view * model.grid.step_samples // self.views
-            later = model.compute(PROBABILITIES, *_later(wav, lengths, count))
+            later = model.compute(PROBABILITIES, *_delayed(wav, lengths, count))
             total = total + _array(later, np.dtype(np.float32))
         return iter((total / self.views)[:, np.newaxis])
 
@@ -267,14 +271,14 @@ def plan_for(model: Model) -> Plan:
     return TokenPlan() if TOKENS in model.outputs else EmbeddingPlan()
 
 
-def _later(wav: Tensor, lengths: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
+def _delayed(wav: Tensor, lengths: Tensor | None, count: int) -> tuple[Tensor, Tensor | None]:
     """A batch whose clips begin ``count`` samples later, and their lengths; the same noise for the same clip."""
     ends = [wav.size(1)] * len(wav) if lengths is None else lengths.tolist()
-    later = wav.new_zeros(len(wav), wav.size(1) + count)
-    for row, clip, end in zip(later, wav, ends, strict=True):
+    delayed = wav.new_zeros(len(wav), wav.size(1) + count)
+    for row, clip, end in zip(delayed, wav, ends, strict=True):
         samples = np.trim_zeros(clip[:end].float().cpu().numpy(), "b")  # what is too short for the model ends in zeros
         row[: count + len(samples)] = torch.from_numpy(audio.delay(samples, count, np.random.default_rng(count)))
-    return later, None if lengths is None else lengths + count
+    return delayed, None if lengths is None else lengths + count
 
 
 def _array(values: Tensor, dtype: np.dtype[Any]) -> Values:
@@ -282,16 +286,16 @@ def _array(values: Tensor, dtype: np.dtype[Any]) -> Values:
     return (values.float() if values.is_floating_point() else values).cpu().numpy().astype(dtype, copy=False)
 
 
-def _own(values: Values, model: Model, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
+def _own_steps(values: Values, model: Model, wav: Tensor, lengths: Tensor | None) -> Iterator[Values]:
     """Each clip's own steps, of ``(B, steps, D)`` with padding."""
     samples = [wav.size(1)] * len(wav) if lengths is None else lengths.tolist()
     return (clip[: model.grid.steps(count)] for clip, count in zip(values, samples, strict=True))
 
 
-def _whole(blocks: Iterable[Floats]) -> Iterator[Window]:
+def _one_window(blocks: Iterable[Floats]) -> Iterator[Window]:
     """One window with everything in it; none where there is nothing."""
-    if held := list(blocks):
-        samples = np.concatenate(held)
+    if parts := list(blocks):
+        samples = np.concatenate(parts)
         yield Window(0, len(samples), samples)
 
 
@@ -302,7 +306,7 @@ def _cut(blocks: Iterable[Floats], length: int, hop: int) -> Iterator[Window]:
 
 def _cut_every(blocks: Iterable[Floats], window: float | None, hop: float | None) -> Iterator[Window]:
     if window is None:
-        return _whole(blocks)
+        return _one_window(blocks)
     length = round(window * SAMPLE_RATE)
     return _cut(blocks, length, length if hop is None else round(hop * SAMPLE_RATE))
 

@@ -115,7 +115,7 @@ def token_type(codes: int) -> np.dtype[Any]:
 
 
 def refuse(outputs: Mapping[str, Output], requested: str) -> None:
-    """Raise a `ModelError` where ``wanted`` is not among a model's outputs; the message says what the model is."""
+    """Raise a `ModelError` where ``requested`` is not among a model's outputs; the message says what the model is."""
     if requested in outputs:
         return
     if requested == PROBABILITIES and TOKENS not in outputs:

@@ -113,9 +113,9 @@ class TimelinePlan(ScorePlan):
             yield np.zeros(behind, np.float32)
 
         for start, samples in audio.windows(padded(), before + hop + behind, hop, shortest):
-            begin = start - before  # of the window in the recording; what lies outside of that is taken off again
-            samples = samples[max(0, -begin) : total - begin]
-            end = max(0, begin) + len(samples)
+            first = start - before  # of the window in the recording; what lies outside of that is taken off again
+            samples = samples[max(0, -first) : total - first]
+            end = max(0, first) + len(samples)
             yield Window(start, end if end < start + hop + shortest else start + hop, samples)
 
 
@@ -200,14 +200,14 @@ def tags(rows: Iterable[Scored], names: list[str], top: int = TOP, threshold: fl
 
 def regions(rows: Iterable[Tags]) -> Iterator[Region]:
     """One recording's timeline → for each label the stretches where it goes on, in the order of their ends."""
-    going: dict[str, Region] = {}
+    open_regions: dict[str, Region] = {}
     for row in rows:
         here = dict.fromkeys(label for label, _ in row.labels)
-        yield from sorted(going.pop(label) for label in list(going) if label not in here)
+        yield from sorted(open_regions.pop(label) for label in list(open_regions) if label not in here)
         for label in here:
-            start = going[label].start if label in going else row.start
-            going[label] = Region(start, row.end, label)
-    yield from sorted(going.values())
+            start = open_regions[label].start if label in open_regions else row.start
+            open_regions[label] = Region(start, row.end, label)
+    yield from sorted(open_regions.values())
 
 
 def tag(

@@ -126,9 +126,9 @@ def _lengths(
 
 
 def _check_lengths(lengths: Tensor, samples: int) -> None:
-    wrong = (lengths < 1) | (lengths > samples)
-    if bool(wrong.any()):
-        row = _first(wrong)
+    invalid = (lengths < 1) | (lengths > samples)
+    if bool(invalid.any()):
+        row = _first(invalid)
         raise ValueError(
             f"Row {row} has a length of {int(lengths[row])} samples; it must be between 1 and the batch's {samples}."
         )
@@ -154,5 +154,5 @@ def _warn_of_short(lengths: Tensor | int, B: int, min_samples: int) -> None:
         )
 
 
-def _first(wrong: Tensor) -> int:
-    return int(wrong.nonzero()[0, 0])
+def _first(invalid: Tensor) -> int:
+    return int(invalid.nonzero()[0, 0])

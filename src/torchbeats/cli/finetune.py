@@ -115,8 +115,8 @@ def finetune(
     from torchbeats.training.finetune_run import Finetune
     from torchbeats.training.settings import finetune_settings
 
-    named = {"model.epochs": epochs, "model.freeze": freeze, "trainer.precision": precision}
-    options = [f"{name}={value}" for name, value in named.items() if value is not None]
+    options_given = {"model.epochs": epochs, "model.freeze": freeze, "trainer.precision": precision}
+    options = [f"{name}={value}" for name, value in options_given.items() if value is not None]
     run_settings = finetune_settings(config, [*(set_ or ()), *options], seed=seed)
     if show_settings:
         print(yaml.safe_dump(run_settings.to_dict(), sort_keys=False), end="")
@@ -165,12 +165,13 @@ def _usable(labelled: Labelled, group_from: str | None) -> Labelled:
     labelled, missing = labelled.existing()
     if missing:
         complain(f"{len(missing):,} files are not there, and left out: {quoted(missing)}.", "Warning")
-    labelled, wrong = labelled.within_files()
-    if wrong:
+    labelled, outside = labelled.within_files()
+    if outside:
         complain(
-            f"Pieces that their files do not have are left out, {len(wrong):,} of them: {some_of(wrong, 5)}.", "Warning"
+            f"Pieces that their files do not have are left out, {len(outside):,} of them: {some_of(outside, 5)}.",
+            "Warning",
         )
-    if lost := [name for name, count in labelled.counts().items() if not count]:
-        raise InputError(f"None of the sounds of {quoted(lost)} is left.")
+    if empty := [name for name, count in labelled.counts().items() if not count]:
+        raise InputError(f"None of the sounds of {quoted(empty)} is left.")
     note_several(labelled)
     return labelled if group_from is None else groups_from(labelled, group_from)

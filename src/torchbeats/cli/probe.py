@@ -184,10 +184,10 @@ def probe(
         "results": [_result(*outcome) for outcome in outcomes],
     }
     show(format, plain(results), lambda out: _print(out, usable.problem_type, fold_design, outcomes))
-    _say_failures(rows, len(labelled.examples))
+    _report_failures(rows, len(labelled.examples))
 
 
-def _say_failures(rows: Rows, total: int) -> None:
+def _report_failures(rows: Rows, total: int) -> None:
     """The count of sounds that are left out, if any, and exit status 1."""
     if rows.failures:
         complain(f"{len(rows.failures):,} of {total:,} sounds could not be used, or not to their end.")

@@ -149,8 +149,8 @@ def write(
     @contextmanager
     def display(total: Callable[[], int | None], done: int) -> Iterator[Progress]:
         if done:
-            of = "" if (number := total()) is None else f" of {number:,}"
-            remark(f"Going on behind sound {done:,}{of}.")
+            total_text = "" if (number := total()) is None else f" of {number:,}"
+            remark(f"Going on behind sound {done:,}{total_text}.")
         with audio_progress(total, done) as progress:
             yield progress
 

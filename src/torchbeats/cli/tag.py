@@ -292,16 +292,16 @@ class _Work:
 
     def write(self, output: Path, ending: str) -> None:
         """Write a text file."""
-        said, form = 0, FORMATS[ending]
+        count, text_format = 0, FORMATS[ending]
 
         def counted(rows: Iterable[Tags]) -> Iterator[Tags]:
-            nonlocal said
+            nonlocal count
             for row in rows:
-                said += len(row.labels)
+                count += len(row.labels)
                 yield row
 
         def texts(rows: Iterable[Tags]) -> Iterator[str]:
-            return form.write(rows) if self.events is None else form.write_events(self.events(rows))
+            return text_format.write(rows) if self.events is None else text_format.write_events(self.events(rows))
 
         with (
             replacing(output) as temporary,
@@ -309,12 +309,12 @@ class _Work:
             audio_progress(len(self.sounds), 0) as progress,
         ):
             file.writelines(texts(counted(self._tags(progress))))
-        if not said and (self.stored is not None or self.failed < len(self.sounds)):
+        if not count and (self.stored is not None or self.failed < len(self.sounds)):
             limit = f"of {self.threshold:g}" if isinstance(self.threshold, float) else "as high as its threshold"
             complain(f"No label has a probability {limit}; try a lower --threshold.", "Note")
-        of = f"{len(self.sounds) - self.failed:,} of {len(self.sounds):,} files"
-        what = "labels" if self.events is None else "events"
-        remark(f"{output}: {what} of {of if self.stored is None else 'stored windows'}.")
+        files = f"{len(self.sounds) - self.failed:,} of {len(self.sounds):,} files"
+        content = "labels" if self.events is None else "events"
+        remark(f"{output}: {content} of {files if self.stored is None else 'stored windows'}.")
 
     def draw(self, output: Path, every: float) -> None:
         """Draw a picture of the one recording."""
@@ -325,11 +325,11 @@ class _Work:
                 for row in rows:
                     picture.add(row.end, row.probabilities, likeliest(row.probabilities, self.top, self.threshold))
             else:
-                seen = picture.all_of(rows)
-                for event in self.events(tags(seen, self.names, self.top, self.threshold)):
+                drawn = picture.observe(rows)
+                for event in self.events(tags(drawn, self.names, self.top, self.threshold)):
                     picture.mark(event)
         if picture.end:  # else there is nothing to draw
-            picture.spectrogram.listen(self.sounds[0])
+            picture.spectrogram.read(self.sounds[0])
             with replacing(output) as temporary:
                 picture.draw(temporary, readable(os.path.basename(self.sounds[0].path)))
             remark(f"{output}: a picture of {picture.end:,.1f} s.")
@@ -341,8 +341,8 @@ class _Work:
         if self.stored is not None:
             yield from self.stored
             return
-        named = [(sound.path, sound) for sound in self.sounds]
-        for group in groups(named, self.network, self.plan, jobs=self.jobs, progress=progress):
+        pairs = [(sound.path, sound) for sound in self.sounds]
+        for group in groups(pairs, self.network, self.plan, jobs=self.jobs, progress=progress):
             for failure in group.failures:
                 skipped(*failure)
             self.failed += len(group.failures)

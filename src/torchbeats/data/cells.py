@@ -39,7 +39,7 @@ def items(value: Any) -> list[str]:
 
 
 def _of_text(text: str) -> Sequence[Any]:
-    inside = text[1:-1]
+    content = text[1:-1]
     if text.startswith("[") and text.endswith("]"):
         try:
             parsed = json.loads(text)
@@ -51,8 +51,8 @@ def _of_text(text: str) -> Sequence[Any]:
     if _QUOTED_LIST.fullmatch(text):  # as Python and NumPy print lists; the latter without commas
         return [ast.literal_eval(quoted) for quoted in re.findall(_QUOTED, text)]
     if text.startswith("[") and text.endswith("]"):
-        parts = inside.split(",") if "," in inside else inside.split()
-        return parts if "," in inside or all(_NUMBER.fullmatch(part) for part in parts) else [inside]
+        parts = content.split(",") if "," in content else content.split()
+        return parts if "," in content or all(_NUMBER.fullmatch(part) for part in parts) else [content]
     for separator in SEPARATORS[1:]:
         text = text.replace(separator, SEPARATORS[0])
     return text.split(SEPARATORS[0])
@@ -100,11 +100,11 @@ def are_one_hot(cells: Sequence[Sequence[str]]) -> bool:
 
 def canonical_numbers(labels: Iterable[str]) -> dict[str, list[str]]:
     """Numbers among labels that are written in more than one way: the plain way → the others, as they are written."""
-    ways: dict[str, set[str]] = defaultdict(set)
+    spellings: dict[str, set[str]] = defaultdict(set)
     for label in labels:
         if plain := plain_number(label):
-            ways[plain].add(label)
-    return {plain: sorted(labels) for plain, labels in ways.items() if len(labels) > 1}
+            spellings[plain].add(label)
+    return {plain: sorted(labels) for plain, labels in spellings.items() if len(labels) > 1}
 
 
 def plain_number(label: str) -> str | None:

@@ -38,7 +38,7 @@ class Omissions:
             (self.special, "Named pipes, devices and sockets were left out"),
             (self.metadata, "Files with attributes from macOS (._*) were left out"),
         ]
-        return [f"{what}: {some_of(paths, 3)}." for paths, what in kinds if paths]
+        return [f"{reason}: {some_of(paths, 3)}." for paths, reason in kinds if paths]
 
 
 def sounds_in_folder(folder: str, omissions: Omissions, *, follow_links: bool = False) -> Iterator[str]:
@@ -61,9 +61,9 @@ def sounds_in_folder(folder: str, omissions: Omissions, *, follow_links: bool = 
     own = Omissions()
     empty = True
     visited: set[tuple[int, int]] = set()
-    waiting = [folder]
-    while waiting:
-        parent = waiting.pop()
+    pending = [folder]
+    while pending:
+        parent = pending.pop()
         try:
             if follow_links and not _first_visit(parent, visited):
                 own.repeated.append(parent)
@@ -75,7 +75,7 @@ def sounds_in_folder(folder: str, omissions: Omissions, *, follow_links: bool = 
         for name in names:
             empty = False
             yield os.path.join(parent, name)
-        waiting += reversed(below)
+        pending += reversed(below)
     _add(own, omissions)
     if empty:
         reasons = " ".join(own.lines())

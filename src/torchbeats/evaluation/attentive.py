@@ -126,8 +126,8 @@ def attentive(
     training = training or Training()
     truth = data.targets()
     if not features.counts.all():
-        bad = data.examples[int(features.counts.argmin())].path
-        raise InputError(f"{bad} has no features that are finite in every layer; leave it out.")
+        shortest = data.examples[int(features.counts.argmin())].path
+        raise InputError(f"{shortest} has no features that are finite in every layer; leave it out.")
     for fold in plan.folds:
         check_classes(truth[fold.train], data)
     scores = np.full((len(truth), len(data.classes)), np.nan, np.float32)

@@ -70,8 +70,8 @@ def rows_of(
             windows[int(name)] += 1
     indices = np.flatnonzero(windows)
     if not len(indices):
-        why = f" The first, {failures[0][0]}: {failures[0][1]}." if failures else ""
-        raise InputError(f"Not one of the {len(examples):,} sounds can be read.{why}")
+        first_failure = f" The first, {failures[0][0]}: {failures[0][1]}." if failures else ""
+        raise InputError(f"Not one of the {len(examples):,} sounds can be read.{first_failure}")
     values = np.asarray(total[indices] / windows[indices, np.newaxis], np.float32)
     finite = np.isfinite(values).all(1)
     for i in indices[~finite].tolist():

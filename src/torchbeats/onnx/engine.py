@@ -62,9 +62,9 @@ class OnnxModel:
             model: a `BEATs`.
             layer: whose output; the model's where not given.
         """
-        made = cls.__new__(cls)
-        made._open("the exported model", serialized(model, layer=layer))
-        return made
+        result = cls.__new__(cls)
+        result._open("the exported model", serialized(model, layer=layer))
+        return result
 
     def _open(self, name: str | os.PathLike[str], content: str | bytes) -> None:
         self._name = os.fspath(name)
@@ -75,9 +75,9 @@ class OnnxModel:
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # it has a dozen types of its own
-            why = next(iter(str(error).splitlines()), type(error).__name__)[-200:]  # its beginning is the path again
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[-200:]  # its beginning is the path again
             raise CheckpointError(
-                name, f"ONNX Runtime cannot read it: the file is damaged, or none ({why})."
+                name, f"ONNX Runtime cannot read it: the file is damaged, or none ({reason})."
             ) from error
         self._describe(name)
         self._fbank = Fbank()

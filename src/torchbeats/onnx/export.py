@@ -145,8 +145,8 @@ def check(model: BEATs, takes: str, outputs: Iterable[str] | None, layer: int | 
     if not requested:
         raise SettingsError(f"A graph must have an output; choose some of {', '.join(OUTPUTS)}.")
     if PROBABILITIES in requested and not labelled:
-        why = "stands behind the last layer" if model.predictor is not None else "is missing from this model"
-        raise ModelError(f"Probabilities come from the label head, which {why}.")
+        reason = "stands behind the last layer" if model.predictor is not None else "is missing from this model"
+        raise ModelError(f"Probabilities come from the label head, which {reason}.")
     return tuple(name for name in OUTPUTS if name in requested)
 
 

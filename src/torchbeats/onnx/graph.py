@@ -34,9 +34,9 @@ class Graph:
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Around a part whose values' names begin with this one."""
-        before, self._scope = self._scope, f"{self._scope}{name}/"
+        outer, self._scope = self._scope, f"{self._scope}{name}/"
         yield
-        self._scope = before
+        self._scope = outer
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """One operation with one result."""

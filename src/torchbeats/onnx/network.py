@@ -65,8 +65,8 @@ class Network:
             first, following = (
                 g.add("Slice", x, g.integers(0), g.integers(end), g.integers(-1)) for end in (1, FRAME_LENGTH - 1)
             )
-            before = g.add("Mul", g.add("Concat", first, following, axis=-1), g.number(PREEMPHASIS))
-            x = g.add("Mul", g.add("Sub", x, before), g.weight(front.window, "window"))
+            emphasis = g.add("Mul", g.add("Concat", first, following, axis=-1), g.number(PREEMPHASIS))
+            x = g.add("Mul", g.add("Sub", x, emphasis), g.weight(front.window, "window"))
             # In float64: runtimes differ in how exact their float32 is, and beside a loud tone it shows.
             x = g.add("Unsqueeze", g.cast(x, "DOUBLE"), g.integers(3))
             x = g.add("DFT", x, g.integer(N_FFT), axis=2, onesided=1)  # (B, frames, 257, 2)

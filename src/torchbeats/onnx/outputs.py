@@ -61,16 +61,16 @@ def mean(g: Graph, features: Features) -> str:
 
 def mean_by_band(g: Graph, features: Features) -> str:
     """``(B, bands * C)``; see `pooling.mean_by_band`."""
-    by_step, behind = _steps_with_all_bands(g, features)
-    return _masked_mean(g, by_step, behind, features.step_counts)
+    by_step, padding = _steps_with_all_bands(g, features)
+    return _masked_mean(g, by_step, padding, features.step_counts)
 
 
 def mean_and_deviation(g: Graph, features: Features) -> str:
     """``(B, 2 * bands * C)``; see `pooling.mean_and_deviation`."""
-    x, behind = _steps_with_all_bands(g, features)
-    average = _masked_mean(g, x, behind, features.step_counts)
+    x, padding = _steps_with_all_bands(g, features)
+    average = _masked_mean(g, x, padding, features.step_counts)
     centred = g.add("Sub", x, g.add("Unsqueeze", average, g.integers(1)))
-    variance = _masked_mean(g, g.add("Mul", centred, centred), behind, features.step_counts)
+    variance = _masked_mean(g, g.add("Mul", centred, centred), padding, features.step_counts)
     return g.add("Concat", average, g.add("Sqrt", variance), axis=1)
 
 

@@ -41,22 +41,22 @@ class Summary:
     """
 
     def __init__(self, width: int, join: np.ufunc, columns: int = COLUMNS) -> None:
-        self.each = 1  # vectors in a column
+        self.per_column = 1  # vectors in a column
         self._join, self._columns = join, np.empty((columns, width), np.float32)
         self._full, self._in_last = 0, 0  # columns that are full; vectors in the one behind them
 
     def add(self, vectors: Floats) -> None:
         """Take ``(n, width)`` more."""
         while len(vectors):
-            taken, vectors = np.split(vectors, [self.each - self._in_last])
+            taken, vectors = np.split(vectors, [self.per_column - self._in_last])
             joined = self._join.reduce(taken, axis=0)
             last = self._columns[self._full]
             last[:] = self._join(last, joined) if self._in_last else joined
             self._in_last += len(taken)
-            if self._in_last == self.each:
+            if self._in_last == self.per_column:
                 self._full, self._in_last = self._full + 1, 0
             if self._full == len(self._columns):
-                self._full, self.each = self._full // 2, self.each * 2
+                self._full, self.per_column = self._full // 2, self.per_column * 2
                 self._columns[: self._full] = self._join(self._columns[::2], self._columns[1::2])
 
     def columns(self) -> Floats:
@@ -65,7 +65,7 @@ class Summary:
 
     def counts(self) -> Indices:
         """``(columns,)``: the vectors in each."""
-        counts = [self.each] * self._full + [self._in_last] * (self._in_last > 0)
+        counts = [self.per_column] * self._full + [self._in_last] * (self._in_last > 0)
         return np.array(counts, np.intp)
 
 
@@ -78,14 +78,14 @@ class Spectrogram:
     def add(self, samples: Floats) -> None:
         """Take ``(samples,)`` more."""
         for first in range(0, len(samples), AT_ONCE):  # its features take twenty times a sound's memory
-            held = np.concatenate([self._rest, samples[first : first + AT_ONCE]])
-            count = max(0, frames(len(held)))
+            waiting_samples = np.concatenate([self._rest, samples[first : first + AT_ONCE]])
+            count = max(0, frames(len(waiting_samples)))
             if count:
                 with torch.inference_mode():
-                    self._sums.add(self._fbank(torch.from_numpy(held)[None])[0].numpy())
-            self._rest = held[count * FRAME_SHIFT :]
+                    self._sums.add(self._fbank(torch.from_numpy(waiting_samples)[None])[0].numpy())
+            self._rest = waiting_samples[count * FRAME_SHIFT :]
 
-    def listen(self, sound: Piece) -> None:
+    def read(self, sound: Piece) -> None:
         """Take all of a sound; what is wrong with it has been told when it was computed with."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AudioWarning)
@@ -96,7 +96,7 @@ class Spectrogram:
     @property
     def seconds(self) -> float:
         """Of a column."""
-        return self._sums.each * FRAME_SHIFT / SAMPLE_RATE
+        return self._sums.per_column * FRAME_SHIFT / SAMPLE_RATE
 
     def decibels(self) -> Floats:
         """``(columns, 128)``, where the loudest is 0."""
@@ -125,7 +125,7 @@ class Timeline:
         self._scores.add(probabilities[np.newaxis])
         self._peaks[named] = np.maximum(self._peaks[named], probabilities[named])
 
-    def all_of(self, rows: Iterable[Scored]) -> Iterator[Scored]:
+    def observe(self, rows: Iterable[Scored]) -> Iterator[Scored]:
         """Take rows on their way; none of their classes is named."""
         no_classes = np.empty(0, np.intp)
         for row in rows:
@@ -196,7 +196,7 @@ class Timeline:
             return
         image = axes.imshow(
             scores.T,
-            extent=(0, len(scores) * self._scores.each * self.every, len(shown_classes) - 0.5, -0.5),
+            extent=(0, len(scores) * self._scores.per_column * self.every, len(shown_classes) - 0.5, -0.5),
             aspect="auto",
             cmap="Blues",
             vmin=0,

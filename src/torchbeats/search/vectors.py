@@ -38,7 +38,7 @@ def for_each_block(table: Table, call: OnBlock) -> None:
     cache = _cache_of(table) if table.path.suffix == ".parquet" and 4 * width * table.count >= CACHED_BYTES else None
     if cache is not None and not _is_whole(cache, table, width):
         with suppress(OSError):  # a full disk, a folder that is not ours: the search goes on without
-            _keep(cache, _blocks(table, rows, width))
+            _store(cache, _blocks(table, rows, width))
     if cache is None or not _is_whole(cache, table, width):
         for number, block in enumerate(_blocks(table, rows, width)):
             call(number * rows, block)
@@ -82,10 +82,10 @@ def _is_whole(cache: Path, table: Table, width: int) -> bool:
         return False
 
 
-def _keep(cache: Path, blocks: Iterator[Floats]) -> None:
+def _store(cache: Path, blocks: Iterator[Floats]) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
-    for old in cache.parent.glob(f"{cache.name.split('-')[0]}-*.f32"):  # of the same table as it was before
-        old.unlink(missing_ok=True)
+    for stale in cache.parent.glob(f"{cache.name.split('-')[0]}-*.f32"):  # of the same table as it was before
+        stale.unlink(missing_ok=True)
     with replacing(cache) as temporary, temporary.open("wb") as file:
         for block in blocks:
             file.write(block.astype("<f4", copy=False).data)

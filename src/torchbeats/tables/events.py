@@ -68,8 +68,8 @@ def class_thresholds(model: Model, names: Sequence[str], default: float) -> tupl
     """
     stored = getattr(model.cfg, "thresholds", None)
     values = list(stored) if isinstance(stored, (list, tuple)) and len(stored) == len(names) else [None] * len(names)
-    without = [name for name, value in zip(names, values, strict=True) if value is None]
-    return np.array([default if value is None else value for value in values], np.float32), without
+    missing = [name for name, value in zip(names, values, strict=True) if value is None]
+    return np.array([default if value is None else value for value in values], np.float32), missing
 
 
 @dataclass
@@ -88,8 +88,8 @@ class _Recording:
 
     def __init__(self, path: str, min_gap: float, min_length: float) -> None:
         self.path, self.min_gap, self.min_length, self.last = path, min_gap, min_length, -math.inf
-        self.going: dict[str, _Event] = {}
-        self.waiting: list[tuple[float, float, str, Annotation]] = []
+        self.open_events: dict[str, _Event] = {}
+        self.pending: list[tuple[float, float, str, Annotation]] = []
 
     def has(self, row: Tags) -> bool:
         """Whether a row can be of this recording."""
@@ -98,35 +98,35 @@ class _Recording:
     def add(self, row: Tags) -> Iterator[Annotation]:
         """Take the next row; what is certain by now."""
         self.last = row.start
-        for label in [label for label, event in self.going.items() if not self._joins(event, row.start)]:
+        for label in [label for label, event in self.open_events.items() if not self._joins(event, row.start)]:
             self._end(label)
         for label, probability in row.labels:
             seconds = row.end - row.start
-            if label in self.going:
-                event = self.going[label]
+            if label in self.open_events:
+                event = self.open_events[label]
                 event.end, event.peak = max(event.end, row.end), max(event.peak, probability)
                 event.total, event.seconds = event.total + seconds * probability, event.seconds + seconds
             else:
-                self.going[label] = _Event(row.start, row.end, probability, seconds * probability, seconds)
-        first = min((event.start for event in self.going.values()), default=math.inf)
-        while self.waiting and self.waiting[0][0] <= first:
-            yield heapq.heappop(self.waiting)[-1]
+                self.open_events[label] = _Event(row.start, row.end, probability, seconds * probability, seconds)
+        first = min((event.start for event in self.open_events.values()), default=math.inf)
+        while self.pending and self.pending[0][0] <= first:
+            yield heapq.heappop(self.pending)[-1]
 
     def remaining(self) -> Iterator[Annotation]:
         """What is left at the recording's end."""
-        for label in list(self.going):
+        for label in list(self.open_events):
             self._end(label)
-        while self.waiting:
-            yield heapq.heappop(self.waiting)[-1]
+        while self.pending:
+            yield heapq.heappop(self.pending)[-1]
 
     def _joins(self, event: _Event, start: float) -> bool:
         gap = start - event.end
         return gap <= TOLERANCE or gap < self.min_gap - TOLERANCE
 
     def _end(self, label: str) -> None:
-        event = self.going.pop(label)
+        event = self.open_events.pop(label)
         if event.end - event.start < self.min_length - TOLERANCE:
             return
         mean = event.total / event.seconds if event.seconds else event.peak
         done = Annotation(self.path, event.start, event.end, label, peak=event.peak, mean=mean)
-        heapq.heappush(self.waiting, (event.start, event.end, label, done))
+        heapq.heappush(self.pending, (event.start, event.end, label, done))

@@ -105,30 +105,30 @@ def _summary(path: Path, about: dict[str, Any]) -> dict[str, Any]:
 
 def pieces(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
     """The same rows in pieces of exactly so many, the last apart: a table does not show how its rows came."""
-    waiting: list[pa.Table] = []
+    pending: list[pa.Table] = []
     count = 0
     for table in _merged(tables, rows):
         while count + len(table) >= rows:
-            yield pa.concat_tables([*waiting, table.slice(0, rows - count)]).combine_chunks()
-            table, waiting, count = table.slice(rows - count), [], 0
-        waiting.append(table)
+            yield pa.concat_tables([*pending, table.slice(0, rows - count)]).combine_chunks()
+            table, pending, count = table.slice(rows - count), [], 0
+        pending.append(table)
         count += len(table)
     if count:
-        yield pa.concat_tables(waiting).combine_chunks()
+        yield pa.concat_tables(pending).combine_chunks()
 
 
 def _merged(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
     """The same rows in fewer pieces, of at most so many rows or one table: each table has some KB beside its rows."""
-    waiting: list[pa.Table] = []
+    pending: list[pa.Table] = []
     count = 0
     for table in tables:
-        waiting.append(table)
+        pending.append(table)
         count += len(table)
-        if len(waiting) == 256 or count >= rows:
-            yield pa.concat_tables(waiting).combine_chunks()
-            waiting, count = [], 0
-    if waiting:
-        yield pa.concat_tables(waiting)
+        if len(pending) == 256 or count >= rows:
+            yield pa.concat_tables(pending).combine_chunks()
+            pending, count = [], 0
+    if pending:
+        yield pa.concat_tables(pending)
 
 
 def _firsts(rows: pa.Table) -> Values:
@@ -146,13 +146,13 @@ def _finished(content: Content) -> tuple[pa.Schema, Iterator[pa.Table]]:
 
 def _by_file(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
     """Rows a step to rows a file, all columns but the path lists; a file's rows may lie in many tables."""
-    waiting = with_begins(schema).empty_table()
+    pending = with_begins(schema).empty_table()
     for table in tables:
-        waiting = pa.concat_tables([waiting, table.replace_schema_metadata(schema.metadata)])
-        if len(firsts := _firsts(waiting)):  # the last file may go on in the next table
-            yield _joined(waiting.slice(0, firsts[-1]))
-            waiting = waiting.slice(firsts[-1])
-    yield _joined(waiting)
+        pending = pa.concat_tables([pending, table.replace_schema_metadata(schema.metadata)])
+        if len(firsts := _firsts(pending)):  # the last file may go on in the next table
+            yield _joined(pending.slice(0, firsts[-1]))
+            pending = pending.slice(firsts[-1])
+    yield _joined(pending)
 
 
 def _joined(steps: pa.Table) -> pa.Table:
@@ -196,12 +196,12 @@ def _write_npz(path: Path, content: Content) -> None:
             for table in content.tables:
                 for chunk in table[name].chunks:
                     file.write(np.ascontiguousarray(chunk.flatten().to_numpy(), dtype).tobytes())
-                for column, held in times.items():
-                    held.append(table[column].to_numpy())
+                for column, parts in times.items():
+                    parts.append(table[column].to_numpy())
                 begins.append(table[BEGINS].to_numpy())
-                named = table["path"]
-                paths += (named.take(pa.array(_firsts(table))) if by_file else named).to_pylist()
-        arrays = {column: np.concatenate(held) for column, held in times.items()}
+                path_column = table["path"]
+                paths += (path_column.take(pa.array(_firsts(table))) if by_file else path_column).to_pylist()
+        arrays = {column: np.concatenate(parts) for column, parts in times.items()}
         if by_file:
             arrays["file"] = np.cumsum(np.concatenate(begins)) - 1
         metadata = schema.metadata

@@ -131,10 +131,10 @@ class Table:
                 begins[i] = path != last[0] or start <= last[1]
                 last = (path, start)
             if not np.isfinite(values).all():
-                where = int((~np.isfinite(values).all(1)).argmax())
+                bad_row = int((~np.isfinite(values).all(1)).argmax())
                 raise InputError(
-                    f"{self.path} holds numbers that are not finite, in row {first + where:,}, of {paths[where]}. Make "
-                    "it again; a sound that gives such numbers is left out then."
+                    f"{self.path} holds numbers that are not finite, in row {first + bad_row:,}, of {paths[bad_row]}. "
+                    "Make it again; a sound that gives such numbers is left out then."
                 )
             yield Rows(first, [from_readable(path) for path in paths], times, values, begins)
             first += len(paths)
@@ -147,14 +147,14 @@ class Table:
         """``(n, D)``, the embeddings of some rows, in the order of the indices."""
         unique_indices, inverse = np.unique(indices, return_inverse=True)
         vectors = np.empty((len(unique_indices), int(np.prod(self.shape))), np.float32)
-        done = 0
-        for first, values in self._around(unique_indices):
+        count = 0
+        for first, values in self._near_rows(unique_indices):
             last = int(np.searchsorted(unique_indices, first + len(values)))
-            vectors[done:last] = values[unique_indices[done:last] - first]
-            done = last
+            vectors[count:last] = values[unique_indices[count:last] - first]
+            count = last
         return vectors[inverse]
 
-    def _around(self, indices: np.ndarray[Any, Any]) -> Iterator[tuple[int, Floats]]:
+    def _near_rows(self, indices: np.ndarray[Any, Any]) -> Iterator[tuple[int, Floats]]:
         """Index of the first of some rows, and their embeddings, until all wanted ones have been among them."""
         if self.path.suffix == ".npz":
             first = 0
@@ -163,12 +163,12 @@ class Table:
                 first += len(values)
             return
         with Ranges(self.path) as ranges:
-            done = 0
-            while done < len(indices):
-                first = int(indices[done])
+            count = 0
+            while count < len(indices):
+                first = int(indices[count])
                 rows = ranges.at(first, int(indices[-1]) + 1)
                 yield first, rows["embedding"].combine_chunks().flatten().to_numpy().reshape(len(rows), -1)
-                done = int(np.searchsorted(indices, first + len(rows)))
+                count = int(np.searchsorted(indices, first + len(rows)))
 
     def vectors(self, size: int = ROWS) -> Iterator[Floats]:
         """``(rows, D)`` embeddings in order, and nothing else of the rows."""

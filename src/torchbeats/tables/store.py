@@ -201,7 +201,7 @@ class Store:
         states = zip(ended, self._states, strict=False)
         hashes = [0 if failed else hash_of(state) for (_, failed), state in states]
         hash_records = records(hashes, counts[: len(hashes)])
-        with _told():
+        with _disk_full_explained():
             self._unfinished.add(table, failures, hash_records, self.position, self._progress())
         self._states, self._bytes, self._flushed = [], 0, time.monotonic()
 
@@ -245,7 +245,7 @@ class Store:
         assert unfinished is not None
         assert unfinished.run is not None
         if failures := unfinished.failures():
-            with _told(), replacing(self.errors) as temporary:
+            with _disk_full_explained(), replacing(self.errors) as temporary:
                 temporary.write_bytes(failures)
         else:
             self.errors.unlink(missing_ok=True)
@@ -259,7 +259,7 @@ class Store:
         width = self.schema.types[-1].list_size * self.schema.types[-1].value_type.bit_width // 8
         piece = formats.pieces(tables, max(1, FLUSH_BYTES // (width + 64)))
         content = Content(self.schema.with_metadata(metadata), count, piece, self._by_file)
-        with _told():
+        with _disk_full_explained():
             formats.WRITERS[self.out.suffix](self.out, content)
         self.complete = True
         unfinished.discard()
@@ -272,7 +272,7 @@ class Store:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _disk_full_explained() -> Iterator[None]:
     """A full disk costs nothing that is done, and the error says so."""
     try:
         yield

@@ -37,11 +37,11 @@ def write_jsonl(rows: Iterable[Tags]) -> Iterator[str]:
 
 def write_json(rows: Iterable[Tags]) -> Iterator[str]:
     """One array, with an object a line."""
-    before = "[\n"
+    prefix = "[\n"
     for row in rows:
-        yield before + _object(row)
-        before = ",\n"
-    yield "[]\n" if before == "[\n" else "\n]\n"
+        yield prefix + _object(row)
+        prefix = ",\n"
+    yield "[]\n" if prefix == "[\n" else "\n]\n"
 
 
 def write_csv(rows: Iterable[Tags]) -> Iterator[str]:

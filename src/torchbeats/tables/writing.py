@@ -115,9 +115,9 @@ def write_table(
     started = time.monotonic()
     if update and overwrite:
         raise SettingsError("A table is either updated or overwritten.")
-    named = [inputs] if isinstance(inputs, (str, os.PathLike, Piece)) else list(inputs)
-    refuse_inputs(output_files(out), [one for one in named if not isinstance(one, Piece)])
-    sounds = Listing(_no_outputs(_sounds(named, follow_links), output_files(out)))
+    sounds_list = [inputs] if isinstance(inputs, (str, os.PathLike, Piece)) else list(inputs)
+    refuse_inputs(output_files(out), [one for one in sounds_list if not isinstance(one, Piece)])
+    sounds = Listing(_no_outputs(_sounds(sounds_list, follow_links), output_files(out)))
     sounds.advance(LIST_SECONDS)
     network, name, weights = _opened(model, plan, engine, device, dtype)
     plan = plan or plan_for(network)
@@ -241,9 +241,9 @@ class _States:
 def _no_outputs(sounds: Iterable[Piece], outputs: list[Path]) -> Iterator[Piece]:
     """The same; none of them may be what is written."""
     remaining = iter(sounds)
-    while some := list(islice(remaining, 256)):
-        refuse_inputs(outputs, (sound.path for sound in some))
-        yield from some
+    while block := list(islice(remaining, 256)):
+        refuse_inputs(outputs, (sound.path for sound in block))
+        yield from block
 
 
 def _sounds(inputs: Iterable[str | os.PathLike[str] | Piece], follow_links: bool) -> Iterator[Piece]:

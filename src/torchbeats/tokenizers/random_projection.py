@@ -87,5 +87,5 @@ def _mean_over_time(x: Tensor, counts: Tensor | None) -> Tensor:
     """Mean over each row's own frames: ``(B, F, N)`` and ``(B,)`` to ``(B, 1, N)``."""
     if counts is None:
         return x.mean(1, keepdim=True)
-    behind = mask_behind(counts, x.size(1)).unsqueeze(-1)
-    return x.masked_fill(behind, 0).sum(1, keepdim=True) / counts.view(-1, 1, 1)
+    padding = mask_behind(counts, x.size(1)).unsqueeze(-1)
+    return x.masked_fill(padding, 0).sum(1, keepdim=True) / counts.view(-1, 1, 1)

@@ -91,8 +91,8 @@ class Tokenizers(AcousticTokenizer, Backbone):
     def label_fbank(self, fbank: Tensor, samples: Tensor | None = None) -> Tensor:
         """Labels from raw log-mel features; see `AcousticTokenizer`."""
         encoded, _ = self.encode_features(self.normalise(fbank), samples)
-        without = encoded.padding_mask | ~encoded.x.isfinite().all(-1)  # no code is near to what is no number
-        return self._quantise(encoded.x).view(without.shape).masked_fill(without, PADDING)
+        no_label = encoded.padding_mask | ~encoded.x.isfinite().all(-1)  # no code is near to what is no number
+        return self._quantise(encoded.x).view(no_label.shape).masked_fill(no_label, PADDING)
 
     def _quantise(self, x: Tensor) -> Tensor:
         if not (self.training or torch.compiler.is_compiling() or bool(self.quantize.embedding.initted)):

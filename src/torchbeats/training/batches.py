@@ -91,13 +91,13 @@ class Batches:
         if self.weights is None:
             order = random.permutation(len(rows))
         else:
-            odds = self.weights[rows] / np.bincount(rows)[rows]  # a long sound has several rows
-            order = random.choice(len(rows), len(rows), p=odds / odds.sum())
+            weights = self.weights[rows] / np.bincount(rows)[rows]  # a long sound has several rows
+            order = random.choice(len(rows), len(rows), p=weights / weights.sum())
         seconds = random.choice(self.crop_seconds, len(order))
         lengths = np.minimum(self.known_seconds[rows[order]], seconds) * SAMPLE_RATE
         samples = np.maximum(np.ceil(lengths).astype(int), self.grid.min_samples)
-        ahead = (np.cumsum(samples) // (LOOKAHEAD_BATCHES * self.batch_samples)).astype(int)
-        for group in np.split(np.arange(len(order)), np.flatnonzero(np.diff(ahead)) + 1):
+        lookahead = (np.cumsum(samples) // (LOOKAHEAD_BATCHES * self.batch_samples)).astype(int)
+        for group in np.split(np.arange(len(order)), np.flatnonzero(np.diff(lookahead)) + 1):
             batches = list(batches_of_like_length(samples[group].tolist(), self.batch_samples))
             for number in random.permutation(len(batches)):
                 indices = group[batches[number]]

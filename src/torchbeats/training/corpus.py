@@ -75,9 +75,9 @@ class Corpus:
         import fsspec
 
         try:
-            files, inside = fsspec.core.url_to_fs(os.fsdecode(shard))
+            files, path_inside = fsspec.core.url_to_fs(os.fsdecode(shard))
             offset = self._get("offset", row)
-            content = io.BytesIO(files.cat_file(inside, start=offset, end=offset + self._get("size", row)))
+            content = io.BytesIO(files.cat_file(path_inside, start=offset, end=offset + self._get("size", row)))
         except (OSError, ValueError) as error:
             raise AudioError(path, f"its shard cannot be read ({error})") from error
         content.name = path
@@ -186,7 +186,7 @@ def _members(url: str) -> list[_Row]:
     import fsspec
 
     rows: list[_Row] = []
-    fault = None
+    reason = None
     with fsspec.open(url, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
@@ -194,21 +194,23 @@ def _members(url: str) -> list[_Row]:
             shard = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - holds nothing but the file
             for member in shard:
                 if member.offset_data + member.size > size:
-                    fault = f"it breaks off within {member.name}"
+                    reason = f"it breaks off within {member.name}"
                     break
                 if member.isfile() and os.path.splitext(member.name)[1].lower() in AUDIO_SUFFIXES:
                     rows.append(
                         (os.fsencode(member.name), float("nan"), os.fsencode(url), member.offset_data, member.size)
                     )
             file.seek(shard.offset)
-            if not fault and any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a bad header for the end of the archive
-                fault = f"it breaks off or is damaged at byte {shard.offset}"
+            if not reason and any(
+                file.read(tarfile.BLOCKSIZE)
+            ):  # tarfile takes a bad header for the end of the archive
+                reason = f"it breaks off or is damaged at byte {shard.offset}"
         except tarfile.ReadError as error:
-            fault = f"it breaks off ({error})"
-    if rows and fault:
-        warnings.warn(f"{url}: {fault}; the {len(rows):,} sounds before are used.", AudioWarning, stacklevel=2)
-    elif fault:
-        raise ValueError(fault)
+            reason = f"it breaks off ({error})"
+    if rows and reason:
+        warnings.warn(f"{url}: {reason}; the {len(rows):,} sounds before are used.", AudioWarning, stacklevel=2)
+    elif reason:
+        raise ValueError(reason)
     if not rows:
         raise ValueError("it holds no sounds")
     return rows

@@ -164,8 +164,8 @@ def mask_spectrum(features: Tensor, time: float, mel: float) -> Tensor:
         width = (torch.rand(B, 1, device=features.device) * share * size).long()
         first = (torch.rand(B, 1, device=features.device) * (size - width + 1)).long()
         position = torch.arange(size, device=features.device)
-        inside = (position >= first) & (position < first + width)
-        features = features.masked_fill(inside.unsqueeze(2 if axis == 1 else 1), 0)
+        masked = (position >= first) & (position < first + width)
+        features = features.masked_fill(masked.unsqueeze(2 if axis == 1 else 1), 0)
     return features
 
 

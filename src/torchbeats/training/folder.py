@@ -48,8 +48,8 @@ class RunFolder:
         if file.exists():
             existing = _filled(yaml.safe_load(file.read_text("utf-8")), defaults)
             changed = [
-                f"{name} was {_brief(before)} and is now {_brief(now)}"
-                for name, before, now in _differences(existing, about)
+                f"{name} was {_shortened(old)} and is now {_shortened(new)}"
+                for name, old, new in _differences(existing, about)
                 if name not in may_change and name.split(".")[0] not in may_change
             ]
             if changed:
@@ -100,15 +100,15 @@ def _filled(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     return {**defaults, **values, **nested}
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    for name in {**before, **now}:
-        a, b = before.get(name), now.get(name)
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for name in {**old, **new}:
+        a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
             yield from _differences(a, b, f"{prefix}{name}.")
         elif a != b:
             yield prefix + name, a, b
 
 
-def _brief(value: Any) -> str:
+def _shortened(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "…"

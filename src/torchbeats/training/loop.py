@@ -60,7 +60,7 @@ def fit(
     """
     saver = Saver(task, state, max(1, round(t.save_every / reporter.every)) * reporter.every)
     environment, devices, nodes = environment_for(t)
-    with _quiet(), saver.listening():
+    with _quiet(), saver.signals_restored():
         trainer = L.Trainer(
             accelerator=t.accelerator,
             devices=devices,

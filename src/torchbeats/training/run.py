@@ -145,8 +145,8 @@ class Run:
 
     # --- the phases ---
 
-    def _file(self, iteration: int, what: str) -> Path:
-        return self.folder / f"iteration-{iteration}" / f"{what}.safetensors"
+    def _file(self, iteration: int, kind: str) -> Path:
+        return self.folder / f"iteration-{iteration}" / f"{kind}.safetensors"
 
     def _tokenizer(self, iteration: int) -> None:
         """The iteration's labels: by random projection first, then distilled from the model before."""
@@ -191,8 +191,8 @@ class Run:
     def _crops(self, **changes: Any) -> Crops:
         return Crops(self.corpus, self.settings.data, self.grid, **changes)
 
-    def _seed(self, iteration: int, what: int) -> int:
-        return self.settings.seed * 1_000 + iteration * 10 + what
+    def _seed(self, iteration: int, purpose: int) -> int:
+        return self.settings.seed * 1_000 + iteration * 10 + purpose
 
     def _fit(self, task: Task[Batch], iteration: int, phase: str, crops: Crops) -> None:
         """Train, from the beginning or from where an earlier run was stopped, and save what comes of it."""

@@ -55,14 +55,14 @@ class Saver(Checkpoint):
         self._group: Any = None
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def signals_restored(self) -> Iterator[None]:
         """Within it, handlers of signals may be replaced; behind it they are as before."""
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
             if threading.current_thread() is threading.main_thread():
-                for number, handler in before.items():
+                for number, handler in handlers.items():
                     signal.signal(number, handler)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -272,23 +272,25 @@ def _apply(target: Any, values: Any, assignments: Iterable[str], named: Mapping[
     _merge(target, {name: value for name, value in named.items() if value is not None}, "")
 
 
-def _merge(target: Any, values: Any, where: str) -> None:
+def _merge(target: Any, values: Any, prefix: str) -> None:
     """Set fields of a settings object from a dictionary, both nested."""
     if not isinstance(values, Mapping):
-        raise SettingsError(f"{where.rstrip('.') or 'The file'} must hold names and values, not {values!r}.")
+        raise SettingsError(f"{prefix.rstrip('.') or 'The file'} must hold names and values, not {values!r}.")
     kinds = typing.get_type_hints(type(target))
     for name, value in values.items():
         if name not in kinds:
-            raise SettingsError(f"There is no setting {where}{name}; there are {', '.join(where + n for n in kinds)}.")
+            raise SettingsError(
+                f"There is no setting {prefix}{name}; there are {', '.join(prefix + n for n in kinds)}."
+            )
         current = getattr(target, name)
         if dataclasses.is_dataclass(current):
-            _merge(current, value, f"{where}{name}.")
+            _merge(current, value, f"{prefix}{name}.")
         elif isinstance(current, dict):
             if not isinstance(value, Mapping):
-                raise SettingsError(f"{where}{name} must hold names and values, not {reprlib.repr(value)}.")
+                raise SettingsError(f"{prefix}{name} must hold names and values, not {reprlib.repr(value)}.")
             current.update(value)
         else:
-            setattr(target, name, _as(kinds[name], value, where + name))
+            setattr(target, name, _as(kinds[name], value, prefix + name))
 
 
 def _as(kind: Any, value: Any, name: str) -> Any:

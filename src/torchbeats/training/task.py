@@ -163,8 +163,8 @@ class Task(L.LightningModule, Generic[B]):
         """Leave a step out, in all processes, whose gradient is not finite."""
         batches, self._current = self._current, []
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        bad = ~torch.isfinite(torch.nn.utils.get_total_norm(gradients))
-        if all_sum(bad.float()).item() == 0:
+        not_finite = ~torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+        if all_sum(not_finite.float()).item() == 0:
             self.bad_steps = 0
             return
         scales = getattr(self.trainer.precision_plugin, "scaler", None) is not None

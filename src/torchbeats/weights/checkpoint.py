@@ -82,12 +82,12 @@ def fill(model: nn.Module, stored: Checkpoint) -> None:
         for name, tensor in expected.items()
         if name in stored.tensors and stored.tensors[name].shape != tensor.shape
     ]
-    faults = {
+    problems = {
         "lacks": missing,
         "has tensors that do not belong to the model:": extra,
         "has shapes that are wrong:": misshapen,
     }
-    if messages := [f"it {verb} {some_of(names)}" for verb, names in faults.items() if names]:
+    if messages := [f"it {verb} {some_of(names)}" for verb, names in problems.items() if names]:
         raise CheckpointError(
             stored.path, f"{'; '.join(messages)}. It is damaged, or its config is that of another model."
         )

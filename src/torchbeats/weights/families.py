@@ -191,8 +191,8 @@ def _bare(path: Path, tensors: dict[str, Tensor], content: Mapping[str, Any], co
     tensors = front_end.without_front_end(path, _with_predictor(_without_prefix(tensors, "backbone.")))
     config = settings_that_fit(path, {**_PUBLISHERS, **_sizes(path, tensors)}, BEATsConfig, tensors)
     labels = content.get("label_dict") if container else None
-    beside = sidecars.find(path, "label_map.json") if config.finetuned_model and labels is None else None
-    labels = labels if beside is None else sidecars.read_json(beside)
+    label_file = sidecars.find(path, "label_map.json") if config.finetuned_model and labels is None else None
+    labels = labels if label_file is None else sidecars.read_json(label_file)
     if container:
         head = ", and a sigmoid over its classes" if config.finetuned_model else ""
         warnings.warn(
@@ -206,7 +206,7 @@ def _bare(path: Path, tensors: dict[str, Tensor], content: Mapping[str, Any], co
 
 
 def _learned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors less the frozen helpers of ESPnet's front end."""
+    """The same tensors without the frozen parts of ESPnet's front end."""
     return {name: tensor for name, tensor in tensors.items() if not _without_parent(name).startswith(espnet.FROZEN)}
 
 
@@ -237,7 +237,7 @@ def _is_espnet_finetuned(tensors: Mapping[str, Tensor]) -> bool:
 def _espnet_finetuned(
     path: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any], content: Mapping[str, Any]
 ) -> Checkpoint:
-    """An encoder under ``encoder.`` with a head; ``said`` has ``token_list`` and, in ``cfg``, how it was trained."""
+    """An encoder under ``encoder.`` with a head; ``settings`` has ``token_list`` and, in ``cfg``, how it was trained."""
     tensors = front_end.without_front_end(path, _with_predictor(_without_prefix(_learned(tensors), "encoder.")))
     config = settings_that_fit(path, {**_PUBLISHERS, **settings["cfg"], **_sizes(path, tensors)}, BEATsConfig, tensors)
     symbols = content.get("token_list", settings.get("token_list"))
@@ -257,9 +257,9 @@ def _without_parent(name: str) -> str:
 
 def _with_predictor(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, a label head of whatever name under that of the reference."""
-    heads = {prefix + part: "predictor." + part for prefix in _HEADS for part in ("weight", "bias")}
-    renamed = {heads[name] for name in tensors if name in heads}
-    return {heads.get(name, name): tensor for name, tensor in tensors.items() if name not in renamed}
+    new_names = {prefix + part: "predictor." + part for prefix in _HEADS for part in ("weight", "bias")}
+    renamed = {new_names[name] for name in tensors if name in new_names}
+    return {new_names.get(name, name): tensor for name, tensor in tensors.items() if name not in renamed}
 
 
 def _sizes(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -338,10 +338,12 @@ def _tensors(path: Path, content: Mapping[Any, Any], container: str | None = Non
             if name.endswith(parametrized):
                 name = name.removesuffix(parametrized) + plain
         tensors[name] = value
-    where = f" under {container!r}" if container else ""
+    place = f" under {container!r}" if container else ""
     if unexpected or not tensors:
-        what = f"entries that are no tensors{where}: {some_of(unexpected)}" if unexpected else f"no tensors{where}"
-        raise CheckpointError(path, f"this is not a BEATs checkpoint: it has {what}.")
+        description = (
+            f"entries that are no tensors{place}: {some_of(unexpected)}" if unexpected else f"no tensors{place}"
+        )
+        raise CheckpointError(path, f"this is not a BEATs checkpoint: it has {description}.")
     if without_values := [name for name, tensor in tensors.items() if not _has_its_values(tensor)]:
         raise CheckpointError(path, f"it has tensors without plain values: {some_of(without_values)}.")
     return tensors

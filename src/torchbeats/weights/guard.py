@@ -148,12 +148,12 @@ class _Bounded:
 
 def _read(blocks: Iterable[bytes]) -> bytes:
     """A whole answer, unless it is too long or takes too long."""
-    body, until = bytearray(), time.monotonic() + LONGEST_LISTING
+    body, deadline = bytearray(), time.monotonic() + LONGEST_LISTING
     for block in blocks:
         body += block
         if len(body) > LARGEST_LISTING:
             raise HostileAnswer(f"the server's list of files goes on beyond {LARGEST_LISTING:,} bytes")
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise HostileAnswer(f"the server's list of files has not ended after {LONGEST_LISTING} seconds")
     return bytes(body)
 

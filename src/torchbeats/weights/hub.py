@@ -195,7 +195,7 @@ def _get(source: Source, file: str, commit: str | None) -> Path:
         blob.unlink(missing_ok=True)
         raise HubError(
             f"{_name(source)} arrived damaged and has been deleted: its SHA-256 is {digest}, not {blob.name}. Run the "
-            f"command again. {_by_hand(source)}"
+            f"command again. {_download_hint(source)}"
         )
     return path
 
@@ -216,19 +216,19 @@ def _checkpoints(names: Iterable[str]) -> list[str]:
     """The checkpoints among file names: only the safetensors where there are any, and trainers' files only alone."""
     existing = sorted(name for name in names if name.endswith(READ_SUFFIXES))
     for kind in (SUFFIXES[:1], SUFFIXES):
-        if preferred := [name for name in existing if name.endswith(kind)]:
-            return preferred
+        if of_kind := [name for name in existing if name.endswith(kind)]:
+            return of_kind
     return existing
 
 
-def _only_checkpoint(names: Iterable[str], where: str, prefix: str) -> str:
+def _only_checkpoint(names: Iterable[str], place: str, prefix: str) -> str:
     checkpoints = _checkpoints(names)
     if len(checkpoints) == 1:
         return checkpoints[0]
     if not checkpoints:
-        raise HubError(f"There is no checkpoint ({', '.join(SUFFIXES)}) in {where}.")
+        raise HubError(f"There is no checkpoint ({', '.join(SUFFIXES)}) in {place}.")
     raise HubError(
-        f"There are {len(checkpoints)} checkpoints in {where}. Name one: {', '.join(prefix + n for n in checkpoints)}."
+        f"There are {len(checkpoints)} checkpoints in {place}. Name one: {', '.join(prefix + n for n in checkpoints)}."
     )
 
 
@@ -248,7 +248,7 @@ def _page(source: Source) -> str:
     return f"https://huggingface.co/{_name(replace(source, file=None, revision='main'))}"  # HF_ENDPOINT may be down
 
 
-def _by_hand(source: Source) -> str:
+def _download_hint(source: Source) -> str:
     file = PurePosixPath(source.file or "the-checkpoint.pt").name
     link = f"{_page(source)}/{'resolve' if source.file else 'tree'}/{source.revision}/{source.file or ''}".rstrip("/")
     return (
@@ -273,9 +273,8 @@ def _explain(error: Exception, source: Source) -> HubError:
         case _ if status in (401, 403):  # GatedRepoError among them
             message = f"was refused by the Hub. If {_page(source)} asks you to accept a licence, do so; then {login}."
         case errors.OfflineModeIsEnabled():
-            message = (
-                f"is not on this machine, and HF_HUB_OFFLINE forbids to download it. Unset that. {_by_hand(source)}"
-            )
+            hint = _download_hint(source)
+            message = f"is not on this machine, and HF_HUB_OFFLINE forbids to download it. Unset that. {hint}"
         case HostileAnswer():
             message = (
                 f"was not downloaded: {error}. Whatever answers is no Hub to trust; see what HF_ENDPOINT is set to."
@@ -284,7 +283,6 @@ def _explain(error: Exception, source: Source) -> HubError:
             message = f"could not be stored: {error}. Make room, or set HF_HOME to another folder."
         case _:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-            message = (
-                f"could not be downloaded: {reason}. Check the connection and run the command again. {_by_hand(source)}"
-            )
+            hint = _download_hint(source)
+            message = f"could not be downloaded: {reason}. Check the connection and run the command again. {hint}"
     return HubError(f"{_name(source)} {message}")

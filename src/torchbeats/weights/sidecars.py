@@ -55,7 +55,7 @@ def is_small(value: Any) -> bool:
             return 1
         if id(item) not in counts:
             counts[id(item)] = float("inf")
-            counts[id(item)] = 1 + sum(parts(inside) for inside in _inside(item))
+            counts[id(item)] = 1 + sum(parts(child) for child in _inside(item))
         return counts[id(item)]
 
     try:

@@ -33,18 +33,18 @@ def weights_in(path: Path, content: Mapping[str, Any]) -> tuple[Mapping[str, Any
     Raises:
         CheckpointError: there are several, or the one that there is holds no BEATs.
     """
-    inside = {name: value for name, value in content.items() if isinstance(value, Mapping)}
-    holding = [name for name, value in inside.items() if _parents(value)]
+    mappings = {name: value for name, value in content.items() if isinstance(value, Mapping)}
+    holding = [name for name, value in mappings.items() if _parents(value)]
     if len(holding) > 1:
         raise CheckpointError(
             path, f"it has the weights of several models, under {quoted(holding)}. Save the one that you want alone."
         )
     if holding:
-        return inside[holding[0]], holding[0]
-    named = next((name for name in _CONTAINERS if name in inside), None)
-    if named is None or any(isinstance(value, Tensor) for value in content.values()):
+        return mappings[holding[0]], holding[0]
+    container = next((name for name in _CONTAINERS if name in mappings), None)
+    if container is None or any(isinstance(value, Tensor) for value in content.values()):
         return content, None
-    return inside[named], named
+    return mappings[container], container
 
 
 def unwrapped(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -92,8 +92,8 @@ def _parents(names: Mapping[Any, Any]) -> set[str]:
 def _without_wrappers(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     plain = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in tensors}
     if len(set(plain.values())) < len(plain):
-        twice = [name for name, shorter in plain.items() if name != shorter and shorter in plain]
-        raise CheckpointError(path, f"it has tensors twice, with and without a wrapper: {some_of(twice)}.")
+        duplicates = [name for name, shorter in plain.items() if name != shorter and shorter in plain]
+        raise CheckpointError(path, f"it has tensors twice, with and without a wrapper: {some_of(duplicates)}.")
     return {plain[name]: tensor for name, tensor in tensors.items()}
 
 

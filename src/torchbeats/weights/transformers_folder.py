@@ -179,7 +179,7 @@ def config_json(
 
 def _named(state: Mapping[str, Tensor], headed: bool) -> Iterable[tuple[str, Tensor]]:
     """The tensors by their names in the folder; the position table once."""
-    heads = {plain: transformers_name for transformers_name, plain in _HEAD.items()}
+    head_names = {plain: transformers_name for transformers_name, plain in _HEAD.items()}
     prefix = _HEADED if headed else _BACKBONE
     for name, tensor in state.items():
         table = _TABLE.fullmatch(name)
@@ -187,7 +187,7 @@ def _named(state: Mapping[str, Tensor], headed: bool) -> Iterable[tuple[str, Ten
             for transformers_name, plain in PARAMETRIZED_NAMES.items():  # which transformers insists on
                 if name.endswith(plain):
                     name = name.removesuffix(plain) + transformers_name
-            yield heads.get(name, prefix + name), tensor
+            yield head_names.get(name, prefix + name), tensor
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

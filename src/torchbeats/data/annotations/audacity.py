@@ -34,25 +34,28 @@ def read_track(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         ValueError: a line that a track cannot have; the message names it.
     """
-    held: tuple[int, dict[str, Any]] | None = None
+    previous: tuple[int, dict[str, Any]] | None = None
     for number, line in enumerate(text.split("\n"), start=1):
         cells = line.split("\t")
         if not line.strip():
             continue
         if _is_label(cells):
-            if held:
-                yield held
-            held = number, {"start": _float(cells[0]), "end": _float(cells[1]), "label": "\t".join(cells[2:]).strip()}
-        elif held and cells[0].strip() == "\\" and len(cells) > 2 and _is_label(cells[1:]):
+            if previous:
+                yield previous
+            previous = (
+                number,
+                {"start": _float(cells[0]), "end": _float(cells[1]), "label": "\t".join(cells[2:]).strip()},
+            )
+        elif previous and cells[0].strip() == "\\" and len(cells) > 2 and _is_label(cells[1:]):
             low, high = map(_float, cells[1:3])
-            held[1].update(low_freq_hz=_frequency(low), high_freq_hz=_frequency(high))
+            previous[1].update(low_freq_hz=_frequency(low), high_freq_hz=_frequency(high))
         else:
             raise ValueError(
                 f"line {number:,} must have the start, the end and the label of a stretch, divided by tabs, not "
                 f"{line[:60]!r}."
             )
-    if held:
-        yield held
+    if previous:
+        yield previous
 
 
 def _float(text: str) -> float:

@@ -44,8 +44,8 @@ def write_jsonl(annotations: Iterable[Annotation]) -> Iterator[str]:
 
 def write_json(annotations: Iterable[Annotation]) -> Iterator[str]:
     """One array, with an object a line."""
-    before = "[\n"
+    prefix = "[\n"
     for line in write_jsonl(annotations):
-        yield before + line.rstrip("\n")
-        before = ",\n"
-    yield "[]\n" if before == "[\n" else "\n]\n"
+        yield prefix + line.rstrip("\n")
+        prefix = ",\n"
+    yield "[]\n" if prefix == "[\n" else "\n]\n"

@@ -59,22 +59,22 @@ def write_raven(annotations: Iterable[Annotation]) -> Iterator[str]:
     Frequencies that are not known are those of the model's spectrogram, as Raven draws no selection without them.
     """
     yield "\t".join(_HEADER) + "\n"
-    begins: dict[str, float] = {}  # of each recording, where Raven puts it behind those before
+    offsets: dict[str, float] = {}  # of each recording, where Raven puts it behind those before
     path, total, last = None, 0.0, 0.0
     for number, row in enumerate(annotations, start=1):
         if row.path != path:
-            if path is not None and begins[path] + 1e-9 >= total:
+            if path is not None and offsets[path] + 1e-9 >= total:
                 total += _length(path, last)
             path, last = row.path, 0.0
-            begins.setdefault(path, total)
+            offsets.setdefault(path, total)
         end = row.end if row.end is not None else _length(path, row.start)
         last = max(last, end)
         cells = (
             str(number),
             "Spectrogram 1",
             "1",
-            seconds(begins[path] + row.start),
-            seconds(begins[path] + end),
+            seconds(offsets[path] + row.start),
+            seconds(offsets[path] + end),
             f"{LOWEST if row.low is None else row.low:.3f}",
             f"{HIGHEST if row.high is None else row.high:.3f}",
             one_cell(readable(os.path.abspath(path))),  # Raven knows no working directory

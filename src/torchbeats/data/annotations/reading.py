@@ -71,18 +71,18 @@ def _of_file(path: Path, label_column: str | None, recordings: Recordings) -> It
     column = table.columns.label
     if column is None:
         raise InputError(f"{path} has no column for labels. If there is one, name it: --label-column.")
-    without = []
+    unlabelled = []
     for row in table.rows:
         if row.content is not None:
             raise InputError(f"{path} holds sounds in itself; annotations are of recordings in files.")
         labels = labels_of(table, row, column)
         if labels is None:
-            without.append(row.number)
+            unlabelled.append(row.number)
         for label in labels or ():
             edges = number(row.values, LOW), number(row.values, HIGH)
             scores = number(row.values, PEAK), number(row.values, MEAN)
             yield Annotation(row.path, row.start, row.end, label, *edges, *scores)
-    table.left_out("which have no label", without)
+    table.left_out("which have no label", unlabelled)
 
 
 def labels_of(table: SoundList, row: Row, column: str) -> list[str] | None:

@@ -136,8 +136,8 @@ def _sounds_directly_in(folder: Path) -> list[str]:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir())
     except OSError:
         return []
-    seen = (name for name in names if not name.startswith("."))
-    return [str(folder / name) for name in seen if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES]
+    visible = (name for name in names if not name.startswith("."))
+    return [str(folder / name) for name in visible if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES]
 
 
 def _folders_in(folder: Path) -> list[Path]:

@@ -156,15 +156,15 @@ def loaded(
     parts = model.named_parameters() if isinstance(model, torch.nn.Module) else ()
     size = sum(parameter.numel() for part, parameter in parts if not part.startswith("predictor.")) or None
     if not isinstance(name, str) or os.path.exists(name):  # nothing that MTEB could load by its name
-        called = Path(os.path.abspath(name)).stem if isinstance(name, str) else type(model).__name__
-        return _metadata(f"local/{called}", size, width, model.digest()[:40], settings, None)
+        display = Path(os.path.abspath(name)).stem if isinstance(name, str) else type(model).__name__
+        return _metadata(f"local/{display}", size, width, model.digest()[:40], settings, None)
     if name in hub.BUILT_INS:
         revision = _built_in(name)
     elif name in hub.MODELS:
         revision = revision or hub.MODELS[name].revision
     else:
-        name, _, inside = name.partition("@")
-        revision = revision or inside
+        name, _, file = name.partition("@")
+        revision = revision or file
     return _metadata(name, size, width, _commit(revision) or model.digest()[:40], settings, loader)
 
 

@@ -87,8 +87,8 @@ class _LocalTask(AbsTaskClassification):
             columns["audio"].append(_stored(example))
             columns["label"].append(self.labelled_sounds.classes.index(example.labels[0]))
         # A plain column: casting it to datasets.Audio would want torchcodec.
-        made = {split: datasets.Dataset.from_dict(columns) for split, columns in splits.items()}
-        self.dataset = datasets.DatasetDict(made)
+        datasets_by_split = {split: datasets.Dataset.from_dict(columns) for split, columns in splits.items()}
+        self.dataset = datasets.DatasetDict(datasets_by_split)
         self.data_loaded = True
 
 

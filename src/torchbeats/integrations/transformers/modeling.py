@@ -242,10 +242,10 @@ class ParametrizedConv1d(WeightNormConv1d):
 
     def reset_parameters(self) -> None:
         """As that of its parent, but for what a file has brought."""
-        brought = getattr(self.weight_g, "_is_hf_initialized", False)
+        loaded = getattr(self.weight_g, "_is_hf_initialized", False)
         lengths = self.weight_g.detach().clone()
         super().reset_parameters()
-        if brought:
+        if loaded:
             self.weight_g.copy_(lengths)
 
     @property

@@ -64,9 +64,9 @@ def clip_lengths(mask: Tensor, frame_count: int, samples: int | None = None) -> 
 def _check(mask: Tensor, counts: Tensor) -> None:
     """Refuse rows that the exact rule has no answer for."""
     scattered = (mask != mask_behind(counts, mask.size(1))).any(1)
-    for wrong, fault in (
+    for invalid, message in (
         (scattered, 'marks what is not at its end; only padding="reference" takes that'),
         (counts == 0, "is padding throughout"),
     ):
-        if bool(wrong.any()):
-            raise ValueError(f"Row {int(wrong.nonzero()[0, 0])} of padding_mask {fault}.")
+        if bool(invalid.any()):
+            raise ValueError(f"Row {int(invalid.nonzero()[0, 0])} of padding_mask {message}.")
