@@ -44,7 +44,7 @@ class Excerpts(Dataset[C]):
             return Failure(self.corpus.path(draw.row), f"decoding failed with {error!r}")
 
     def _read(self, draw: Draw, position: float) -> Floats:
-        """The crop that begins at the share ``where`` of what the sound has room for."""
+        """The crop that begins at the share ``position`` of what the sound has room for."""
         seconds = float(self.corpus.seconds[draw.row])
         if np.isnan(seconds):  # then it has to be decoded to be known
             samples = self.corpus.read(draw.row, 0.0, UNKNOWN_SECONDS)

@@ -237,7 +237,7 @@ def _is_espnet_finetuned(tensors: Mapping[str, Tensor]) -> bool:
 def _espnet_finetuned(
     path: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any], content: Mapping[str, Any]
 ) -> Checkpoint:
-    """An encoder under ``encoder.`` with a head; ``settings`` has ``token_list`` and, in ``cfg``, how it was trained."""
+    """An encoder under ``encoder.`` with a head; ``settings`` has ``token_list``, and ``cfg`` with how it was trained."""
     tensors = front_end.without_front_end(path, _with_predictor(_without_prefix(_learned(tensors), "encoder.")))
     config = settings_that_fit(path, {**_PUBLISHERS, **settings["cfg"], **_sizes(path, tensors)}, BEATsConfig, tensors)
     symbols = content.get("token_list", settings.get("token_list"))
