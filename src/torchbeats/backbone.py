@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchbeats import freezing, pooling
-from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig, RandomProjectionConfig
+from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig, ModelConfig
 from torchbeats.encoder import TransformerEncoder
 from torchbeats.fbank import Fbank
 from torchbeats.patches import FRAME_LENGTH, N_MELS, PatchGrid, mask_behind, mask_of_groups
@@ -81,7 +81,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def digest(model: nn.Module, cfg: BEATsConfig | RandomProjectionConfig) -> str:
+def digest(model: nn.Module, cfg: ModelConfig) -> str:
     """SHA-256 over a model's settings and all its stored tensors, in hexadecimal."""
     result = hashlib.sha256(json.dumps(cfg.to_dict(), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -238,9 +238,9 @@ class Backbone(nn.Module):
         B, T, _ = x.shape
         counts = torch.full((B,), T, device=x.device) if samples is None else self.grid.patches(samples)
         mask = mask_behind(counts, T)
-        # Where nothing is padding, the encoder need not be told; to find out costs a look at the values.
-        told = samples is not None and (torch.compiler.is_compiling() or bool(mask.any()))
-        x, hiddens = self.encoder(x, mask if told else None, output_all_hiddens=output_all_hiddens, layers=layer)
+        # Without padding the encoder takes no mask; to find out costs a look at the values.
+        has_padding = samples is not None and (torch.compiler.is_compiling() or bool(mask.any()))
+        x, hiddens = self.encoder(x, mask if has_padding else None, output_all_hiddens=output_all_hiddens, layers=layer)
         return Encoded(x, mask, counts, self.grid.bands), hiddens
 
     def embed_patches(self, fbank: Tensor) -> Tensor:

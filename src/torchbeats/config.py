@@ -21,8 +21,12 @@ PROBLEM_TYPES = ("multi_label", "single_label")
 LARGEST_SIZE = 2**20  # of any setting that counts something; beyond it stands a mistake, or a trap
 
 
-class _Settings:
-    """What all configurations have in common: a dictionary in, a dictionary out, and values that are looked at."""
+class ModelConfig:
+    """What all configurations have in common: a dictionary in, a dictionary out, and `check`.
+
+    A new kind of model has a dataclass (``@dataclass(init=False)``) of its own below this one, with a default for each
+    of its settings; see `torchbeats.weights.kinds`.
+    """
 
     input_patch_size: int
     fbank_mean: float
@@ -41,6 +45,10 @@ class _Settings:
     def to_dict(self) -> dict[str, Any]:
         """Every setting, unknown keys that a checkpoint carried included: what a checkpoint stores as ``"cfg"``."""
         return dict(self.__dict__)
+
+    def summary(self) -> str:
+        """Kind and size in a few words."""
+        return type(self).__name__.removesuffix("Config")
 
     def check(self) -> None:
         """Raise a ``ValueError`` that names the first setting no model can be built from."""
@@ -80,7 +88,7 @@ def _is_finite(value: float) -> bool:
 
 
 @dataclass(init=False)
-class BEATsConfig(_Settings):
+class BEATsConfig(ModelConfig):
     """Architecture and training settings of a BEATs model, under the names that published checkpoints use.
 
     The defaults are those of the research code. Published checkpoints differ from them in ``deep_norm``,
@@ -197,7 +205,7 @@ PATCH_NORMALISATIONS = ("clip", "patch", "corpus")
 
 
 @dataclass(init=False)
-class RandomProjectionConfig(_Settings):
+class RandomProjectionConfig(ModelConfig):
     """Settings of the frozen tokenizer that labels the first iteration.
 
     | field | meaning |

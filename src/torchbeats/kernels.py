@@ -140,7 +140,7 @@ def _added_to_scores(
     attn_mask: Tensor | None,
     scores: Tensor,
 ) -> Tensor | None:
-    """Everything that is added to the scores, in one tensor of ``scores``' dtype that broadcasts to ``(B, H, T, S)``."""
+    """All that is added to the scores, in one tensor of ``scores``' dtype that broadcasts to ``(B, H, T, S)``."""
     dtype = scores.dtype
     if bias is not None and bias.dim() == 2:
         queries = scores.size(2)

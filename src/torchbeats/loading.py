@@ -9,21 +9,22 @@ from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import torch
 
-from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
+from torchbeats import other_models
+from torchbeats.config import BEATsConfig
 from torchbeats.errors import ModelError, SettingsError
 from torchbeats.model import BEATs
 from torchbeats.onnx.engine import OnnxModel
 from torchbeats.onnx.export import SUFFIX
 from torchbeats.protocol import Model
 from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
-from torchbeats.weights import checkpoint, hub
+from torchbeats.weights import checkpoint, hub, kinds
 
 AnyModel: TypeAlias = "BEATs | Tokenizers | RandomProjectionTokenizer | OnnxModel"
 M = TypeVar("M", bound="BEATs | Tokenizers | RandomProjectionTokenizer | OnnxModel")
 ENGINES = ("torch", "onnx")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_CONFIGS = {BEATs: BEATsConfig, Tokenizers: TokenizersConfig, RandomProjectionTokenizer: RandomProjectionConfig}
+other_models.import_all()
 
 
 @overload
@@ -113,11 +114,12 @@ def load(
         engine: what computes: "torch", or "onnx", which is ONNX Runtime on the CPU. Where not given, what suits the
             file. A checkpoint is exported in memory for ONNX Runtime, which takes two seconds at the base size.
         layer: at which a checkpoint ends that is exported so.
-        expect: the class that is wanted; where not given, whichever the file holds.
+        expect: the class that the file must hold; where not given, any.
 
     Returns:
         A `BEATs`, with its label names under ``labels`` if it has any; from a tokenizer's checkpoint, a `Tokenizers` or
-        a `RandomProjectionTokenizer`; from an .onnx file, or with the engine "onnx", an `OnnxModel`.
+        a `RandomProjectionTokenizer`; from an .onnx file, or with the engine "onnx", an `OnnxModel`; from a file of
+        another kind that is registered (see `weights.kinds`), its class.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -146,17 +148,13 @@ def load(
             raise SettingsError("A dtype is for the engine torch; for smaller numbers, export the model with --int8.")
     if exported:
         return OnnxModel(path)
-    stored = checkpoint.read(path, expect=None if expect is None else _CONFIGS.get(expect, BEATsConfig))
-    model: BEATs | Tokenizers | RandomProjectionTokenizer
-    if isinstance(stored.config, RandomProjectionConfig):
-        model = RandomProjectionTokenizer(stored)
-    elif isinstance(stored.config, TokenizersConfig):
-        model = Tokenizers(stored, freeze=freeze)
-    else:
-        model = BEATs(stored, freeze=freeze)
+    kind = None if expect is None else kinds.kind_of_model(expect)
+    stored = checkpoint.read(path, expect=None if expect is None else BEATsConfig if kind is None else kind.config)
+    kind = kinds.kind_of(type(stored.config))
+    model = kind.build(stored, freeze)
     if engine == "onnx":
         if not isinstance(model, BEATs):
-            raise ModelError(f"{path} is a tokenizer; ONNX Runtime is for BEATs models.")
+            raise ModelError(f"{path} is a {kind.about}; ONNX Runtime is for BEATs models.")
         try:
             return OnnxModel.of(model, layer)
         except ValueError as error:

@@ -15,10 +15,11 @@ from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig
 from torchbeats.errors import ModelError
 from torchbeats.pooling import pooling
 from torchbeats.protocol import PROBABILITIES, Layer, Output, embeddings, refuse, refuse_layer
-from torchbeats.weights import checkpoint
+from torchbeats.weights import checkpoint, kinds
 from torchbeats.weights.families import Checkpoint
 
 
+@kinds.register("beats", BEATsConfig, sizes=kinds.ENCODER_SIZES)
 class BEATs(Backbone):
     """The BEATs audio encoder.
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchbeats.config import BEATsConfig, RandomProjectionConfig
+from torchbeats.config import ModelConfig
 from torchbeats.errors import ModelError
 from torchbeats.patches import PatchGrid
 from torchbeats.pooling import POOLINGS
@@ -49,7 +49,7 @@ class Model(Protocol):
         """How it cuts a spectrogram into patches."""
 
     @property
-    def cfg(self) -> BEATsConfig | RandomProjectionConfig:
+    def cfg(self) -> ModelConfig:
         """Its settings."""
 
     @property

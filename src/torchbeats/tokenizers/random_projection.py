@@ -13,10 +13,17 @@ from torchbeats.config import RandomProjectionConfig
 from torchbeats.fbank import Fbank
 from torchbeats.patches import PatchGrid, mask_behind
 from torchbeats.tokenizers.tokens import PADDING, AcousticTokenizer, Tokens
-from torchbeats.weights import checkpoint
+from torchbeats.weights import checkpoint, kinds
 from torchbeats.weights.families import Checkpoint
 
 
+@kinds.register(
+    "random_projection",
+    RandomProjectionConfig,
+    about="random-projection tokenizer",
+    sizes={"quant_n": ("codes", 0), "quant_dim": ("codes", 1)},
+    build=lambda stored, freeze: RandomProjectionTokenizer(stored),  # it has nothing to train
+)
 class RandomProjectionTokenizer(AcousticTokenizer):
     """Labels each patch with the nearest of N random vectors, in a space that a random matrix projects patches to.
 

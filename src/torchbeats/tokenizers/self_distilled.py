@@ -13,10 +13,11 @@ from torchbeats.errors import ModelError
 from torchbeats.protocol import Layer
 from torchbeats.tokenizers.codebook import NormEMAVectorQuantizer
 from torchbeats.tokenizers.tokens import PADDING, AcousticTokenizer
-from torchbeats.weights import checkpoint
+from torchbeats.weights import checkpoint, kinds
 from torchbeats.weights.families import Checkpoint
 
 
+@kinds.register("tokenizer", TokenizersConfig, about="tokenizer", sizes=kinds.ENCODER_SIZES)
 class Tokenizers(AcousticTokenizer, Backbone):
     """Acoustic tokenizer: one of ``quant_n`` labels for each patch.
 

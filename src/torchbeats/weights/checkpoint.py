@@ -19,23 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig
+from torchbeats.config import BEATsConfig, ModelConfig
 from torchbeats.errors import CheckpointError, ModelError, SettingsError, some_of
 from torchbeats.files import replacing
-from torchbeats.weights import integrity, transformers_folder
-from torchbeats.weights.families import FORMAT_VERSION, KINDS, METADATA_KEY, POSITION_TABLE, Checkpoint, recognise
+from torchbeats.weights import integrity, kinds, transformers_folder
+from torchbeats.weights.families import FORMAT_VERSION, METADATA_KEY, POSITION_TABLE, Checkpoint, recognise
 from torchbeats.weights.research import for_research_code
 from torchbeats.weights.trainers import plain_values
 
 SUFFIXES = (".safetensors", ".pt", ".pth")  # of the files that are written
 READ_SUFFIXES = (*SUFFIXES, ".ckpt")  # Lightning's are read too
-
-# What a configuration is of, in words, and the class that it builds.
-_OWNERS: dict[Any, tuple[str, str]] = {
-    BEATsConfig: ("model", "BEATs"),
-    TokenizersConfig: ("tokenizer", "Tokenizers"),
-    RandomProjectionConfig: ("random-projection tokenizer", "RandomProjectionTokenizer"),
-}
 
 
 def read(path: str | os.PathLike[str], expect: Any = None) -> Checkpoint:
@@ -43,7 +36,7 @@ def read(path: str | os.PathLike[str], expect: Any = None) -> Checkpoint:
 
     Args:
         path: of the file.
-        expect: `BEATsConfig`, `TokenizersConfig` or `RandomProjectionConfig`: what the caller wants.
+        expect: the class of settings that the caller wants, `BEATsConfig` say.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -59,8 +52,9 @@ def read(path: str | os.PathLike[str], expect: Any = None) -> Checkpoint:
     content, metadata = _read_safetensors(path) if safetensors else (_read_pickle(path), {})
     checkpoint = recognise(path, content, metadata)
     if expect is not None and type(checkpoint.config) is not expect:
-        kind, owner = _OWNERS[type(checkpoint.config)]
-        raise CheckpointError(path, f"this is a {kind} checkpoint; load it with torchbeats.load or torchbeats.{owner}.")
+        kind = kinds.kind_of(type(checkpoint.config))
+        how = f"torchbeats.load or torchbeats.{kind.model.__name__}"
+        raise CheckpointError(path, f"this is a {kind.about} checkpoint; load it with {how}.")
     return checkpoint
 
 
@@ -112,7 +106,7 @@ def _share_position_table(tensors: dict[str, Tensor], names: Iterable[str]) -> N
                 tensors.setdefault(name, table)
 
 
-Config = TypeVar("Config", BEATsConfig, TokenizersConfig, RandomProjectionConfig)
+Config = TypeVar("Config", bound=ModelConfig)
 
 
 def source(
@@ -121,7 +115,7 @@ def source(
     """What a model is to be built from: its config, and the checkpoint to fill it from unless its weights are fresh."""
     if config_or_file is None:
         return kind(), None
-    if isinstance(config_or_file, (BEATsConfig, RandomProjectionConfig)):
+    if isinstance(config_or_file, ModelConfig):
         return kind(config_or_file.to_dict()), None
     stored = config_or_file if isinstance(config_or_file, Checkpoint) else read(config_or_file, expect=kind)
     return stored.config, stored
@@ -160,7 +154,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
     """Write a model to one file, which is complete or absent; or to a folder for transformers.
 
     Args:
-        model: a `BEATs` or a tokenizer.
+        model: a `BEATs`, a tokenizer, or another kind that is registered (see `weights.kinds`).
         path: ``.safetensors`` for a file that is a whole model; ``.pt`` for one that the research code and its many
             copies read. They normalise by the published mean and deviation whatever the config says: a model's own
             are folded into the patch embedding there, which then has a bias. What they have no code for (a
@@ -178,11 +172,12 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
     if not isinstance(model, nn.Module):
         raise ModelError(f"{path}: an exported model cannot be saved; save the checkpoint that it was made from.")
     config, label_dict = config_and_labels(model)
+    kind = kinds.kind_of(type(config))
     if folder and type(config) is not BEATsConfig:
-        raise ModelError(f"{path}: transformers has no class for a tokenizer. Write it to a .safetensors file.")
+        raise ModelError(f"{path}: transformers has no class for a {kind.about}. Write it to a .safetensors file.")
     suffixes = SUFFIXES if isinstance(config, BEATsConfig) else SUFFIXES[:1]
     if not folder and path.suffix not in suffixes:
-        reason = "" if path.suffix not in SUFFIXES else ": the research code has no such tokenizer, and reads none"
+        reason = "" if path.suffix not in SUFFIXES else f": the research code has no such {kind.about}, and reads none"
         raise SettingsError(
             f"The name of such a checkpoint must end in {', '.join(suffixes)}; {path} does not{reason}."
         )
@@ -204,7 +199,7 @@ def _write_safetensors(path: Path, config: Any, label_dict: dict[int, str] | Non
         del state[name]
     about = {
         "version": FORMAT_VERSION,
-        "kind": next(kind for kind, settings in KINDS.items() if type(config) is settings),
+        "kind": kinds.kind_of(type(config)).name,
         "config": plain_settings(config.to_dict()),
         "labels": label_dict,
     }
@@ -223,13 +218,13 @@ def _write_pickle(path: Path, config: BEATsConfig, label_dict: dict[int, str] | 
         torch.save(content, temporary)
 
 
-def config_and_labels(model: nn.Module) -> tuple[BEATsConfig, dict[int, str] | None]:
+def config_and_labels(model: nn.Module) -> tuple[Any, dict[int, str] | None]:
     """Config and labels of a model as it is: its label head may have been taken off or exchanged since it was built.
 
     Raises:
         ModelError: its head is no linear layer with a bias.
     """
-    config: BEATsConfig = copy.copy(model.cfg)  # type: ignore[assignment]
+    config: Any = copy.copy(model.cfg)
     label_dict: dict[int, str] | None = model.label_dict  # type: ignore[assignment]
     if not hasattr(model, "predictor"):
         return config, label_dict

@@ -30,38 +30,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchbeats.config import BEATsConfig, RandomProjectionConfig, TokenizersConfig, shown
+from torchbeats.config import BEATsConfig, TokenizersConfig, shown
 from torchbeats.encoder import PARAMETRIZED_NAMES
 from torchbeats.errors import CheckpointError, some_of
-from torchbeats.weights import espnet, front_end, integrity, sidecars, trainers, transformers_folder
+from torchbeats.weights import espnet, front_end, integrity, kinds, sidecars, trainers, transformers_folder
 
 METADATA_KEY = "torchbeats"  # of the JSON in our safetensors files' metadata
 FORMAT_VERSION = 1
-KINDS: dict[str, Any] = {  # what our files may hold, and the configuration that tells it from the others
-    "beats": BEATsConfig,
-    "tokenizer": TokenizersConfig,
-    "random_projection": RandomProjectionConfig,
-}
-
 POSITION_TABLE = re.compile(r"encoder\.layers\.\d+\.self_attn\.relative_attention_bias\.weight")
 # What no shape tells, where no config does: every publisher of such files has these.
 _PUBLISHERS = {"deep_norm": True, "max_distance": 800}
 # Where ESPnet's models and AVEX's keep a label head; ours and Microsoft's is called "predictor".
 _HEADS = ("decoder.linear_out.", "classifier.", "output_layer.", "head.")
-# Sizes in a config, and the tensor and axis that show them.
-_SHOWN_BY = {
-    "input_patch_size": ("patch_embedding.weight", -1),
-    "embed_dim": ("patch_embedding.weight", 0),
-    "encoder_embed_dim": ("encoder.layers.0.self_attn.q_proj.weight", 0),
-    "encoder_ffn_embed_dim": ("encoder.layers.0.fc2.weight", 1),
-    "encoder_attention_heads": ("encoder.layers.0.self_attn.relative_attention_bias.weight", 1),
-    "num_buckets": ("encoder.layers.0.self_attn.relative_attention_bias.weight", 0),
-    "conv_pos": ("encoder.pos_conv.0.weight_v", -1),
-    "predictor_class": ("predictor.weight", 0),
-    "quant_n": ("quantize.embedding.weight", 0),
-    "quant_dim": ("quantize.embedding.weight", 1),
-}
-_SHOWN_BY_RANDOM_PROJECTION = {"quant_n": ("codes", 0), "quant_dim": ("codes", 1)}
 
 
 @dataclass
@@ -70,7 +50,7 @@ class Checkpoint:
 
     Attributes:
         path: of the file.
-        config: a `TokenizersConfig` or `RandomProjectionConfig` if it is a tokenizer.
+        config: of the class that tells the kind of model; see `kinds`.
         tensors: by state-dict name; emptied as they go into a model.
         label_dict: class index to label, of a fine-tuned model.
     """
@@ -98,7 +78,7 @@ def recognise(path: Path, content: Mapping[str, Any], metadata: Mapping[str, str
         stored = _transformers(path, _tensors(path, content), about)
     else:
         stored = _from_elsewhere(path, content)
-    if not isinstance(stored.config, RandomProjectionConfig) and not _layers(stored.tensors):
+    if isinstance(stored.config, BEATsConfig) and not _layers(stored.tensors):
         raise CheckpointError(path, f"this is a checkpoint of another model: it has {some_of(stored.tensors)}.")
     return stored
 
@@ -110,10 +90,10 @@ def _from_torchbeats(path: Path, tensors: dict[str, Tensor], metadata: Mapping[s
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(path, f"the metadata that describes the model is damaged ({error!r}).") from error
     check_version(path, version)
-    if not isinstance(kind, str) or kind not in KINDS:
+    if not isinstance(kind, str) or (known := kinds.kind_called(kind)) is None:
         raise CheckpointError(path, f"it holds a {reprlib.repr(kind)}, which this version of torchbeats does not know.")
     integrity.check_digest(path, about, tensors)
-    config = settings_that_fit(path, cfg, KINDS[kind], tensors)
+    config = settings_that_fit(path, cfg, known.config, tensors)
     return Checkpoint(path, config, tensors, labels_by_index(path, labels, config))
 
 
@@ -237,7 +217,7 @@ def _is_espnet_finetuned(tensors: Mapping[str, Tensor]) -> bool:
 def _espnet_finetuned(
     path: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any], content: Mapping[str, Any]
 ) -> Checkpoint:
-    """An encoder under ``encoder.`` with a head; ``settings`` has ``token_list``, and ``cfg`` with how it was trained."""
+    """An encoder under ``encoder.`` with a head; ``settings`` has its ``token_list`` and ``cfg``."""
     tensors = front_end.without_front_end(path, _with_predictor(_without_prefix(_learned(tensors), "encoder.")))
     config = settings_that_fit(path, {**_PUBLISHERS, **settings["cfg"], **_sizes(path, tensors)}, BEATsConfig, tensors)
     symbols = content.get("token_list", settings.get("token_list"))
@@ -308,7 +288,7 @@ def settings_that_fit(path: str | os.PathLike[str], cfg: Any, kind: Any, tensors
         config.check()
     except ValueError as error:
         raise CheckpointError(path, f"no model can be built from its config: {error}") from error
-    for setting, (name, axis) in (_SHOWN_BY_RANDOM_PROJECTION if kind is RandomProjectionConfig else _SHOWN_BY).items():
+    for setting, (name, axis) in kinds.kind_of(kind).sizes.items():
         tensor = tensors.get(name)
         if tensor is None or not hasattr(config, setting) or not -tensor.dim() <= axis < tensor.dim():
             continue
