@@ -272,7 +272,7 @@ def test_summary(count):
     summary = timeline.Summary(3, np.maximum, columns=8)
     for part in np.array_split(values, 7):
         summary.add(part)
-    columns, each = summary.columns(), summary.each
+    columns, each = summary.columns(), summary.per_column
     assert len(columns) <= 8
     assert count < 8 or len(columns) >= 4
     assert summary.counts().sum() == count

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -15,7 +10,7 @@ from typing import Annotated
 import typer
 
 from torchbeats.audio import Floats
-from torchbeats.cli.console import audio_progress, complain, for_terminal, remark, skipped
+from torchbeats.cli.console import complain
 from torchbeats.cli.tables import (
     MODEL,
     NAMES,
@@ -30,24 +25,22 @@ from torchbeats.cli.tables import (
     Overwrite,
     Views,
 )
-from torchbeats.data.annotations.annotation import Annotation
-from torchbeats.data.inputs import Piece, find_sounds
+from torchbeats.cli.tag_run import TABLE, TagRun
+from torchbeats.data.inputs import find_sounds
 from torchbeats.errors import SettingsError, quoted
 from torchbeats.extras import require
-from torchbeats.files import readable, refuse_inputs, replacing
-from torchbeats.inference import Group, Progress, groups
+from torchbeats.files import refuse_inputs
 from torchbeats.labels import class_names
 from torchbeats.loading import load
 from torchbeats.model import BEATs
-from torchbeats.plans import BATCH_SECONDS, ScorePlan
-from torchbeats.plots import timeline
+from torchbeats.plans import BATCH_SECONDS
 from torchbeats.protocol import PROBABILITIES, Model
 from torchbeats.tables.events import check_events, class_thresholds
 from torchbeats.tables.events import events as merged
 from torchbeats.tables.reading import Table
 from torchbeats.tables.scoring import fitted_window, is_table, scored_groups
-from torchbeats.tables.tags import FORMATS, NAMED, ending_of, write_event_table, write_table
-from torchbeats.tagging import TOP, Tags, check_choice, likeliest, score_plan, scored, tags
+from torchbeats.tables.tags import FORMATS, NAMED, ending_of
+from torchbeats.tagging import TOP, check_choice, score_plan
 from torchbeats.weights import hub
 
 PICTURE = ".png"
@@ -61,17 +54,7 @@ TRACK_THRESHOLD = 0.5  # likewise, but for pictures
 EVENTS = "Events"  # how these options are grouped in the help
 
 
-class Format(str, Enum):
-    """How results are written where no file's name tells."""
-
-    table = "table"
-    json = "json"
-    jsonl = "jsonl"
-    csv = "csv"
-    audacity = "audacity"
-    raven = "raven"
-    kaleidoscope = "kaleidoscope"
-    birdnet = "birdnet"
+Format = Enum("Format", {name: name for name in (TABLE, *NAMED)}, type=str)  # type: ignore[misc]
 
 
 def tag(
@@ -193,7 +176,7 @@ def tag(
     sounds = [] if table is not None else find_sounds(inputs, follow_links=follow_links)
     _check_inputs(output, ending, [*inputs, *(sound.path for sound in sounds)], len(sounds))
     names = class_names(network.label_dict, network.outputs[PROBABILITIES].shape[0])
-    work = _Work(
+    tagging = TagRun(
         sounds,
         network,
         plan,
@@ -205,20 +188,20 @@ def tag(
         events=partial(merged, min_gap=min_gap, min_length=min_length) if events else None,
     )
     if output is None:
-        work.print(form, by_file=every is None)
+        tagging.print(None if form is None else form.value, by_file=every is None)
     elif ending == PICTURE:
         assert every is not None
-        work.draw(output, every)
+        tagging.draw(output, every)
     else:
-        work.write(output, ending)
-    if work.failed:
+        tagging.write(output, ending)
+    if tagging.failed:
         raise typer.Exit(1)
 
 
 def _ending(output: Path | None, form: Format | None) -> str:
     """The ending that stands for the format of the results; none for the table, and what standard output has."""
-    if form is not None and (form is not Format.table or output is not None):
-        if form is Format.table:
+    if form is not None and (form.value != TABLE or output is not None):
+        if form.value == TABLE:
             raise SettingsError("A table is for standard output; choose another --format for a file.")
         return NAMED[form.value]
     return "" if output is None else ending_of(output.name, ENDINGS) or output.suffix.lower()
@@ -256,94 +239,3 @@ def _check_inputs(output: Path | None, ending: str, paths: list[str], sounds: in
             f"A {ending} file ({ENDINGS[ending]}) is of one recording, and the inputs name {sounds:,}. Make one for "
             "each, or use .csv, .jsonl or .raven.txt for all of them."
         )
-
-
-@dataclass
-class _Work:
-    """What is to be tagged, and how."""
-
-    sounds: list[Piece]
-    network: Model
-    plan: ScorePlan
-    names: list[str]
-    top: int
-    threshold: float | Floats
-    jobs: int | None
-    stored: Iterator[Group] | None = None  # of a table, in place of sounds
-    failed: int = 0
-    events: Callable[[Iterable[Tags]], Iterator[Annotation]] | None = None
-
-    def print(self, form: Format | None, by_file: bool) -> None:
-        """Write to standard output."""
-        out = sys.stdout
-        terminal = out.isatty()
-        if isinstance(out, io.TextIOWrapper):  # a label that a terminal cannot show must not end the run
-            out.reconfigure(encoding=None if terminal else "utf-8", errors="replace")
-        form = form or (Format.table if terminal else Format.json)
-        ending = NAMED["jsonl" if form is Format.json else form.value] if form is not Format.table else ""
-        if self.events is not None:
-            write_events = FORMATS[ending].write_events if ending else write_event_table
-            texts = write_events(self.events(self._tags()))
-        else:
-            texts = (FORMATS[ending].write if ending else partial(write_table, by_file=by_file))(self._tags())
-        for text in texts:
-            out.write(for_terminal(text))
-            out.flush()
-
-    def write(self, output: Path, ending: str) -> None:
-        """Write a text file."""
-        count, text_format = 0, FORMATS[ending]
-
-        def counted(rows: Iterable[Tags]) -> Iterator[Tags]:
-            nonlocal count
-            for row in rows:
-                count += len(row.labels)
-                yield row
-
-        def texts(rows: Iterable[Tags]) -> Iterator[str]:
-            return text_format.write(rows) if self.events is None else text_format.write_events(self.events(rows))
-
-        with (
-            replacing(output) as temporary,
-            temporary.open("w", encoding="utf-8", newline="\n") as file,
-            audio_progress(len(self.sounds), 0) as progress,
-        ):
-            file.writelines(texts(counted(self._tags(progress))))
-        if not count and (self.stored is not None or self.failed < len(self.sounds)):
-            limit = f"of {self.threshold:g}" if isinstance(self.threshold, float) else "as high as its threshold"
-            complain(f"No label has a probability {limit}; try a lower --threshold.", "Note")
-        files = f"{len(self.sounds) - self.failed:,} of {len(self.sounds):,} files"
-        content = "labels" if self.events is None else "events"
-        remark(f"{output}: {content} of {files if self.stored is None else 'stored windows'}.")
-
-    def draw(self, output: Path, every: float) -> None:
-        """Draw a picture of the one recording."""
-        picture = timeline.Timeline(self.names, every)
-        with audio_progress(len(self.sounds), 0) as progress:
-            rows = scored(self._groups(progress), self.plan)
-            if self.events is None:
-                for row in rows:
-                    picture.add(row.end, row.probabilities, likeliest(row.probabilities, self.top, self.threshold))
-            else:
-                drawn = picture.observe(rows)
-                for event in self.events(tags(drawn, self.names, self.top, self.threshold)):
-                    picture.mark(event)
-        if picture.end:  # else there is nothing to draw
-            picture.spectrogram.read(self.sounds[0])
-            with replacing(output) as temporary:
-                picture.draw(temporary, readable(os.path.basename(self.sounds[0].path)))
-            remark(f"{output}: a picture of {picture.end:,.1f} s.")
-
-    def _tags(self, progress: Progress | None = None) -> Iterator[Tags]:
-        return tags(scored(self._groups(progress), self.plan), self.names, self.top, self.threshold)
-
-    def _groups(self, progress: Progress | None) -> Iterator[Group]:
-        if self.stored is not None:
-            yield from self.stored
-            return
-        pairs = [(sound.path, sound) for sound in self.sounds]
-        for group in groups(pairs, self.network, self.plan, jobs=self.jobs, progress=progress):
-            for failure in group.failures:
-                skipped(*failure)
-            self.failed += len(group.failures)
-            yield group

@@ -1,0 +1,134 @@
+"""What ``torchbeats tag`` does once its options are known: rows or events to standard output, a file or a picture."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torchbeats.audio import Floats
+from torchbeats.cli.console import audio_progress, complain, for_terminal, remark, skipped
+from torchbeats.data.annotations.annotation import Annotation
+from torchbeats.data.inputs import Piece
+from torchbeats.files import readable, replacing
+from torchbeats.inference import Group, Progress, groups
+from torchbeats.plans import ScorePlan
+from torchbeats.plots import timeline
+from torchbeats.protocol import Model
+from torchbeats.tables.tags import FORMATS, NAMED, write_event_table, write_table
+from torchbeats.tagging import Tags, likeliest, scored, tags
+
+TABLE = "table"  # for a terminal; no file has this format
+
+
+@dataclass
+class TagRun:
+    """What is to be tagged, and how; `print`, `write` and `draw` do it.
+
+    Attributes:
+        sounds: that are read; none where ``stored`` gives the rows.
+        network: the model.
+        plan: how sounds are cut into rows.
+        names: of the classes.
+        top: most labels of a row.
+        threshold: smallest probability of a label: one for all classes, or one for each.
+        jobs: threads that decode.
+        stored: rows of a table, in place of sounds.
+        failed: number of sounds that could not be read.
+        events: merges rows into events; None where rows are written.
+    """
+
+    sounds: list[Piece]
+    network: Model
+    plan: ScorePlan
+    names: list[str]
+    top: int
+    threshold: float | Floats
+    jobs: int | None
+    stored: Iterator[Group] | None = None
+    failed: int = 0
+    events: Callable[[Iterable[Tags]], Iterator[Annotation]] | None = None
+
+    def print(self, form: str | None, by_file: bool) -> None:
+        """Write to standard output; JSON as an object a line.
+
+        Args:
+            form: a name of `NAMED`, or `TABLE`; where not given, a table on a terminal and JSON elsewhere.
+            by_file: a row is a whole file, rather than one of its timeline.
+        """
+        out = sys.stdout
+        terminal = out.isatty()
+        if isinstance(out, io.TextIOWrapper):  # a label that a terminal cannot show must not end the run
+            out.reconfigure(encoding=None if terminal else "utf-8", errors="replace")
+        form = form or (TABLE if terminal else "json")
+        ending = "" if form == TABLE else NAMED["jsonl" if form == "json" else form]
+        if self.events is not None:
+            write_events = FORMATS[ending].write_events if ending else write_event_table
+            texts = write_events(self.events(self._tags()))
+        else:
+            texts = (FORMATS[ending].write if ending else partial(write_table, by_file=by_file))(self._tags())
+        for text in texts:
+            out.write(for_terminal(text))
+            out.flush()
+
+    def write(self, output: Path, ending: str) -> None:
+        """Write a text file."""
+        count, text_format = 0, FORMATS[ending]
+
+        def counted(rows: Iterable[Tags]) -> Iterator[Tags]:
+            nonlocal count
+            for row in rows:
+                count += len(row.labels)
+                yield row
+
+        def texts(rows: Iterable[Tags]) -> Iterator[str]:
+            return text_format.write(rows) if self.events is None else text_format.write_events(self.events(rows))
+
+        with (
+            replacing(output) as temporary,
+            temporary.open("w", encoding="utf-8", newline="\n") as file,
+            audio_progress(len(self.sounds), 0) as progress,
+        ):
+            file.writelines(texts(counted(self._tags(progress))))
+        if not count and (self.stored is not None or self.failed < len(self.sounds)):
+            limit = f"of {self.threshold:g}" if isinstance(self.threshold, float) else "as high as its threshold"
+            complain(f"No label has a probability {limit}; try a lower --threshold.", "Note")
+        files = f"{len(self.sounds) - self.failed:,} of {len(self.sounds):,} files"
+        content = "labels" if self.events is None else "events"
+        remark(f"{output}: {content} of {files if self.stored is None else 'stored windows'}.")
+
+    def draw(self, output: Path, every: float) -> None:
+        """Draw a picture of the one recording."""
+        picture = timeline.Timeline(self.names, every)
+        with audio_progress(len(self.sounds), 0) as progress:
+            rows = scored(self._groups(progress), self.plan)
+            if self.events is None:
+                for row in rows:
+                    picture.add(row.end, row.probabilities, likeliest(row.probabilities, self.top, self.threshold))
+            else:
+                drawn = picture.observe(rows)
+                for event in self.events(tags(drawn, self.names, self.top, self.threshold)):
+                    picture.mark(event)
+        if picture.end:  # else there is nothing to draw
+            picture.spectrogram.read(self.sounds[0])
+            with replacing(output) as temporary:
+                picture.draw(temporary, readable(os.path.basename(self.sounds[0].path)))
+            remark(f"{output}: a picture of {picture.end:,.1f} s.")
+
+    def _tags(self, progress: Progress | None = None) -> Iterator[Tags]:
+        return tags(scored(self._groups(progress), self.plan), self.names, self.top, self.threshold)
+
+    def _groups(self, progress: Progress | None) -> Iterator[Group]:
+        if self.stored is not None:
+            yield from self.stored
+            return
+        pairs = [(sound.path, sound) for sound in self.sounds]
+        for group in groups(pairs, self.network, self.plan, jobs=self.jobs, progress=progress):
+            for failure in group.failures:
+                skipped(*failure)
+            self.failed += len(group.failures)
+            yield group
