@@ -179,12 +179,12 @@ def test_all_rows_left_out(tmp_path):
 
 def test_names_that_look_like_other_queries(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert queries.parse("row:7") == queries.Place(row=7)
-    assert queries.parse("a@b@1.5-2") == queries.Place(sound=Piece("a@b", 1.5, 2.0))
+    assert queries.parse("row:7") == queries.QuerySource(row=7)
+    assert queries.parse("a@b@1.5-2") == queries.QuerySource(sound=Piece("a@b", 1.5, 2.0))
     for name in ("row:7", "a@1-2"):
         (tmp_path / name).touch()
-        assert queries.parse(name) == queries.Place(sound=Piece(name))
-    assert queries.parse("a@1-") == queries.Place(sound=Piece("a@1-"))
+        assert queries.parse(name) == queries.QuerySource(sound=Piece(name))
+    assert queries.parse("a@1-") == queries.QuerySource(sound=Piece("a@1-"))
 
 
 def test_a_long_query_is_the_mean_of_its_windows(tables, sounds):
