@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,12 +84,17 @@ def test_settings_are_ones_that_there_are(path):
         assert finetune_settings(path).model.epochs > 0
 
 
-def test_fsdd_probes_and_fine_tunes_a_model(tmp_path):
-    recordings = tmp_path / "recordings"
+@pytest.fixture
+def recordings(tmp_path):
+    """Two digits, a tone and noise, by two people."""
     for speaker, hertz in (("ada", 300.0), ("bob", 330.0)):
         for index in range(4):
-            write(recordings / f"0_{speaker}_{index}.wav", tone(0.3, hertz=hertz + 3 * index))
-            write(recordings / f"1_{speaker}_{index}.wav", noise(0.3, seed=index))
+            write(tmp_path / "recordings" / f"0_{speaker}_{index}.wav", tone(0.3, hertz=hertz + 3 * index))
+            write(tmp_path / "recordings" / f"1_{speaker}_{index}.wav", noise(0.3, seed=index))
+    return tmp_path / "recordings"
+
+
+def test_fsdd_probes_and_fine_tunes_a_model(tmp_path, recordings):
     torchbeats.save(small_model(dropout=0.0), tmp_path / "m.safetensors")
     quick = [
         f"--set={one}" for one in ("model.epochs=12", "model.lr=3e-3", "data.workers=0", "trainer.accelerator=cpu")
@@ -106,3 +112,20 @@ def test_fsdd_probes_and_fine_tunes_a_model(tmp_path):
     assert "| m |" in said
     about = json.loads((tmp_path / "out" / "m-0" / "validation.json").read_text("utf-8"))
     assert about["held_out"] == "each of 2 groups left out in turn"
+
+
+def test_fsdd_attentive_probe_of_several_seeds(tmp_path, recordings):
+    torchbeats.save(small_model(dropout=0.0), tmp_path / "m.safetensors")
+    places = ("--fsdd", recordings, "--out", tmp_path / "out", "--results", tmp_path / "results")
+    command = ("fsdd/attentive.py", *places, "--model", tmp_path / "m.safetensors", "--steps", 30, "--seeds")
+    written = []
+    for seeds in (1, 2):  # the second goes on from the first
+        status, said, error = script(*command, seeds)
+        assert status == 0, error
+        written.append((tmp_path / "results" / "attentive.csv").read_text("utf-8"))
+    assert written[1].startswith(written[0])
+    rows = list(csv.DictReader(written[1].splitlines()))
+    assert [(row["seed"], row["speaker"]) for row in rows] == [(s, who) for s in "01" for who in ("ada", "bob")]
+    assert all(float(row["accuracy"]) >= 75 for row in rows)  # a tone or noise
+    assert len(json.loads(rows[0]["layer weights"])) == 3
+    assert re.search(r"\| all \| \| \| \d+\.\d ± \d+\.\d \|", said)

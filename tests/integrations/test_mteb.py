@@ -183,6 +183,15 @@ def test_mock_tasks_of_sounds(encoder, task, writer):
         assert 0 <= score(encoder, task) <= 1
 
 
+def test_mteb_finds_no_fault(encoder, writer):
+    """Its own check of a model, `mteb mock-run`, takes the tasks of the model's modalities."""
+    results = mteb.mock_run(encoder)
+    assert results.all_passed
+    ran = {name for name, status in results.items() if isinstance(status, mteb.TaskResult)}
+    assert ran == {task.metadata.name for task in MOCK_MAEB_TASK_GRID} - WITH_TEXT
+    assert len(ran) == 7
+
+
 def test_a_sound_is_most_like_itself(encoder):
     rows = encode(encoder, files(EXAMPLES[:5]))
     likeness = np.asarray(encoder.similarity(rows, rows[::-1].copy()))

@@ -202,6 +202,20 @@ def test_a_new_head_and_what_it_is_for(folder, batch):
     assert auto.config.problem_type == "single_label_classification"
 
 
+def test_labels_that_do_not_suit_the_problem_type(tmp_path, batch):
+    """A tagger keeps its problem type when it gets a head for classes of one's own."""
+    torchbeats.save(labelled(), f"{tmp_path}/labelled/")
+    options = {"num_labels": 2, "ignore_mismatched_sizes": True}
+    auto = AutoModelForAudioClassification.from_pretrained(tmp_path / "labelled", **options)
+    with pytest.raises(torchbeats.InputError, match='problem_type="single_label_classification"'):
+        auto(**batch, labels=torch.tensor([0, 1, 1]))
+    options["problem_type"] = "single_label_classification"
+    auto = AutoModelForAudioClassification.from_pretrained(tmp_path / "labelled", **options)
+    assert auto.classifier.weight.shape == (2, 48)
+    loss = auto(**batch, labels=torch.tensor([0, 1, 1])).loss
+    assert float(loss.detach()) == pytest.approx(np.log(2), abs=0.5)  # a fresh head knows nothing
+
+
 @torch.no_grad()
 def test_the_encoder_of_a_labelled_model(tmp_path, batch):
     model = labelled()
@@ -215,7 +229,7 @@ def test_the_pipeline(tmp_path):
     torchbeats.save(model, f"{tmp_path}/labelled/")
     pipe = transformers.pipeline("audio-classification", model=str(tmp_path / "labelled"))
     options = {}
-    if "multi_label" not in inspect.getsource(transformers.AudioClassificationPipeline.postprocess):  # before 5.x
+    if "multi_label" not in inspect.getsource(transformers.AudioClassificationPipeline.postprocess):  # before 5.23
         options["function_to_apply"] = "sigmoid"
     results = {row["label"]: row["score"] for row in pipe(noise(1.5), **options)}
     expected = model(torch.from_numpy(noise(1.5)).unsqueeze(0))[1][0]  # a sigmoid: they do not add up to one
@@ -291,6 +305,12 @@ def test_convert_there_and_back(tmp_path, run, headed):
     same(model, torchbeats.load(tmp_path / "folder"))
 
 
+def test_a_model_in_several_files_is_refused_in_a_sentence(folder, tmp_path):
+    AutoModel.from_pretrained(folder).save_pretrained(tmp_path / "parts", max_shard_size="100KB")
+    with pytest.raises(torchbeats.HubError, match=r"one model in 3 files.*larger max_shard_size"):
+        torchbeats.load(tmp_path / "parts")
+
+
 def test_half_the_size_and_loaded_as_float32(tmp_path, model, folder):
     torchbeats.save(model, f"{tmp_path}/half/", torch.float16)
     sizes = [(place / "model.safetensors").stat().st_size for place in (tmp_path / "half", folder)]
@@ -344,6 +364,24 @@ def test_tied_position_table_is_one(folder, tmp_path):
     assert (tmp_path / "saved" / "model.safetensors").stat().st_size == pytest.approx(
         (folder / "model.safetensors").stat().st_size, rel=0.05
     )
+
+
+OF_ITS_OWN = """
+import sys
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+CONFIG_MAPPING._mapping["beats"] = "BertConfig"  # as if transformers had a model of this name
+import torchbeats.integrations.transformers as ours
+assert isinstance(AutoConfig.from_pretrained(sys.argv[1]), ours.BEATsConfig)
+assert isinstance(AutoFeatureExtractor.from_pretrained(sys.argv[1]), ours.BEATsFeatureExtractor)
+assert isinstance(AutoModel.from_pretrained(sys.argv[1]), ours.BEATsModel)
+"""
+
+
+def test_beside_a_model_of_that_name_in_transformers(folder):
+    code = [sys.executable, "-c", OF_ITS_OWN, str(folder)]
+    done = subprocess.run(code, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
 
 
 REMOTE = """
@@ -467,8 +505,31 @@ def test_a_class_folder_trained_by_trainer_and_tagged(tmp_path, run, folder):
     assert "speech" in out
 
 
+def test_adapters_trained_by_trainer_and_merged(tmp_path, folder):
+    """LoRA beside a new head; without a collator of one's own, Trainer pads by the feature extractor."""
+    peft = pytest.importorskip("peft")
+    extractor = AutoFeatureExtractor.from_pretrained(folder)
+    auto = AutoModelForAudioClassification.from_pretrained(folder, num_labels=2)
+    lora = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+    tuned = peft.get_peft_model(auto, lora)
+    data = [{"input_values": noise(1 + 0.1 * row, seed=row), "labels": row % 2} for row in range(4)]
+    arguments = transformers.TrainingArguments(
+        str(tmp_path / "run"), num_train_epochs=1, per_device_train_batch_size=2, learning_rate=1e-2, use_cpu=True,
+        report_to=[], save_strategy="no", disable_tqdm=True, label_names=["labels"],
+    )  # fmt: skip
+    result = transformers.Trainer(tuned, arguments, train_dataset=data, processing_class=extractor).train()
+    assert result.global_step == 2
+    wav = torch.from_numpy(data[1]["input_values"]).unsqueeze(0)
+    with torch.no_grad():
+        adapted, plain = tuned.eval()(wav).logits, AutoModel.from_pretrained(folder)(wav).pooler_output
+    merged = tuned.merge_and_unload()
+    assert (merged.beats(wav).pooler_output - plain).abs().max() > 1e-4
+    merged.save_pretrained(tmp_path / "merged")
+    close(torchbeats.load(tmp_path / "merged").logits(wav), adapted, 2e-5)
+
+
 def test_import_brings_none_of_the_neighbours():
-    neighbours = {"transformers", "sentence_transformers", "mteb"}
+    neighbours = {"transformers", "sentence_transformers", "mteb", "datasets", "peft", "speechbrain", "hyperpyyaml"}
     code = f"import sys, torchbeats, torchbeats.cli; print(*{neighbours} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

@@ -1,6 +1,7 @@
 """Patterns of code that was written for the research code's files, as their callers write them."""
 
 import copy
+import functools
 import io
 import multiprocessing
 import operator
@@ -512,6 +513,89 @@ def test_hooks_on_layers_see_time_first():
     for index, hidden in seen.items():
         close(hidden, ours.encode(wav, layer=index + 1).x)
     assert sorted(seen) == [0, 1]
+
+
+def test_the_encoder_alone_of_a_finetuned_checkpoint(files):
+    """Three ways that callers have: another config, the head taken out before and after the weights come."""
+    checkpoint = torch.load(files / "finetuned.pt")
+    wav = torch.randn(2, 16_000)
+    expected = torchbeats.load(files / "finetuned.pt").encode(wav).x
+    bare = BEATs(BEATsConfig({**checkpoint["cfg"], "finetuned_model": False}))
+    result = bare.load_state_dict(checkpoint["model"], strict=False)
+    assert not result.missing_keys
+    assert sorted(result.unexpected_keys) == ["predictor.bias", "predictor.weight"]
+    close(bare.eval().extract_features(wav, padding_mask=None)[0], expected)
+    headless = BEATs(BEATsConfig(checkpoint["cfg"]))
+    headless.predictor = None
+    encoder = {name: tensor for name, tensor in checkpoint["model"].items() if not name.startswith("predictor")}
+    headless.load_state_dict(encoder, strict=True)
+    close(headless.eval().extract_features(wav)[0], expected)
+
+
+def test_fewer_layers():
+    """`encoder.layers` cut short, and copied; what comes out is that layer's output."""
+    model, ours = build()
+    wav = torch.randn(2, 16_000)
+    model.encoder.layers = model.encoder.layers[:1]
+    close(model.extract_features(wav)[0], ours.encode(wav, layer=1).x)
+    close(copy.deepcopy(model).extract_features(wav)[0], ours.encode(wav, layer=1).x)
+
+
+def test_layers_called_by_hand():
+    model, ours = build()
+    wav = torch.randn(2, 16_000)
+    x = model.embed_patches(model.preprocess(wav))
+    x = model.encoder.layer_norm(x + model.encoder.pos_conv(x.transpose(1, 2)).transpose(1, 2)).transpose(0, 1)
+    position_bias = None
+    for layer in model.encoder.layers:
+        x, _, position_bias = layer(x, self_attn_padding_mask=None, need_weights=False, pos_bias=position_bias)
+    close(x.transpose(0, 1), ours.encode(wav).x)
+
+
+def test_only_the_last_layers_are_trained():
+    model, _ = build()
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    for layer in model.encoder.layers[1:]:
+        for parameter in layer.parameters():
+            parameter.requires_grad = True
+    before = copy.deepcopy(model.state_dict())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.train().extract_features(torch.randn(2, 8000))[0].square().mean().backward()
+    torch.optim.SGD(trained, 0.1).step()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    # The position table is one for all layers, and so belongs to the last as well.
+    assert all(name.startswith("encoder.layers.1.") or "relative_attention_bias" in name for name in changed)
+
+
+def test_layers_that_are_computed_again_for_their_gradients():
+    from torch.utils.checkpoint import checkpoint
+
+    wav, gradients = torch.randn(2, 8000), []
+    for again in (False, True):
+        model, _ = build()
+        for layer in model.encoder.layers if again else ():
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        model.extract_features(wav)[0].square().mean().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.parameters()]))
+    close(*gradients)
+
+
+def test_pruned_weights_are_those_that_count():
+    """`prune` puts a tensor in the weight's place before each call: no fast path may have kept the old one."""
+    from torch.nn.utils import prune
+
+    model, ours = build()
+    wav = torch.randn(2, 8000)
+    before = model.requires_grad_(False).extract_features(wav)[0]
+    mask = torch.arange(ours.encoder.layers[0].fc1.weight.numel()).view_as(ours.encoder.layers[0].fc1.weight) % 2 == 0
+    for layer, other in zip(model.encoder.layers, ours.encoder.layers, strict=True):
+        prune.custom_from_mask(layer.fc1, "weight", mask=mask)
+        other.fc1.weight.data *= mask
+    pruned = model.extract_features(wav)[0]
+    assert (pruned - before).abs().max() > 1e-2
+    close(pruned, ours.encode(wav).x)
 
 
 def test_a_training_step_changes_every_weight():

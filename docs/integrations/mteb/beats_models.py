@@ -34,6 +34,23 @@ OPENBEATS_CITATION = """@inproceedings{bharadwaj2025openbeats,
   url={https://arxiv.org/abs/2507.14129}
 }"""
 
+WHAT_MATTERS_CITATION = """@misc{miron2025matters,
+  title={What Matters for Bioacoustic Encoding},
+  author={Miron, Marius and Robinson, David and Alizadeh, Milad and Gilsenan-McMahon, Ellen and Narula, Gagan and
+    Chemla, Emmanuel and Cusimano, Maddie and Effenberger, Felix and Hagiwara, Masato and Hoffman, Benjamin and
+    Keen, Sara and Kim, Diane and Lawton, Jane K. and Liu, Jen-Yu and Raskin, Aza and Pietquin, Olivier and
+    Geist, Matthieu},
+  year={2025},
+  url={https://arxiv.org/abs/2508.11845}
+}"""
+
+NATURELM_CITATION = """@misc{robinson2024naturelm,
+  title={{NatureLM-audio}: an Audio-Language Foundation Model for Bioacoustics},
+  author={Robinson, David and Miron, Marius and Hagiwara, Masato and Pietquin, Olivier},
+  year={2024},
+  url={https://arxiv.org/abs/2411.07186}
+}"""
+
 
 def beats_loader(model_name: str, revision: str | None = None, *, device: str | None = None, **kwargs: Any) -> Any:
     """An encoder of torchbeats: one embedding a sound, the mean over its patches in windows of 10 s."""
@@ -239,15 +256,15 @@ beats_base_as2m_iter1 = ModelMeta(
 aves2_sl_beats_all = ModelMeta(
     name="torchbeats/aves2-sl-beats-all",
     revision=None,
-    release_date=None,
+    release_date="2025-08-15",
     n_parameters=90_311_792,
     memory_usage_mb=345,
     embed_dim=768,
     license="cc-by-nc-sa-4.0",
-    public_training_code=None,
+    public_training_code="https://github.com/earthspecies/avex",
     reference="https://huggingface.co/EarthSpeciesProject/esp-aves2-sl-beats-all",
     training_datasets=None,
-    citation=None,
+    citation=WHAT_MATTERS_CITATION,
     **COMMON,
 )
 
@@ -262,6 +279,6 @@ aves2_naturelm_beats = ModelMeta(
     public_training_code=None,
     reference="https://huggingface.co/EarthSpeciesProject/esp-aves2-naturelm-audio-v1-beats",
     training_datasets=None,
-    citation=None,
+    citation=NATURELM_CITATION,
     **COMMON,
 )

@@ -222,9 +222,15 @@ def _checkpoints(names: Iterable[str]) -> list[str]:
 
 
 def _only_checkpoint(names: Iterable[str], place: str, prefix: str) -> str:
+    names = list(names)
     checkpoints = _checkpoints(names)
     if len(checkpoints) == 1:
         return checkpoints[0]
+    if any(name.endswith(".safetensors.index.json") for name in names):
+        raise HubError(
+            f"The weights in {place} are one model in {len(checkpoints)} files, and torchbeats reads one. Write them "
+            "with save_pretrained and a larger max_shard_size."
+        )
     if not checkpoints:
         raise HubError(f"There is no checkpoint ({', '.join(SUFFIXES)}) in {place}.")
     raise HubError(

@@ -27,6 +27,7 @@ AUDIOSET = (
 )  # MTEB's tasks of it
 
 ESPNET = "https://github.com/espnet/espnet"
+AVEX = "https://github.com/earthspecies/avex"
 BEATS_PAPER = """@inproceedings{chen2023beats,
   title={{BEATs}: Audio Pre-Training with Acoustic Tokenizers},
   author={Chen, Sanyuan and Wu, Yu and Wang, Chengyi and Liu, Shujie and Tompkins, Daniel and Chen, Zhuo and Wei, Furu},
@@ -41,6 +42,21 @@ OPENBEATS_PAPER = """@inproceedings{bharadwaj2025openbeats,
   booktitle={IEEE Workshop on Applications of Signal Processing to Audio and Acoustics},
   year={2025},
   url={https://arxiv.org/abs/2507.14129}
+}"""
+WHAT_MATTERS_PAPER = """@misc{miron2025matters,
+  title={What Matters for Bioacoustic Encoding},
+  author={Miron, Marius and Robinson, David and Alizadeh, Milad and Gilsenan-McMahon, Ellen and Narula, Gagan and
+    Chemla, Emmanuel and Cusimano, Maddie and Effenberger, Felix and Hagiwara, Masato and Hoffman, Benjamin and
+    Keen, Sara and Kim, Diane and Lawton, Jane K. and Liu, Jen-Yu and Raskin, Aza and Pietquin, Olivier and
+    Geist, Matthieu},
+  year={2025},
+  url={https://arxiv.org/abs/2508.11845}
+}"""
+NATURELM_PAPER = """@misc{robinson2024naturelm,
+  title={{NatureLM-audio}: an Audio-Language Foundation Model for Bioacoustics},
+  author={Robinson, David and Miron, Marius and Hagiwara, Masato and Pietquin, Olivier},
+  year={2024},
+  url={https://arxiv.org/abs/2411.07186}
 }"""
 
 LICENCES = {"MIT": "mit", "CC BY-NC-SA": "cc-by-nc-sa-4.0"}  # ours, and as MTEB writes them
@@ -67,7 +83,6 @@ class Facts(NamedTuple):
 _NANO = Facts("nano", None, ())
 _BEATS = Facts("base", "2022-12-18", AUDIOSET, None, BEATS_PAPER)
 _OPENBEATS = Facts("base", "2025-07-18", None, ESPNET, OPENBEATS_PAPER)
-_AVES = Facts("base")
 FACTS: dict[str, Facts] = {
     "beats-nano": _NANO,
     "beats-nano-tagger": _NANO,
@@ -83,8 +98,9 @@ FACTS: dict[str, Facts] = {
     "openbeats-large-i2-as20k": _OPENBEATS._replace(size="large"),
     "beats-base-as2m-iter0": _BEATS._replace(released=None, code=ESPNET),
     "beats-base-as2m-iter1": _BEATS._replace(released=None, code=ESPNET),
-    "aves2-sl-beats-all": _AVES,
-    "aves2-naturelm-beats": _AVES,
+    # Both have heard AudioSet and animal sounds, of which it is not known which tasks have them too.
+    "aves2-sl-beats-all": Facts("base", "2025-08-15", None, AVEX, WHAT_MATTERS_PAPER),
+    "aves2-naturelm-beats": Facts("base", None, None, None, NATURELM_PAPER),
 }
 
 

@@ -23,8 +23,9 @@ __all__ = [
     "BEATsPreTrainedModel",
 ]
 
-AutoConfig.register(BEATsConfig.model_type, BEATsConfig)
-AutoFeatureExtractor.register(BEATsConfig, BEATsFeatureExtractor)
-AutoProcessor.register(BEATsConfig, BEATsFeatureExtractor)
-AutoModel.register(BEATsConfig, BEATsModel)
-AutoModelForAudioClassification.register(BEATsConfig, BEATsForAudioClassification)
+# exist_ok: the import must not fail once transformers has a model called "beats" of its own; ours reads our folders.
+AutoConfig.register(BEATsConfig.model_type, BEATsConfig, exist_ok=True)
+AutoFeatureExtractor.register(BEATsConfig, BEATsFeatureExtractor, exist_ok=True)
+AutoProcessor.register(BEATsConfig, BEATsFeatureExtractor, exist_ok=True)
+AutoModel.register(BEATsConfig, BEATsModel, exist_ok=True)
+AutoModelForAudioClassification.register(BEATsConfig, BEATsForAudioClassification, exist_ok=True)

@@ -110,6 +110,9 @@ class BEATsModel(BEATsPreTrainedModel):
             pooler_output: ``(B, C)``, the mean over a sound's own patches.
             hidden_states: the encoder's input to the first layer and every layer's output, ``(B, T, C)`` each.
             attentions: of every layer, ``(B, heads, T, T)``; None for a layer that was dropped in training.
+
+        Raises:
+            InputError: a mask of another shape than the sounds.
         """
         with_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         with_hiddens = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -193,6 +196,9 @@ class BEATsForAudioClassification(BEATsPreTrainedModel):
                 ``config.problem_type``; where that is None, by the labels' type, which is then kept there.
             logits: ``(B, classes)``.
             hidden_states, attentions: see `BEATsModel.forward`.
+
+        Raises:
+            InputError: labels or a mask of another shape than the sounds need.
         """
         # Not through the base model's forward, which gives no counts of patches; its pooled mean is only one of heads'.
         with_attentions = self.config.output_attentions if output_attentions is None else output_attentions
@@ -207,6 +213,12 @@ class BEATsForAudioClassification(BEATsPreTrainedModel):
         loss = None
         if labels is not None:
             several = self.config.problem_type == "multi_label_classification"
+            if several and labels.shape != logits.shape:
+                raise InputError(
+                    f"labels has the shape {tuple(labels.shape)}; a model for several labels a sound needs zeros and "
+                    f"ones of the shape {tuple(logits.shape)}. For one class a sound, give from_pretrained "
+                    'problem_type="single_label_classification".'
+                )
             labels = labels.to(logits.device, logits.dtype if several else None)
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         return SequenceClassifierOutput(
