@@ -145,3 +145,44 @@ def become_command(arguments, log):
     store.FLUSH_SECONDS = 0.0
     torch.set_num_threads(1)
     cli.main()
+
+
+# --- pre-trainings of seconds
+
+TINY_RUN = {
+    "config.encoder_layers": 1,
+    "config.encoder_embed_dim": 32,
+    "config.embed_dim": 32,
+    "config.encoder_ffn_embed_dim": 64,
+    "config.encoder_attention_heads": 2,
+    "config.conv_pos": 16,
+    "config.conv_pos_groups": 4,
+    "tokens.quant_n": 32,
+    "tokens.quant_dim": 8,
+    "data.crop_seconds": "[0.5, 1]",
+    "data.batch_seconds": 6,
+    "data.workers": 0,
+    "data.statistics_seconds": 30,
+    "model.steps": 6,
+    "model.warmup": 1,
+    "model.predictor_layers": 1,
+    "model.predictor_width": 32,
+    "distillation.steps": 6,
+    "distillation.warmup": 1,
+    "distillation.estimator_layers": 1,
+    "trainer.accelerator": "cpu",
+    "trainer.log_every": 2,
+}
+
+
+def tiny_run(**over):
+    """Assignments of settings for `--set`: `TINY_RUN`, and others as ``model__steps=3``."""
+    settings = {**TINY_RUN, **{key.replace("__", "."): value for key, value in over.items()}}
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def pretrain_command(data, out, **over):
+    """The arguments of a pre-training; see `tiny_run`."""
+    return ["pretrain", str(data), "--out", str(out), "--size", "nano"] + [
+        part for assignment in tiny_run(**over) for part in ("--set", assignment)
+    ]

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from helpers import noise
+from helpers import noise, pretrain_command, tiny_run
 from torchbeats.errors import SettingsError
 from torchbeats.training.environment import environment_for
 from torchbeats.training.processes import Launched, is_leader, launched
@@ -92,43 +92,8 @@ def test_variables_that_make_no_sense(variables):
         is_leader()
 
 
-TINY = {
-    "config.encoder_layers": 1,
-    "config.encoder_embed_dim": 32,
-    "config.embed_dim": 32,
-    "config.conv_pos": 16,
-    "config.encoder_ffn_embed_dim": 64,
-    "config.encoder_attention_heads": 2,
-    "config.conv_pos_groups": 4,
-    "tokens.quant_n": 32,
-    "tokens.quant_dim": 8,
-    "data.crop_seconds": "[0.5, 1]",
-    "data.batch_seconds": 6,
-    "data.workers": 0,
-    "data.statistics_seconds": 30,
-    "model.steps": 6,
-    "model.warmup": 1,
-    "model.predictor_layers": 1,
-    "model.predictor_width": 32,
-    "distillation.steps": 6,
-    "distillation.warmup": 1,
-    "distillation.estimator_layers": 1,
-    "trainer.accelerator": "cpu",
-    "trainer.log_every": 2,
-}
-
-
-def tiny(over):
-    return [f"{name}={value}" for name, value in {**TINY, **{k.replace("__", "."): v for k, v in over.items()}}.items()]
-
-
-def command(data, out, **over):
-    sets = [part for assignment in tiny(over) for part in ("--set", assignment)]
-    return ["pretrain", str(data), "--out", str(out), "--size", "nano", *sets]
-
-
 def run(data, out, **over):
-    return Run(out, [str(data)], settings("nano", assignments=tiny(over))).train()
+    return Run(out, [str(data)], settings("nano", assignments=tiny_run(**over))).train()
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------
@@ -200,7 +165,7 @@ def close_to(alone, together):
 @pytest.mark.parametrize("launch", [torchrun, slurm])
 def test_two_nodes_compute_what_one_process_does(sounds, tmp_path, launch):
     run(sounds, tmp_path / "alone")
-    arguments = command(sounds, tmp_path / "out", trainer__devices="auto", trainer__nodes=2)
+    arguments = pretrain_command(sounds, tmp_path / "out", trainer__devices="auto", trainer__nodes=2)
     for status, error in launch(arguments):
         assert status == 0, error
     close_to(tmp_path / "alone", tmp_path / "out")
@@ -208,6 +173,6 @@ def test_two_nodes_compute_what_one_process_does(sounds, tmp_path, launch):
 
 def test_a_folder_of_another_run_is_refused_once(sounds, tmp_path):
     run(sounds, tmp_path / "out", iterations=1)
-    results = slurm(command(sounds, tmp_path / "out", trainer__devices="auto", model__steps=7))
+    results = slurm(pretrain_command(sounds, tmp_path / "out", trainer__devices="auto", model__steps=7))
     assert [status for status, _ in results] == [2, 2]
     assert sum(error.count("holds a run with other settings") for _, error in results) == 1

@@ -26,7 +26,7 @@ import yaml
 from safetensors.torch import load_file
 
 import torchbeats
-from helpers import noise, small_model, tone
+from helpers import noise, pretrain_command, small_model, tiny_run, tone
 from torchbeats import cli
 from torchbeats.errors import CheckpointError
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer
@@ -41,42 +41,19 @@ from torchbeats.training.settings import settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "audio"
 TINY = {
-    "config.encoder_layers": 1,
-    "config.encoder_embed_dim": 32,
-    "config.embed_dim": 32,
-    "config.encoder_ffn_embed_dim": 64,
-    "config.encoder_attention_heads": 2,
-    "config.conv_pos": 16,
-    "config.conv_pos_groups": 4,
-    "tokens.quant_n": 32,
-    "tokens.quant_dim": 8,
-    "data.crop_seconds": "[0.5, 1]",
-    "data.batch_seconds": 6,
-    "data.workers": 0,
-    "data.statistics_seconds": 30,
-    "model.steps": 6,
-    "model.warmup": 1,
-    "model.predictor_layers": 1,
-    "model.predictor_width": 32,
-    "distillation.steps": 6,
-    "distillation.warmup": 1,
-    "distillation.estimator_layers": 1,
-    "distillation.kmeans_batches": 2,
-    "trainer.accelerator": "cpu",
-    "trainer.devices": 1,
-    "trainer.log_every": 2,
-    "trainer.save_every": 2,
+    "distillation__kmeans_batches": 2,
+    "trainer__devices": 1,
+    "trainer__save_every": 2,
 }
 PHASES = ["iteration-1/model", "iteration-2/tokenizer", "iteration-2/model"]
 
 
 def assignments(**over):
-    return [f"{key}={value}" for key, value in {**TINY, **{k.replace("__", "."): v for k, v in over.items()}}.items()]
+    return tiny_run(**{**TINY, **over})
 
 
 def command(data, out, **over):
-    sets = [part for assignment in assignments(**over) for part in ("--set", assignment)]
-    return ["pretrain", str(data), "--out", str(out), "--size", "nano", *sets]
+    return pretrain_command(data, out, **{**TINY, **over})
 
 
 def run(data, out, listener=None, teacher=None, **over):

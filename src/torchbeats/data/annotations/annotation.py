@@ -33,11 +33,6 @@ class Annotation(NamedTuple):
 AnnotationWriter: TypeAlias = Callable[[Iterable[Annotation]], Iterator[str]]
 
 
-def one_cell(text: str) -> str:
-    """A text for a cell that cannot be quoted: on one line, without tabs and control characters."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
 def seconds(value: float | None, digits: int = 6) -> str:
     """A time, or nothing."""
     return "" if value is None else f"{value:.{digits}f}"

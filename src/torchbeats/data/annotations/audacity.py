@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from torchbeats.data.annotations.annotation import Annotation, one_cell, seconds
+from torchbeats.data.annotations.annotation import Annotation, seconds
 from torchbeats.data.annotations.dialects import Dialect
+from torchbeats.files import one_line
 
 COLUMNS = ["start", "end", "label", "low_freq_hz", "high_freq_hz"]
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*", re.ASCII)
@@ -70,7 +71,7 @@ def write_audacity(annotations: Iterable[Annotation]) -> Iterator[str]:
     """A label track of one recording, with a line for the frequencies of a label that has some."""
     for row in annotations:
         end = row.start if row.end is None else row.end
-        yield f"{seconds(row.start)}\t{seconds(end)}\t{one_cell(row.label)}\n"
+        yield f"{seconds(row.start)}\t{seconds(end)}\t{one_line(row.label)}\n"
         if row.low is not None or row.high is not None:
             low, high = (-1.0 if edge is None else edge for edge in (row.low, row.high))
             yield f"\\\t{low:.6f}\t{high:.6f}\n"

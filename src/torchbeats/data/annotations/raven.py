@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torchbeats import audio
-from torchbeats.data.annotations.annotation import Annotation, one_cell, seconds
+from torchbeats.data.annotations.annotation import Annotation, seconds
 from torchbeats.data.annotations.dialects import Dialect, known_labels, known_paths, texts
 from torchbeats.data.columns import key
 from torchbeats.errors import AudioError
-from torchbeats.files import readable
+from torchbeats.files import one_line, readable
 
 PATHS = ("begin_path", "begin_file")
 _MEASUREMENT = re.compile(r".*\([^()]*\)\s*")  # Raven writes the unit of a measurement behind its name
@@ -77,10 +77,10 @@ def write_raven(annotations: Iterable[Annotation]) -> Iterator[str]:
             seconds(offsets[path] + end),
             f"{LOWEST if row.low is None else row.low:.3f}",
             f"{HIGHEST if row.high is None else row.high:.3f}",
-            one_cell(readable(os.path.abspath(path))),  # Raven knows no working directory
-            one_cell(readable(os.path.basename(path))),
+            one_line(readable(os.path.abspath(path))),  # Raven knows no working directory
+            one_line(readable(os.path.basename(path))),
             seconds(row.start),
-            one_cell(row.label),
+            one_line(row.label),
             seconds(row.peak),
             seconds(row.mean),
         )

@@ -201,11 +201,10 @@ class BEATsForAudioClassification(BEATsPreTrainedModel):
             InputError: labels or a mask of another shape than the sounds need.
         """
         # Not through the base model's forward, which gives no counts of patches; its pooled mean is only one of heads'.
-        with_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         outputs = self.beats(
             input_values,
             attention_mask,
-            output_attentions=with_attentions,
+            output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
