@@ -263,6 +263,11 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         temporary.write_text(as_json(value, indent=1) + "\n", "utf-8")
 
 
+def cache_folder(purpose: str) -> Path:
+    """Where what can be computed again is kept: ``$XDG_CACHE_HOME/torchbeats/purpose``, else below ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchbeats" / purpose
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()

@@ -395,7 +395,8 @@ def test_models_that_cannot_tag(run, sounds, tmp_path):
         torchbeats.tag(noise(1), small_model())
 
 
-def test_the_built_in_tagger_knows_what_the_examples_are(run):
+def test_the_built_in_tagger_knows_what_the_examples_are(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     status, out, err = run("tag", EXAMPLES, "--top", 1)
     assert status == 0
     assert "built-in tagger beats-nano-tagger" in err

@@ -28,6 +28,7 @@ from torchbeats.cli import (
 )
 from torchbeats.cli.console import complain
 from torchbeats.cli.ending import run, stoppable
+from torchbeats.cli.quiet import with_quiet
 from torchbeats.interrupts import take_keyboard_interrupts
 from torchbeats.version import __version__
 
@@ -73,7 +74,7 @@ for panel, commands in COMMANDS.items():
     for name, command in commands.items():
         if name not in TRAINING:
             command = stoppable(command, LEFT.get(name, NOTHING_WRITTEN))
-        app.command(name, rich_help_panel=panel)(command)
+        app.command(name, rich_help_panel=panel)(with_quiet(command))
 
 
 def main() -> None:

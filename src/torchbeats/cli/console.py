@@ -6,16 +6,18 @@ of Rich, and without what a terminal would obey.
 
 from __future__ import annotations
 
+import hashlib
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import rich.console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from torchbeats.files import as_json, printable
+from torchbeats.files import as_json, cache_folder, printable
 from torchbeats.inference import Progress as OnBatch
 
 
@@ -38,11 +40,29 @@ class Console(rich.console.Console):
         raise BrokenPipeError
 
 
-console = Console(stderr=True, soft_wrap=True)
+# A terminal gets whole words on each line; a log gets whole messages.
+console = Console(stderr=True)
+console.soft_wrap = not console.is_terminal
+
+DAY = 86_400  # seconds
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Whether to print results, warnings and errors only: no notes, no remarks, no progress."""
+    global _quiet
+    _quiet = quiet
+
+
+def has_viewer() -> bool:
+    """Whether a person looks on, who wants to see how it goes."""
+    return console.is_terminal and not _quiet
 
 
 def complain(message: str, kind: str = "Error") -> None:
-    """A warning or an error."""
+    """A warning or an error; or a note, unless the command is to be quiet."""
+    if kind == "Note" and _quiet:
+        return
     style = "bold red" if kind == "Error" else "yellow"
     console.print(Text.assemble((f"{kind}: ", style), printable(message)))
 
@@ -54,8 +74,19 @@ def skipped(path: str, reason: str) -> None:
 
 def remark(message: str) -> None:
     """Something good to know, for a person at a terminal."""
-    if console.is_terminal:
+    if has_viewer():
         console.print(message)
+
+
+def remind(note: str) -> None:
+    """A note that need not be read with every command: it is shown once a day."""
+    stamp = cache_folder("notes") / hashlib.sha256(note.encode()).hexdigest()[:16]
+    with suppress(OSError):  # a folder that cannot be read or written costs no more than a note again
+        if stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < DAY:
+            return
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+    complain(note, "Note")
 
 
 def say(line: str) -> None:
@@ -94,7 +125,7 @@ def audio_progress(total: int | Callable[[], int | None], done: int) -> Iterator
         TextColumn("{task.fields[audio]}"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not has_viewer(),
     )
     seconds = 0.0
     with bar:
@@ -132,7 +163,7 @@ def count_progress(total: int, what: str) -> Iterator[Callable[[], None]]:
         TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {what}"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=not has_viewer(),
         transient=True,
     )
     with bar:

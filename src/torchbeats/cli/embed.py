@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from torchbeats.cli.console import complain
+from torchbeats.cli.console import remind
 from torchbeats.cli.tables import (
     COMPUTING,
     MODEL,
@@ -70,7 +70,7 @@ def embed(
     """
     plan = EmbeddingPlan(pool.value, layer, hop, window=window, batch_seconds=batch_seconds)
     if model is None:
-        complain(hub.BUILT_IN_NOTE, "Note")
+        remind(hub.BUILT_IN_NOTE)
     write(
         inputs,
         output,

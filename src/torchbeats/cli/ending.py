@@ -21,7 +21,7 @@ import typer
 
 from torchbeats.cli.console import complain
 from torchbeats.errors import DiskFullError, Stopped, TorchbeatsError
-from torchbeats.files import is_full, printable
+from torchbeats.files import is_full
 from torchbeats.interrupts import as_exceptions
 
 FAILED, PIPE_CLOSED = 2, 141
@@ -93,12 +93,15 @@ def _run(app: Callable[..., int | None]) -> int:
 
 
 def _explain(error: Exception) -> int:
-    """Say what is wrong with the command line, whose words come from anywhere."""
-    from typer import rich_utils
-
-    error.message = printable(getattr(error, "message", ""))  # type: ignore[attr-defined]
-    rich_utils.rich_format_error(error)  # type: ignore[arg-type]
-    return int(getattr(error, "exit_code", FAILED))
+    """Say what is wrong with the command line as any other error is said; its words come from anywhere."""
+    status = int(getattr(error, "exit_code", FAILED))
+    if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+        return status
+    message = error.format_message().replace("Value error, ", "").rstrip(".")  # type: ignore[attr-defined]
+    context = getattr(error, "ctx", None)
+    end = "" if message.endswith("?") else "."
+    complain(message + end + (f" See {context.command_path} --help." if context else ""))
+    return status
 
 
 def _drop_unwritten() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchbeats.cli.console import Console, complain, remark
+from torchbeats.cli.console import Console, complain, remark, remind
 from torchbeats.cli.labelled import (
     DATA,
     Format,
@@ -128,7 +128,7 @@ def finetune(
     plan = design(labelled, folds, group_from is not None, run_settings.seed) if cross else None
     parts = None if cross else split(labelled, run_settings.data.validation, run_settings.seed)
     if model is None:
-        complain(hub.BUILT_IN_NOTE, "Note")
+        remind(hub.BUILT_IN_NOTE)
         model = hub.BUILT_IN
     network = load(hub.resolve(model), expect=BEATs)
     about = {"data": [str(path) for path in data], "model": model}

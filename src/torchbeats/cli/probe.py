@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from torchbeats.cli.console import Console, audio_progress, complain, count_progress, remark
+from torchbeats.cli.console import Console, audio_progress, complain, count_progress, remark, remind
 from torchbeats.cli.labelled import (
     DATA,
     Format,
@@ -35,9 +35,9 @@ from torchbeats.errors import SettingsError
 from torchbeats.evaluation.attentive import ATTENTIVE, attentive, total_epochs
 from torchbeats.evaluation.features import Features, plan_of, stored_features, write_features
 from torchbeats.evaluation.probe import CLASSIFIERS, CS, NEIGHBOURS, Outcome, fits, probe_layers
-from torchbeats.evaluation.rows import Rows, cache_folder, cached, rows_of
+from torchbeats.evaluation.rows import Rows, cached, rows_of
 from torchbeats.extras import require
-from torchbeats.files import plain, readable, sha256
+from torchbeats.files import cache_folder, plain, readable, sha256
 from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, EmbeddingPlan
@@ -136,7 +136,7 @@ def probe(
         labelled = groups_from(labelled, group_from)
     design(labelled, folds, group_from is not None)  # says what is wrong before anything is computed
     if model is None:
-        complain(hub.BUILT_IN_NOTE, "Note")
+        remind(hub.BUILT_IN_NOTE)
         model = hub.BUILT_IN
     weights = hub.resolve(model)
     network = load(weights, device=device, expect=BEATs)
@@ -147,7 +147,7 @@ def probe(
             return rows_of(labelled.examples, network, plan, jobs=jobs, progress=progress)
 
     started, digest = time.monotonic(), sha256(weights)
-    folder = None if no_cache else cache_folder()
+    folder = None if no_cache else cache_folder("probe")
     rows, from_cache = cached(folder, labelled.examples, digest, plan.settings(network), compute)
     for path, reason in rows.failures:
         complain(f"{path}: {reason}.", "Skipped")

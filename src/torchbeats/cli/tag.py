@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from torchbeats.audio import Floats
-from torchbeats.cli.console import complain
+from torchbeats.cli.console import complain, remind
 from torchbeats.cli.tables import (
     MODEL,
     NAMES,
@@ -165,7 +165,7 @@ def tag(
     check_events(min_gap, min_length)
     table = Table(inputs[0]) if len(inputs) == 1 and is_table(inputs[0]) else None
     if model is None:
-        complain(hub.BUILT_IN_TAGGER_NOTE, "Note")
+        remind(hub.BUILT_IN_TAGGER_NOTE)
         model = hub.BUILT_IN_TAGGER
     head = None if table is None else load(model, device=device, expect=BEATs)
     network = head or load(model, engine=engine and engine.value, device=device)

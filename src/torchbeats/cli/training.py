@@ -7,8 +7,9 @@ from contextlib import contextmanager
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
-from torchbeats.cli.console import complain, console, remark
+from torchbeats.cli.console import complain, console, has_viewer, remark
 from torchbeats.files import printable
 from torchbeats.training.listener import Listener
 from torchbeats.training.processes import is_leader
@@ -46,9 +47,11 @@ class Display(Listener):
             BarColumn(bar_width=20),
             TextColumn(f"{{task.completed:,.0f}}{'' if total is None else ' of {task.total:,.0f}'} {unit}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[remark]}", markup=False),
+            # What is left of the line: on a narrow terminal figures go, not the count.
+            TextColumn("{task.fields[remark]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=console,
-            disable=not console.is_terminal,
+            expand=True,
+            disable=not has_viewer(),
         )
         with bar:
             task = bar.add_task(printable(name), total=total, remark="")

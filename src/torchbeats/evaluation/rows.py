@@ -82,11 +82,6 @@ def rows_of(
     return Rows(values[finite], indices[finite], failures)
 
 
-def cache_folder() -> Path:
-    """Where embeddings are kept: below ``XDG_CACHE_HOME``, or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchbeats" / "probe"
-
-
 def cache_key(examples: Sequence[Example], weights: str, settings: dict[str, Any]) -> str:
     """A name for what a model makes of sounds: another if any of what it depends on is. Arguments as for `cached`."""
     pieces = [Piece(os.path.abspath(example.path), example.start, example.end, example.content) for example in examples]
