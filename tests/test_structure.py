@@ -26,7 +26,7 @@ weights
 protocol labels model tokenizers other_models
 onnx loading
 data batching
-plans inference tagging embedder
+plans inference arrays tagging embedder
 tables search plots evaluation heads description
 training
 torchbeats

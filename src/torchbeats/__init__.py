@@ -8,6 +8,7 @@ for row in torchbeats.embed("recordings/", model=model):
 from torchbeats import interrupts  # noqa: F401 - before the rest, whose import a Ctrl-C may end
 
 # isort: split
+from torchbeats.arrays import encode
 from torchbeats.attention import MultiheadAttention
 from torchbeats.audio import AudioWarning
 from torchbeats.backbone import Encoded
@@ -50,6 +51,7 @@ from torchbeats.tables.writing import TableResult, write_table
 from torchbeats.tagging import Tags, tag
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer, Tokenizers, Tokens
 from torchbeats.version import __version__
+from torchbeats.weights.catalogue import ModelEntry, models
 from torchbeats.weights.checkpoint import save
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "Match",
     "MissingPackageError",
     "Model",
+    "ModelEntry",
     "ModelError",
     "MultiheadAttention",
     "NormEMAVectorQuantizer",
@@ -97,12 +100,14 @@ __all__ = [
     "__version__",
     "describe",
     "embed",
+    "encode",
     "export",
     "gelu",
     "gelu_accurate",
     "get_activation_fn",
     "init_bert_params",
     "load",
+    "models",
     "quant_noise",
     "save",
     "search",

@@ -233,8 +233,24 @@ def one_line(text: str | os.PathLike[str]) -> str:
 
 def as_json(value: Any, indent: int | None = None) -> str:
     """JSON in which every character prints as itself, or is escaped; null for numbers that JSON does not have."""
-    lines = json.dumps(plain(value), ensure_ascii=False, indent=indent).split("\n")
+    value = plain(value)
+    text = json.dumps(value, ensure_ascii=False) if indent is None else _indented(value, indent, "\n")
+    lines = text.split("\n")
     return "\n".join(line if line.isprintable() else _escaped(line) for line in lines)
+
+
+def _indented(value: Any, indent: int, newline: str) -> str:
+    """JSON in lines, but lists of numbers and words in one line each."""
+    inner = newline + " " * indent
+    if isinstance(value, dict) and value:
+        members = (
+            f"{json.dumps(str(name), ensure_ascii=False)}: {_indented(item, indent, inner)}"
+            for name, item in value.items()
+        )
+        return "{" + inner + f",{inner}".join(members) + newline + "}"
+    if isinstance(value, list | tuple) and any(isinstance(item, dict | list | tuple) for item in value):
+        return "[" + inner + f",{inner}".join(_indented(item, indent, inner) for item in value) + newline + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def csv_line(cells: Iterable[Any]) -> str:

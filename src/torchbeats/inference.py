@@ -57,6 +57,13 @@ class Embedding(NamedTuple):
     end: float
     embedding: Floats
 
+    def __repr__(self) -> str:
+        """With the embedding's size in place of its numbers."""
+        return (
+            f"Embedding(path={self.path!r}, start={self.start:g}, end={self.end:g}, "
+            f"embedding=<{len(self.embedding)} × {self.embedding.dtype}>)"
+        )
+
 
 class TokenGrid(NamedTuple):
     """The labels of one file.
@@ -72,6 +79,11 @@ class TokenGrid(NamedTuple):
     start: Times
     end: Times
     labels: Values
+
+    def __repr__(self) -> str:
+        """With the grid's shape in place of its numbers."""
+        steps, bands = self.labels.shape
+        return f"TokenGrid(path={self.path!r}, labels=<{steps} steps × {bands} bands, {self.labels.dtype}>)"
 
 
 class Position(NamedTuple):
@@ -202,8 +214,17 @@ def tokenize(
     return _by_file(groups_of(inputs, ready(tokenizer, device), plan, jobs))
 
 
-def groups_of(inputs: Sound | Iterable[Sound], model: Model, plan: Plan, jobs: int | None) -> Iterator[Group]:
-    """Groups of whatever a caller in Python gives; what is wrong with it is said at once, not with the first group."""
+def groups_of(
+    inputs: Sound | Iterable[Sound],
+    model: Model,
+    plan: Plan,
+    jobs: int | None,
+    on_failure: OnFailure | None = None,
+) -> Iterator[Group]:
+    """Groups of whatever a caller in Python gives; what is wrong with it is said at once, not with the first group.
+
+    Without ``on_failure``, an `AudioWarning` tells of a sound that is left out.
+    """
     plan.check(model)
     sounds = named(inputs)
     if not isinstance(inputs, Iterator):
@@ -212,7 +233,10 @@ def groups_of(inputs: Sound | Iterable[Sound], model: Model, plan: Plan, jobs: i
     def results() -> Iterator[Group]:
         for group in groups(sounds, model, plan, jobs=jobs):
             for path, reason in group.failures:
-                warnings.warn(f"{path} was left out: {reason}.", AudioWarning, stacklevel=3)
+                if on_failure is not None:
+                    on_failure(path, reason)
+                else:
+                    warnings.warn(f"{path} was left out: {reason}.", AudioWarning, stacklevel=3)
             yield group
 
     return results()

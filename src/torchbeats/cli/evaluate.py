@@ -13,7 +13,17 @@ import typer
 from rich.table import Column, Table
 
 from torchbeats.cli.console import Console, audio_progress, complain, remark, skipped
-from torchbeats.cli.labelled import DATA, Format, FullyAnnotated, LabelColumn, MinOverlap, Sounds, show, windows
+from torchbeats.cli.labelled import (
+    DATA,
+    Format,
+    FullyAnnotated,
+    LabelColumn,
+    LabelFrom,
+    MinOverlap,
+    Sounds,
+    show,
+    windows,
+)
 from torchbeats.cli.tables import MODEL, NAMES, OUTPUT, BatchSeconds, Device, Engine, Jobs, Views, Window
 from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import MissingPackageError
@@ -60,6 +70,7 @@ def evaluate(
     ] = None,
     format: Format = None,
     label_column: LabelColumn = None,
+    label_from: LabelFrom = None,
     sounds: Sounds = None,
     min_overlap: MinOverlap = None,
     fully_annotated: FullyAnnotated = False,
@@ -85,7 +96,14 @@ def evaluate(
     problem_type = getattr(network.cfg, "problem_type", None)
     cut = windows(window, min_overlap, fully_annotated)
     labelled = read_labelled(
-        data, problem_type, names, aliases, label_column=label_column, sounds=sounds or (), windows=cut
+        data,
+        problem_type,
+        names,
+        aliases,
+        label_column=label_column,
+        label_from=label_from,
+        sounds=sounds or (),
+        windows=cut,
     )
     examples = labelled.select(split, fold)
     if out is not None:

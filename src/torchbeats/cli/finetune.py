@@ -14,6 +14,7 @@ from torchbeats.cli.labelled import (
     FullyAnnotated,
     GroupFrom,
     LabelColumn,
+    LabelFrom,
     MinOverlap,
     ProblemType,
     Sounds,
@@ -89,6 +90,7 @@ def finetune(
     ] = None,
     format: Format = None,
     label_column: LabelColumn = None,
+    label_from: LabelFrom = None,
     sounds: Sounds = None,
     min_overlap: MinOverlap = None,
     fully_annotated: FullyAnnotated = False,
@@ -122,7 +124,9 @@ def finetune(
         print(yaml.safe_dump(run_settings.to_dict(), sort_keys=False), end="")
         return
     cut = windows(run_settings.data.seconds, min_overlap, fully_annotated)
-    labelled = read_labelled(data, problem_type, label_column=label_column, sounds=sounds or (), windows=cut)
+    labelled = read_labelled(
+        data, problem_type, label_column=label_column, label_from=label_from, sounds=sounds or (), windows=cut
+    )
     labelled = _usable(labelled, group_from)
     cross = cross_validate or folds is not None
     plan = design(labelled, folds, group_from is not None, run_settings.seed) if cross else None

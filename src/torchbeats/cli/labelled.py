@@ -33,6 +33,15 @@ LabelColumn = Annotated[
         help="Column with the labels. Default: the usual names, or the only column that is not Raven's own.",
     ),
 ]
+LabelFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--label-from",
+        metavar="REGEX",
+        help="The labels are in the paths of the sounds: a regular expression whose first group (in parentheses) is "
+        r"the label. Example: `/([0-9])_[^/]*\.wav$`.",
+    ),
+]
 Sounds = Annotated[
     list[str] | None,
     typer.Option(

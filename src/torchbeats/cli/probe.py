@@ -21,6 +21,7 @@ from torchbeats.cli.labelled import (
     FullyAnnotated,
     GroupFrom,
     LabelColumn,
+    LabelFrom,
     MinOverlap,
     ProblemType,
     Sounds,
@@ -102,6 +103,7 @@ def probe(
     ] = None,
     format: Format = None,
     label_column: LabelColumn = None,
+    label_from: LabelFrom = None,
     sounds: Sounds = None,
     min_overlap: MinOverlap = None,
     fully_annotated: FullyAnnotated = False,
@@ -131,7 +133,9 @@ def probe(
     if c is not None and not 0 < c < float("inf"):
         raise SettingsError(f"--c must be positive, not {c}.")
     cut = windows(window, min_overlap, fully_annotated)
-    labelled = read_labelled(data, problem_type, label_column=label_column, sounds=sounds or (), windows=cut)
+    labelled = read_labelled(
+        data, problem_type, label_column=label_column, label_from=label_from, sounds=sounds or (), windows=cut
+    )
     if group_from is not None:
         labelled = groups_from(labelled, group_from)
     design(labelled, folds, group_from is not None)  # says what is wrong before anything is computed

@@ -174,6 +174,11 @@ def write(
     elif update and (result.kept or result.dropped) and not result.failures:
         new = result.sounds - result.kept
         remark(f"{result.path}: {new:,} files computed, {result.kept:,} kept, rows of {result.dropped:,} dropped.")
+    elif result.failures and not result.path.exists():
+        complain(
+            f"Not one of the {result.sounds:,} files could be read, so there is no table; {result.errors} says why."
+        )
+        raise typer.Exit(2)
     elif result.failures:
         succeeded = result.sounds - result.failures
         listed = f"{result.errors} lists those that could not be read"

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from torchbeats.cli.console import complain, console, has_viewer, remark
+from torchbeats.errors import SettingsError
 from torchbeats.files import printable
 from torchbeats.training.listener import Listener
 from torchbeats.training.processes import is_leader
@@ -26,6 +27,22 @@ def stopping() -> Iterator[None]:
             raise typer.Exit(0) from None
         complain(str(stop), "Note")
         raise typer.Exit(128 + stop.signum) from None
+
+
+def device_settings(device: str | None) -> list[str]:
+    """What ``--device`` stands for among the settings of a training; nothing where it is not given.
+
+    Raises:
+        SettingsError: no device that a training can have.
+    """
+    if device is None:
+        return []
+    kind, _, number = device.partition(":")
+    accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}.get(kind)
+    if accelerator is None or (number and not number.isdecimal()) or (":" in device) != bool(number):
+        raise SettingsError(f"A training's device is auto, cpu, cuda, mps, or one GPU such as cuda:1, not {device!r}.")
+    devices = [f"trainer.devices='{number},'"] if number else []
+    return [f"trainer.accelerator={accelerator}", *devices]
 
 
 class Display(Listener):
@@ -57,7 +74,8 @@ class Display(Listener):
             task = bar.add_task(printable(name), total=total, remark="")
 
             def advance(more: float, remark: str) -> None:
-                bar.update(task, advance=more)
+                done = bar.tasks[task].completed + more
+                bar.update(task, completed=done if total is None else min(done, total))  # the last piece may be longer
                 if remark:
                     bar.update(task, remark=printable(remark))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torchbeats.data.stored import StoredSound
+from torchbeats.data.stored import MemorySound, StoredSound
 
 
 class Example(NamedTuple):
@@ -28,4 +28,4 @@ class Example(NamedTuple):
     split: str | None = None
     fold: str | None = None
     group: str | None = None
-    content: StoredSound | None = None
+    content: StoredSound | MemorySound | None = None

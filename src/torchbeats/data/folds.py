@@ -11,12 +11,14 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from torchbeats.data.labelled import Labelled
+from torchbeats.data.path_patterns import finder
 from torchbeats.data.splits import PURPOSES, purpose
 from torchbeats.errors import InputError, quoted
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 FOLDS = 5
+MANY_FOLDS = 20  # groups held out in turn, from which on their number is worth a word
 
 
 class Fold(NamedTuple):
@@ -55,16 +57,8 @@ def groups_from(data: Labelled, pattern: str) -> Labelled:
     Raises:
         InputError: no regular expression, or a path that it does not fit.
     """
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"{pattern!r} is not a regular expression: {error}.") from error
-    examples = []
-    for example in data.examples:
-        match = compiled.search(example.path)
-        if match is None:
-            raise InputError(f"The pattern {pattern!r} finds no group in {example.path}.")
-        examples.append(example._replace(group=match[1] if compiled.groups else match[0]))
+    group_of = finder(pattern, "group")
+    examples = [example._replace(group=group_of(example.path)) for example in data.examples]
     return Labelled(examples, data.classes, data.problem_type)
 
 
@@ -111,6 +105,12 @@ def design(data: Labelled, folds: int | None = None, by_group: bool = False, see
     elif folds is None and groups is not None:
         plan.names, plan.folds = _held_out(groups)
         plan.name = f"each of {len(plan.folds)} groups left out in turn"
+        if len(plan.folds) > MANY_FOLDS:
+            plan.warnings.append(
+                f"The sounds have {len(plan.folds):,} groups, each of which is held out in turn: that takes as many "
+                f"fits. With --folds {FOLDS}, groups are held out together, and it is {len(plan.folds) // FOLDS} times "
+                "faster."
+            )
     else:
         assignment = assign_folds(data, together, folds or FOLDS, seed)
         plan.folds = [Fold(number[assignment != k], number[assignment == k]) for k in range(int(assignment.max()) + 1)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from torchbeats.data.annotations.recordings import Recordings, sounds_below
 from torchbeats.data.cells import are_one_hot, composed, items, word, yes_or_no
 from torchbeats.data.columns import LABEL_COLUMNS, PATH_COLUMNS, is_missing
 from torchbeats.data.example import Example
-from torchbeats.data.inputs import find_audio
+from torchbeats.data.inputs import find_audio, find_sounds
 from torchbeats.data.list_formats.formats import LIST_SUFFIXES
 from torchbeats.data.lists import Row, SoundList, read_list
+from torchbeats.data.path_patterns import finder
 from torchbeats.data.splits import purpose
 from torchbeats.data.windows import Windows
 from torchbeats.errors import InputError, quoted
@@ -38,6 +40,18 @@ class LabelSource:
     from_cells: bool = False
     several: bool = False
     annotated: bool = False
+
+
+def labels_in_paths(inputs: Iterable[str | os.PathLike[str]], pattern: str) -> LabelSource:
+    """The sounds that inputs name, each with the label that a regular expression finds in its path; see `finder`."""
+    label_of = finder(pattern, "label")
+    pieces = find_sounds(inputs)
+    labels = [(label_of(piece.path),) for piece in pieces]
+    examples = [
+        Example(piece.path, label, piece.start, piece.end, content=piece.content)
+        for piece, label in zip(pieces, labels, strict=True)
+    ]
+    return LabelSource(examples, [piece.path for piece in pieces])
 
 
 @dataclass

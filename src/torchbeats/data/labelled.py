@@ -19,7 +19,7 @@ from torchbeats.data.cells import composed
 from torchbeats.data.class_names import ClassNames
 from torchbeats.data.columns import PARTITION_COLUMNS
 from torchbeats.data.example import Example
-from torchbeats.data.label_sources import LabelReader
+from torchbeats.data.label_sources import LabelReader, labels_in_paths
 from torchbeats.data.pieces import impossible
 from torchbeats.data.splits import purpose
 from torchbeats.data.windows import Windows
@@ -121,6 +121,7 @@ def read_labelled(
     aliases: Mapping[str, str] | None = None,
     *,
     label_column: str | None = None,
+    label_from: str | None = None,
     sounds: Sequence[str | os.PathLike[str]] = (),
     windows: Windows | None = None,
 ) -> Labelled:
@@ -138,6 +139,8 @@ def read_labelled(
         classes: of a model; where not given, all labels of the inputs.
         aliases: other names of classes, such as AudioSet ids.
         label_column: the name of the column with the labels, where it is not a usual one.
+        label_from: a regular expression whose first group, in a sound's path, is its label; then the inputs are any
+            sounds, as for `find_sounds`.
         sounds: folders in which recordings are searched for by their names; see `Recordings`.
         windows: how annotated recordings are cut into windows, each an example with the labels of the stretches in it.
             Where not given, a stretch is an example by itself.
@@ -155,7 +158,10 @@ def read_labelled(
         {composed(alias): name for alias, name in (aliases or {}).items() if composed(alias) not in class_by_name}
     )
     reader = LabelReader(label_column or True, Recordings(sounds), windows)
-    sources = [source for path in inputs for source in reader.sources(os.fspath(path))]
+    if label_from is None:
+        sources = [source for path in inputs for source in reader.sources(os.fspath(path))]
+    else:
+        sources = [labels_in_paths(inputs, label_from)]
     labels = (label for source in sources for example in source.examples for label in example.labels)
     names = ClassNames(class_by_name, labels)
     examples: dict[Hashable, Example] = {}

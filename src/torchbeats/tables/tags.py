@@ -68,13 +68,18 @@ def write_table(rows: Iterable[Tags], by_file: bool) -> Iterator[str]:
             path = row.path
             yield one_line(readable(path)) + (f"  {row.end:,.1f} s" if by_file else "") + "\n"
         if by_file:
-            for label, probability in row.labels:
+            for label, probability in _visible(row):
                 yield f"  {probability:.3f}  {'█' * round(BAR * probability):<{BAR}}  {one_line(label)}\n"
         else:
-            labels = ", ".join(f"{one_line(label)} {probability:.3f}" for label, probability in row.labels)
+            labels = ", ".join(f"{one_line(label)} {probability:.3f}" for label, probability in _visible(row))
             yield f"  {_clock(row.start):>9} – {_clock(row.end):>9}  {labels}\n"
         if by_file and not row.labels:
             yield "  no label reaches the threshold\n"
+
+
+def _visible(row: Tags) -> list[tuple[str, float]]:
+    """The labels of a row but for those that would read 0.000, of which the first stays if it is alone."""
+    return [label for label in row.labels if label[1] >= 0.0005] or row.labels[:1]
 
 
 def write_event_table(events: Iterable[Annotation]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 import warnings
 from collections import deque
@@ -40,7 +41,7 @@ class TableResult(NamedTuple):
     """What became of a run.
 
     Attributes:
-        path: of the table.
+        path: of the table; there is none where not one sound could be read.
         errors: list of the sounds that could not be read, a JSON object a line; None where all could be.
         sounds: number of inputs.
         failures: how many of them could not be read, in whole or in part.
@@ -132,9 +133,18 @@ def write_table(
     errors = store.errors if store.failed else None
     seconds = time.monotonic() - started
     total = sounds.total or 0
+    if not (rows or run.continued or update) and store.failed == total:
+        _remove(store.out)  # a table of nothing would pass for a result
     return TableResult(
         store.out, errors, total, store.failed, rows, seconds, run.continued, run.complete, kept, dropped
     )
+
+
+def _remove(table: Path) -> None:
+    if table.is_dir():
+        shutil.rmtree(table)
+    else:
+        table.unlink(missing_ok=True)
 
 
 def _warn(path: str, reason: str, level: int) -> None:
