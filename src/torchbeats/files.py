@@ -38,11 +38,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         DiskFullError: there is no room for it; what is in ``path``'s place stays.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
         temporary.touch()
+    except OSError as error:  # of a name that nobody has typed
+        if is_full(error):
+            raise DiskFullError(path, _reason(error)) from error
+        raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
+    try:
         mode = temporary.stat().st_mode
         yield temporary
         temporary.chmod(mode)  # some writers make files for their owner only

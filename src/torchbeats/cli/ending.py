@@ -88,8 +88,15 @@ def _run(app: Callable[..., int | None]) -> int:
             raise
         if is_full(error) and not isinstance(error, DiskFullError) and getattr(error, "filename", None) is None:
             raise  # of standard output
-        complain(str(error))
+        complain(_sentence(error))
         return FAILED
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says; of one of the system's, the file and the reason."""
+    if isinstance(error, TorchbeatsError) or not (isinstance(error, OSError) and error.filename and error.strerror):
+        return str(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror[0].lower()}{error.strerror[1:]}."
 
 
 def _explain(error: Exception) -> int:
