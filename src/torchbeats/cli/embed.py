@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from torchbeats.cli.console import remind
 from torchbeats.cli.tables import (
     COMPUTING,
     MODEL,
@@ -24,12 +23,12 @@ from torchbeats.cli.tables import (
     Overwrite,
     Update,
     Window,
+    or_built_in,
     write,
 )
 from torchbeats.loading import DTYPES
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, EmbeddingPlan
 from torchbeats.pooling import POOLINGS
-from torchbeats.weights import hub
 
 Pool = Enum("Pool", {name: name for name in POOLINGS}, type=str)  # type: ignore[misc]
 Dtype = Enum("Dtype", {name: name for name in DTYPES}, type=str)  # type: ignore[misc]
@@ -69,12 +68,10 @@ def embed(
     continue a run that was stopped, give the same command again.
     """
     plan = EmbeddingPlan(pool.value, layer, hop, window=window, batch_seconds=batch_seconds)
-    if model is None:
-        remind(hub.BUILT_IN_NOTE)
     write(
         inputs,
         output,
-        model or hub.BUILT_IN,
+        or_built_in(model),
         plan,
         "embeddings",
         engine=engine and engine.value,

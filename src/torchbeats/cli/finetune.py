@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchbeats.cli.console import Console, complain, remark, remind
+from torchbeats.cli.console import Console, complain, remark
 from torchbeats.cli.labelled import (
     DATA,
     Format,
@@ -22,7 +22,7 @@ from torchbeats.cli.labelled import (
     show,
     windows,
 )
-from torchbeats.cli.tables import HELD_OUT, MODEL, NAMES, OUTPUT, TRAINING
+from torchbeats.cli.tables import HELD_OUT, MODEL, NAMES, OUTPUT, TRAINING, or_built_in
 from torchbeats.data.folds import FOLDS, Design, design, groups_from, split
 from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import InputError, quoted, some_of
@@ -131,9 +131,7 @@ def finetune(
     cross = cross_validate or folds is not None
     plan = design(labelled, folds, group_from is not None, run_settings.seed) if cross else None
     parts = None if cross else split(labelled, run_settings.data.validation, run_settings.seed)
-    if model is None:
-        remind(hub.BUILT_IN_NOTE)
-        model = hub.BUILT_IN
+    model = or_built_in(model)
     network = load(hub.resolve(model), expect=BEATs)
     about = {"data": [str(path) for path in data], "model": model}
     if parts is None:

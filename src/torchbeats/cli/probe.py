@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from torchbeats.cli.console import Console, audio_progress, complain, count_progress, remark, remind
+from torchbeats.cli.console import Console, audio_progress, complain, count_progress, remark
 from torchbeats.cli.labelled import (
     DATA,
     Format,
@@ -29,7 +29,7 @@ from torchbeats.cli.labelled import (
     show,
     windows,
 )
-from torchbeats.cli.tables import COMPUTING, HELD_OUT, MODEL, NAMES, BatchSeconds, Device, Jobs, Window
+from torchbeats.cli.tables import COMPUTING, HELD_OUT, MODEL, NAMES, BatchSeconds, Device, Jobs, Window, or_built_in
 from torchbeats.data.folds import FOLDS, Design, design, groups_from
 from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import SettingsError
@@ -139,9 +139,7 @@ def probe(
     if group_from is not None:
         labelled = groups_from(labelled, group_from)
     design(labelled, folds, group_from is not None)  # says what is wrong before anything is computed
-    if model is None:
-        remind(hub.BUILT_IN_NOTE)
-        model = hub.BUILT_IN
+    model = or_built_in(model)
     weights = hub.resolve(model)
     network = load(weights, device=device, expect=BEATs)
     plan.check(network)

@@ -11,11 +11,12 @@ from typing import Annotated
 import torch
 import typer
 
-from torchbeats.cli.console import audio_progress, complain, remark, skipped
+from torchbeats.cli.console import audio_progress, complain, remark, remind, skipped
 from torchbeats.data.list_formats.formats import LIST_SUFFIXES
 from torchbeats.inference import Progress
 from torchbeats.plans import Plan
 from torchbeats.tables.writing import write_table
+from torchbeats.weights import hub
 
 
 class Engines(str, Enum):
@@ -49,6 +50,13 @@ Output = Annotated[
     Path,
     typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="Table to write: .parquet, .npz or .lance."),
 ]
+
+
+def or_built_in(model: str | None, built_in: str = hub.BUILT_IN, note: str = hub.BUILT_IN_NOTE) -> str:
+    """The model that is named, or else the built-in one, of which a note tells."""
+    if model is None:
+        remind(note)
+    return model or built_in
 
 
 def _window(text: str | float) -> float | None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from torchbeats.audio import Floats
-from torchbeats.cli.console import complain, remind
+from torchbeats.cli.console import complain
 from torchbeats.cli.tables import (
     MODEL,
     NAMES,
@@ -24,6 +24,7 @@ from torchbeats.cli.tables import (
     Jobs,
     Overwrite,
     Views,
+    or_built_in,
 )
 from torchbeats.cli.tag_run import TABLE, TagRun
 from torchbeats.data.inputs import find_sounds
@@ -164,9 +165,7 @@ def tag(
     check_choice(top, threshold)
     check_events(min_gap, min_length)
     table = Table(inputs[0]) if len(inputs) == 1 and is_table(inputs[0]) else None
-    if model is None:
-        remind(hub.BUILT_IN_TAGGER_NOTE)
-        model = hub.BUILT_IN_TAGGER
+    model = or_built_in(model, hub.BUILT_IN_TAGGER, hub.BUILT_IN_TAGGER_NOTE)
     head = None if table is None else load(model, device=device, expect=BEATs)
     network = head or load(model, engine=engine and engine.value, device=device)
     if window is None and every is None:
