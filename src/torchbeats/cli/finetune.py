@@ -9,7 +9,7 @@ import typer
 
 from torchbeats.cli.console import Console, complain, remark
 from torchbeats.cli.labelled import (
-    DATA,
+    OPTIONAL_DATA,
     Format,
     FullyAnnotated,
     GroupFrom,
@@ -23,6 +23,7 @@ from torchbeats.cli.labelled import (
     windows,
 )
 from torchbeats.cli.tables import HELD_OUT, MODEL, NAMES, OUTPUT, TRAINING, or_built_in
+from torchbeats.cli.training_options import TrainingDevice, device_settings, needed
 from torchbeats.data.folds import FOLDS, Design, design, groups_from, split
 from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import InputError, quoted, some_of
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 
 def finetune(
-    data: DATA,
-    out: Annotated[Path, typer.Option("--out", "-o", rich_help_panel=OUTPUT, help="Folder for the run.")],
+    data: OPTIONAL_DATA = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", rich_help_panel=OUTPUT, help="Folder for the run.")] = None,
     model: Annotated[
         str | None,
         typer.Option("--model", "-m", rich_help_panel=MODEL, help=f"{NAMES} Default: the small built-in model."),
@@ -59,6 +60,7 @@ def finetune(
             help="32-true, bf16-mixed, 16-mixed and so on. Default: bf16-mixed on a GPU that has it, else 32-true.",
         ),
     ] = None,
+    device: TrainingDevice = None,
     cross_validate: Annotated[
         bool,
         typer.Option(
@@ -96,7 +98,11 @@ def finetune(
     fully_annotated: FullyAnnotated = False,
     show_settings: Annotated[
         bool,
-        typer.Option("--show", rich_help_panel=TRAINING, help="Print all settings as YAML, and do nothing else."),
+        typer.Option(
+            "--show",
+            rich_help_panel=TRAINING,
+            help="Print all settings as YAML, each with what it means, and do nothing else.",
+        ),
     ] = False,
 ) -> None:
     """Fine-tune a model on labelled sounds.
@@ -108,21 +114,21 @@ def finetune(
     test) of a list, or a tenth of each class. A cross-validation gives figures, and a folder for each fold.
     """
     require("lightning", "train")
-    import yaml
-
     from torchbeats.cli.training import Display, stopping
     from torchbeats.loading import load
     from torchbeats.model import BEATs
     from torchbeats.training.cross_validation import CrossValidation
+    from torchbeats.training.explaining import explained_yaml
     from torchbeats.training.finetune_run import Finetune
     from torchbeats.training.settings import finetune_settings
 
     options_given = {"model.epochs": epochs, "model.freeze": freeze, "trainer.precision": precision}
     options = [f"{name}={value}" for name, value in options_given.items() if value is not None]
-    run_settings = finetune_settings(config, [*(set_ or ()), *options], seed=seed)
+    run_settings = finetune_settings(config, [*(set_ or ()), *options, *device_settings(device)], seed=seed)
     if show_settings:
-        print(yaml.safe_dump(run_settings.to_dict(), sort_keys=False), end="")
+        print(explained_yaml(run_settings), end="")
         return
+    data, out = needed(data, out)
     cut = windows(run_settings.data.seconds, min_overlap, fully_annotated)
     labelled = read_labelled(
         data, problem_type, label_column=label_column, label_from=label_from, sounds=sounds or (), windows=cut

@@ -13,15 +13,14 @@ from torchbeats.cli.console import Console, complain, say_json
 from torchbeats.data.labelled import Labelled
 from torchbeats.data.windows import MIN_OVERLAP, Windows
 
-DATA = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="DATA...",
-        help="Folders with one subfolder of sounds per class; or lists (.csv, .tsv, .jsonl, .parquet) with the columns "
-        "path and label (several labels separated by ;), and optionally start, end (seconds), split, fold, group; or "
-        "annotations from Raven, Audacity, Kaleidoscope or BirdNET, and folders of these.",
-    ),
-]
+_DATA = typer.Argument(
+    metavar="DATA...",
+    help="Folders with one subfolder of sounds per class; or lists (.csv, .tsv, .jsonl, .parquet) with the columns "
+    "path and label (several labels separated by ;), and optionally start, end (seconds), split, fold, group; or "
+    "annotations from Raven, Audacity, Kaleidoscope or BirdNET, and folders of these.",
+)
+DATA = Annotated[list[str], _DATA]
+OPTIONAL_DATA = Annotated[list[str] | None, _DATA]  # where a command has something to do without
 
 ANNOTATIONS = "Annotations"  # how these options are grouped in a command's help
 

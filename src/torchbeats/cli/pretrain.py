@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from torchbeats.cli.console import remark
+from torchbeats.cli.training_options import TrainingDevice, device_settings, needed
 from torchbeats.config import SIZES
 from torchbeats.data.list_formats.formats import LIST_SUFFIXES
 from torchbeats.extras import require
@@ -18,15 +19,21 @@ Size = Enum("Size", {name: name for name in SIZES}, type=str)  # type: ignore[mi
 
 def pretrain(
     data: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="DATA...",
             help=f"Sound files; folders, searched with all their subfolders; lists ({', '.join(LIST_SUFFIXES)}); "
             "WebDataset shards (.tar), by path or URL, with * and {000..127} for many.",
         ),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run.")],
-    size: Annotated[Size, typer.Option(help="Size of the model, with the training settings that suit it.")] = Size.base,  # type: ignore[attr-defined]
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the run.")] = None,
+    size: Annotated[
+        Size,
+        typer.Option(
+            help="Size of the model, with the training settings that suit it: nano for a laptop; base and large are "
+            "the paper's, for GPUs."
+        ),
+    ] = Size.nano,  # type: ignore[attr-defined]
     iterations: Annotated[
         int | None, typer.Option(min=1, help="Rounds of tokenizer and model. Default: that of the size.")
     ] = None,
@@ -35,6 +42,7 @@ def pretrain(
         typer.Option(help="A model, by name or file, to distil the first tokenizer from. Default: random projection."),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Random seed. Default: 0.")] = None,
+    device: TrainingDevice = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with settings, which override those of the size.")
     ] = None,
@@ -46,7 +54,9 @@ def pretrain(
             help="A single setting, which overrides both. Example: --set model.lr=1e-3.",
         ),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Print all settings as YAML, and do nothing else.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print all settings as YAML, each with what it means, and do nothing else.")
+    ] = False,
 ) -> None:
     """Pre-train a model on any sounds: a tokenizer labels them, a model learns the labels, and so on in turn.
 
@@ -55,18 +65,19 @@ def pretrain(
     give the same command again.
     """
     require("lightning", "train")
-    import yaml
-
     from torchbeats.cli.training import Display, stopping
+    from torchbeats.training.explaining import explained_yaml
     from torchbeats.training.processes import is_leader
     from torchbeats.training.run import Run
     from torchbeats.training.settings import settings
 
-    run_settings = settings(size.value, config, set_ or (), iterations=iterations, seed=seed)
+    run_settings = settings(
+        size.value, config, [*(set_ or ()), *device_settings(device)], iterations=iterations, seed=seed
+    )
     if show:
-        print(yaml.safe_dump(run_settings.to_dict(), sort_keys=False), end="")
+        print(explained_yaml(run_settings), end="")
         return
-
+    data, out = needed(data, out)
     with stopping():
         model = Run(out, data, run_settings, teacher, Display()).train()
     if is_leader():

@@ -10,7 +10,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from torchbeats.cli.console import complain, console, has_viewer, remark
-from torchbeats.errors import SettingsError
 from torchbeats.files import printable
 from torchbeats.training.listener import Listener
 from torchbeats.training.processes import is_leader
@@ -27,22 +26,6 @@ def stopping() -> Iterator[None]:
             raise typer.Exit(0) from None
         complain(str(stop), "Note")
         raise typer.Exit(128 + stop.signum) from None
-
-
-def device_settings(device: str | None) -> list[str]:
-    """What ``--device`` stands for among the settings of a training; nothing where it is not given.
-
-    Raises:
-        SettingsError: no device that a training can have.
-    """
-    if device is None:
-        return []
-    kind, _, number = device.partition(":")
-    accelerator = {"auto": "auto", "cpu": "cpu", "cuda": "gpu", "mps": "mps"}.get(kind)
-    if accelerator is None or (number and not number.isdecimal()) or (":" in device) != bool(number):
-        raise SettingsError(f"A training's device is auto, cpu, cuda, mps, or one GPU such as cuda:1, not {device!r}.")
-    devices = [f"trainer.devices='{number},'"] if number else []
-    return [f"trainer.accelerator={accelerator}", *devices]
 
 
 class Display(Listener):
