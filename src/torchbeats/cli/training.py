@@ -46,7 +46,7 @@ def device_settings(device: str | None) -> list[str]:
 
 
 class Display(Listener):
-    """Shows progress on standard error, where somebody looks."""
+    """Shows progress on standard error, if that is a terminal."""
 
     def say(self, message: str) -> None:
         """Something good to know."""
