@@ -145,7 +145,7 @@ class Backbone(nn.Module):
         return self.train()
 
     def requires_grad_(self: Self, requires_grad: bool = True) -> Self:
-        """As that of every module; asking for gradients undoes `freeze`, without a change of mode."""
+        """As `nn.Module.requires_grad_`; asking for gradients undoes `freeze`, without a change of mode."""
         self.frozen = self.frozen and not requires_grad
         return super().requires_grad_(requires_grad)
 
@@ -156,7 +156,7 @@ class Backbone(nn.Module):
         """
         if mode and self.frozen:
             if any(parameter.requires_grad for parameter in self.parameters()):
-                self.frozen = False  # somebody has asked for gradients by hand
+                self.frozen = False  # a parameter was set to require gradients by hand
             elif self.frozen_by_default:
                 self.frozen_by_default = False
                 freezing.warn_of_training_mode(self)

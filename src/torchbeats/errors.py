@@ -119,7 +119,7 @@ class StoreError(TorchbeatsError):
 
 
 class Stopped(KeyboardInterrupt):
-    """Somebody stops the command, by Ctrl-C or SIGTERM.
+    """The command is stopped, by Ctrl-C or SIGTERM.
 
     Attributes:
         status: the exit status that tells so, 130 or 143.
@@ -145,5 +145,5 @@ def some_of(names: Iterable[str], limit: int = 8) -> str:
 
 
 def quoted(names: Iterable[str], limit: int = 8) -> str:
-    """As `some_of`, with quotation marks around each."""
+    """Some of the names, as `some_of`, with quotation marks around each."""
     return some_of(map(repr, names), limit)

@@ -1,4 +1,4 @@
-"""Training that changes nothing is told: a frozen model in training mode, or in an optimiser."""
+"""Warnings of training that would change nothing: a frozen model in training mode, or in an optimiser."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
 
 
 def _is_to_train(optimizer: Optimizer, model: nn.Module) -> bool:
-    """Whether somebody means an optimiser to change a model, all of which asks for no gradient.
+    """Whether an optimiser is meant to change a frozen model.
 
-    Who passes all parameters of a larger model, a frozen encoder among them, does not; who names those of the encoder
-    alone does. Fresh weights that stay as they are nobody wants.
+    It is not where it has all parameters of a larger model, a frozen encoder among them; it is where a group has those
+    of the encoder alone, or where the model has fresh weights, which are of no use untrained.
     """
     frozen_parameters = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
     for group in optimizer.param_groups:

@@ -311,7 +311,7 @@ def groups(
 
 
 def _note_of_rows(windows: int) -> str:
-    """What a failure says of the rows that a sound has."""
+    """The end of a failure's message: how many rows the sound has all the same."""
     return f"; what comes before it was kept, in {windows} windows" if windows else ""
 
 

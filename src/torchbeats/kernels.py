@@ -213,7 +213,7 @@ def _in_query_blocks(
 
 
 def _bias_of(bias: Tensor | None, rows: slice, T: int, S: int) -> Tensor | None:
-    """What ``bias``, in either form, says of some of the T queries."""
+    """The part of ``bias``, in either form, for some of the T queries."""
     if bias is None or bias.dim() == 4:
         return None if bias is None else bias[:, :, rows]
     return bias[:, T - rows.stop : T - rows.start + S - 1]
@@ -425,12 +425,12 @@ def _spectral_convolution(x: Tensor, kernel: Tensor, bias: Tensor, groups: int) 
 
 
 def is_plain_linear(layer: nn.Module) -> bool:
-    """Whether nobody can tell if ``layer(x)`` is called: it is a linear layer, not quantised, adapted or watched."""
+    """Whether ``layer(x)`` may be computed without calling it: it is linear, not quantised, adapted or hooked."""
     return type(layer).forward is nn.Linear.forward and not _has_hooks(layer)
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether somebody wants to see what goes in and out, as it is called in the plain way.
+    """Whether a module has hooks, which only see what goes in and out where it is called.
 
     By a hook of the module's, by a hook on every module, or by a function in the place of its ``forward``.
     """

@@ -181,7 +181,7 @@ def ready(
     if isinstance(model, OnnxModel):
         return model.to(None if device is None else device_called(device), dtype)
     torch_device = model.device if device is None else device_called(device)
-    if not isinstance(model, torch.nn.Module):  # somebody else's: it has to be as it is asked for
+    if not isinstance(model, torch.nn.Module):  # of another library, which cannot be moved from here
         if torch_device != model.device or dtype is not None:
             raise ModelError(f"A {type(model).__name__} cannot be moved; give it where, and as, it is to compute.")
         return model

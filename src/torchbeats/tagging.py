@@ -89,7 +89,7 @@ class TimelinePlan(ScorePlan):
 
     @property
     def _samples(self) -> tuple[int, int, int, int]:
-        """Of a row; of what a window has before it; of what it has behind it; of the shortest row."""
+        """Numbers of samples: of a row, of the window before it, of the window behind it, and of the shortest row."""
         assert self.window is not None
         length = round(self.window * SAMPLE_RATE)
         hop = length if self.hop is None else round(self.hop * SAMPLE_RATE)

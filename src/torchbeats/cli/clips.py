@@ -17,7 +17,7 @@ from torchbeats.errors import InputError, quoted
 
 
 class Formats(str, Enum):
-    """Of sound files."""
+    """The formats of sound files."""
 
     wav = "wav"
     flac = "flac"

@@ -169,7 +169,7 @@ def _print(console: Console, result: CrossValidated, plan: Design) -> None:
 
 
 def _usable(labelled: Labelled, group_from: str | None) -> Labelled:
-    """The sounds that are there; of those that are not it is told before anything long begins."""
+    """The sounds that exist; a warning names the others before the training begins."""
     labelled, missing = labelled.existing()
     if missing:
         complain(f"{len(missing):,} files are not there, and left out: {quoted(missing)}.", "Warning")

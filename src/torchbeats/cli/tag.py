@@ -207,7 +207,7 @@ def _ending(output: Path | None, form: Format | None) -> str:
 
 
 def _thresholds(network: Model, names: list[str], default: float) -> Floats:
-    """What each class was fitted with; of classes without a threshold it is told."""
+    """The threshold that each class was fitted with; a note names classes without one."""
     thresholds, without = class_thresholds(network, names, default)
     if 0 < len(without) < len(names):
         complain(f"No threshold was fitted for {quoted(without)}: {default:g} is used.", "Note")

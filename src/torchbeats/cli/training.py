@@ -29,7 +29,7 @@ def stopping() -> Iterator[None]:
 
 
 class Display(Listener):
-    """Shows progress on standard error, where somebody looks."""
+    """Shows progress on standard error, if that is a terminal."""
 
     def say(self, message: str) -> None:
         """Something good to know."""

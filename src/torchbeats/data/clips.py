@@ -149,7 +149,7 @@ def _row(stretch: Annotation, path: str) -> dict[str, Any]:
 
 
 def _name(stretch: Annotation, format: str, padding: float, class_folders: bool) -> str:
-    """Of a clip, below the folder."""
+    """The path of a clip, below the folder."""
     about = (os.path.realpath(stretch.path), stretch.start, stretch.end, stretch.label, padding)
     digest = hashlib.sha256(repr(about).encode("utf-8", "surrogateescape")).hexdigest()[:10]
     end = "end" if stretch.end is None else f"{stretch.end:.3f}"

@@ -22,7 +22,7 @@ MANY_FOLDS = 20  # groups held out in turn, from which on their number is worth 
 
 
 class Fold(NamedTuple):
-    """Indices of the examples that a classifier learns from, and of those that it is asked about."""
+    """Indices of the examples that a classifier learns from, and of those that it is tested on."""
 
     train: Array
     test: Array

@@ -47,7 +47,7 @@ class Features:
     failures: list[tuple[str, str]]
 
     def subset(self, examples: Sequence[int] | Array) -> Features:
-        """Those of some examples, by their numbers; the values stay where they are."""
+        """The features of some examples, by their numbers, without a copy of the values."""
         return replace(self, starts=self.starts[examples], counts=self.counts[examples])
 
     def of(self, example: int, first: int = 0, steps: int | None = None) -> Array:

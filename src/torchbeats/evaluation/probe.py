@@ -228,7 +228,7 @@ def _unit(rows: Array) -> Array:
 
 
 def _best_c(x: Array, truth: Array, data: Labelled, plan: Design, train: Array, seed: int, on_fit: OnFit) -> float:
-    """Of `CS` the one that does best on sounds held out of the training sounds, the smallest of equals."""
+    """The C of `CS` that scores best on sounds held out of the training sounds; of equals the smallest."""
     groups = None if plan.groups is None or len(np.unique(plan.groups[train])) < 2 else plan.groups[train]
     assignment = assign_folds(data.subset(train.tolist()), groups, INNER_FOLDS, seed)
     measure: Callable[[Array, Array], float] = accuracy if truth.ndim == 1 else mean_average_precision

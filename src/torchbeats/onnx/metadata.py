@@ -1,4 +1,4 @@
-"""What an ONNX file says of the model in it, compared with itself and with the graph's inputs and outputs."""
+"""The description of a model in its ONNX file, checked for consistency and against the graph's inputs and outputs."""
 
 from __future__ import annotations
 

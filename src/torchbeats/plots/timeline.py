@@ -95,7 +95,7 @@ class Spectrogram:
 
     @property
     def seconds(self) -> float:
-        """Of a column."""
+        """Length of a column in seconds."""
         return self._sums.per_column * FRAME_SHIFT / SAMPLE_RATE
 
     def decibels(self) -> Floats:

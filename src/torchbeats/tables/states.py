@@ -21,12 +21,12 @@ STATE = np.dtype([("hash", "<u8"), ("rows", "<u4")])
 
 
 def hash_of(state: bytes) -> int:
-    """A hash of what `torchbeats.data.fingerprint.state` says of an input, never 0."""
+    """A hash of `torchbeats.data.fingerprint.state` of an input, never 0."""
     return int.from_bytes(hashlib.blake2b(state, digest_size=8).digest(), "little") or 1
 
 
 def records(hashes: Sequence[int], rows: Iterable[int]) -> bytes:
-    """Of some inputs, in order."""
+    """The records of some inputs, in order."""
     result = np.zeros(len(hashes), STATE)
     result["hash"], result["rows"] = np.array(hashes, np.uint64), list(rows)
     return result.tobytes()

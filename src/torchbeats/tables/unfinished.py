@@ -146,7 +146,7 @@ class Unfinished:
         yield from parts(self.folder)
 
     def records(self) -> bytes:
-        """Of all inputs that are done."""
+        """The records of all inputs that are done."""
         return self._content("inputs.bin")
 
     def failures(self) -> bytes:
@@ -175,7 +175,7 @@ class Unfinished:
         self.run = None
 
     def discard(self) -> None:
-        """Delete the folder; what is somebody else's in it stays."""
+        """Delete the folder; files in it that are not of a run stay."""
         self.clear()
         (self.folder / "lock").unlink(missing_ok=True)
         with suppress(OSError):

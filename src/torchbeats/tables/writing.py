@@ -244,7 +244,7 @@ class _States:
             yield sound.path, sound
 
     def take(self, ended: int, under_way: bool) -> list[bytes]:
-        """Of the next inputs that have ended, which are then forgotten, and of the one under way behind them."""
+        """The states of the next inputs that are done, which are then dropped, and of the one being computed."""
         return [self._states.popleft() for _ in range(ended)] + ([self._states[0]] if under_way else [])
 
 

@@ -142,7 +142,7 @@ class CrossValidated(NamedTuple):
     by_fold: list[float]
 
     def to_dict(self, plan: Design) -> dict[str, Any]:
-        """As validation.json has it."""
+        """The content of validation.json."""
         values = {"held_out": plan.name, "interval": self.interval, "interval_over": plan.unit}
         values |= {"folds": plan.names, "by_fold": self.by_fold}
         return values | figures(self.report)

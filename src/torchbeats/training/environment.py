@@ -35,7 +35,7 @@ class LaunchedEnvironment(ClusterEnvironment):
 
     @property
     def main_port(self) -> int:
-        """And at which port."""
+        """The port at which the processes meet."""
         return address(self.launch)[1]
 
     @staticmethod

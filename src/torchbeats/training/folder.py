@@ -85,7 +85,7 @@ class RunFolder:
 
 
 def _clean(path: Path) -> None:
-    """Delete what killed runs left half written in a folder and those right below, where nobody else is at work."""
+    """Delete what killed runs left half written in a folder and in those directly below it."""
     for folder in (path, *filter(Path.is_dir, path.iterdir())):
         remove_leftovers(folder)
 

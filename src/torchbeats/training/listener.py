@@ -1,4 +1,4 @@
-"""What a display of a training's progress is told."""
+"""The interface between a training and whatever displays its progress."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class Listener:
-    """What a display of the run's progress is told; this one shows nothing."""
+    """Receives a run's messages and progress; this one shows nothing."""
 
     def say(self, message: str) -> None:
         """Something good to know."""

@@ -130,7 +130,7 @@ def _precision(t: TrainerSettings) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning speaks of its own matters; ours are told by the listener."""
+    """Silence Lightning's own messages; the listener has ours."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -50,7 +50,7 @@ class Launched(NamedTuple):
 
 
 def launched() -> Launched | None:
-    """What the environment says of a launcher; None for a process that was started alone, or by Lightning."""
+    """The launcher that the environment describes; None for a process that was started alone, or by Lightning."""
     env = os.environ
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= env.keys():
         rank, world, local = _numbers("RANK", "WORLD_SIZE", "LOCAL_RANK")

@@ -51,7 +51,7 @@ class Reporter(Callback):
 
     @property
     def state_key(self) -> str:
-        """As it was when this class was called so; there are states with it."""
+        """A fixed name, as saved states have it."""
         return "Report"
 
     def state_dict(self) -> dict[str, Any]:

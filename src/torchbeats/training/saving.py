@@ -1,4 +1,4 @@
-"""When a training's state is saved: every so many steps, every few minutes, and when somebody stops the run."""
+"""When a training's state is saved: every so many steps, every few minutes, and when the run is stopped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BAD_STEPS = 5  # in a row without a finite gradient end a run
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """Somebody stopped the run, and its state is saved.
+    """The run was stopped, and its state is saved.
 
     Attributes:
         step: behind which it stopped.

@@ -147,7 +147,7 @@ class Settings:
         return TokenizersConfig({**SIZES[self.size], **self.config, **vocabulary}, **fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested dictionaries of plain values."""
+        """The settings as nested dictionaries of plain values."""
         return dataclasses.asdict(self)
 
 
@@ -226,7 +226,7 @@ class FinetuneSettings:
     trainer: TrainerSettings = field(default_factory=TrainerSettings)
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested dictionaries of plain values."""
+        """The settings as nested dictionaries of plain values."""
         return dataclasses.asdict(self)
 
 

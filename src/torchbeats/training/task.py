@@ -1,4 +1,4 @@
-"""What both kinds of training have in common: optimiser, schedule, randomness, and what is told on the way."""
+"""What both kinds of training have in common: optimiser, schedule, randomness, and reports."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def collapse(report: Mapping[str, Any], labels: int) -> str | None:
 
 
 def part(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Of a state dict, that of the module of this name."""
+    """The part of a state dict that belongs to the module of this name."""
     return {key.removeprefix(name + "."): value for key, value in weights.items() if key.startswith(name + ".")}
 
 

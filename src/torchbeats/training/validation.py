@@ -85,14 +85,14 @@ class Validate(Callback):
 
 
 def scores_for(data: LabelledDataSettings) -> ScorePlan:
-    """How a model is asked about held-out examples."""
+    """The plan for scores of held-out examples."""
     return ScorePlan(window=data.seconds, views=data.views)
 
 
 def evaluate(
     model: BEATs, labelled: Labelled, data: LabelledDataSettings, skip: Callable[[Failure], None]
 ) -> metrics.Report:
-    """What a model makes of examples; of those that cannot be read ``skip`` is told."""
+    """The figures of a model on examples; ``skip`` is called with those that cannot be read."""
     training = model.training
     try:
         plan = scores_for(data)
@@ -105,7 +105,7 @@ def evaluate(
 
 
 def _brief(report: metrics.Report) -> dict[str, float]:
-    """Of a validation, what goes into metrics.csv; "score" is what decides."""
+    """The figures of a validation that go into metrics.csv; the best epoch is the one with the highest "score"."""
     score = report.figures["accuracy" if report.problem_type == "single_label" else "mAP"]
     decides = {"score": -math.inf if math.isnan(score) else score}
     return decides | {n: report.figures[n] for n in ("accuracy", "mAP", "macro_f1") if n in report.figures}

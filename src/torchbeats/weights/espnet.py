@@ -1,4 +1,4 @@
-"""What ESPnet's ``config.yaml`` says of a model: labels, problem type, and settings of the front end.
+"""ESPnet's ``config.yaml`` of a model → its labels, problem type, and settings of the front end.
 
 ESPnet's encoder takes the mean and deviation of its features as arguments of its own, ``encoder_conf.fbank_mean`` and
 ``fbank_std``. Those among the sizes (``beats_config``, or ``cfg`` in a file) it stores and never uses. Where it is told
@@ -74,7 +74,7 @@ def settings_of_pretraining(path: Path, tensors: Collection[str]) -> tuple[dict[
 
 
 def settings_of_converted(path: Path, cfg: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
-    """Settings of a fine-tuned model that somebody wrote as ``{"model", "cfg", "token_list"}``.
+    """Settings of a fine-tuned model that was converted to ``{"model", "cfg", "token_list"}``.
 
     ``cfg`` is that of the pre-trained model, as a rule, and does not tell a sigmoid from a softmax. The ``config.yaml``
     beside it does; where there is none, ESPnet's default is taken, with a warning.
@@ -161,7 +161,7 @@ def _section(path: Path, config: Mapping[str, Any], name: str) -> Mapping[str, A
 def _settings(
     path: Path, config: Mapping[str, Any], cfg: Mapping[str, Any], tensors: Collection[str]
 ) -> dict[str, Any]:
-    """Of the encoder: those of its sizes that are told, and its statistics."""
+    """The encoder's settings: the sizes that the configuration names, and its statistics."""
     encoder = _section(path, config, "encoder_conf")
     for option, off in _OPTIONS.items():
         if encoder.get(option) not in (None, off):
@@ -198,7 +198,7 @@ def _check_input(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _part_name(value: Any) -> str | None:
-    """The name of one of ESPnet's parts, which it lets people leave out in four ways."""
+    """The name of one of ESPnet's parts; None where it is left out, which can be written in four ways."""
     if value is None or (isinstance(value, str) and value.lower() in ("none", "null", "nil")):
         return None
     return _shown(value)

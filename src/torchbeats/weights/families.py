@@ -1,4 +1,4 @@
-"""Whose checkpoint is it? What each published format calls its tensors, settings and labels, in the reference's names.
+"""Recognises the family of a checkpoint, and gives its tensors, settings and labels the reference's names.
 
 The formats are told apart by what is in the file, never by its name:
 

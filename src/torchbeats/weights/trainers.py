@@ -101,7 +101,7 @@ def _without_wrappers(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tenso
 
 
 class _StandIn:
-    """Takes the place of a harmless object beside the weights, which nobody will look at; keeps and does nothing."""
+    """Takes the place of a harmless object beside the weights, which is never used; stores and does nothing."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass

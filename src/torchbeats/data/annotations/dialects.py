@@ -31,7 +31,7 @@ class Dialect:
 
 
 def known_labels(names: Sequence[str], keys: Sequence[str] = LABEL_COLUMNS) -> list[str]:
-    """Those of some columns that have one of these keys, in the order of the keys."""
+    """The columns with one of these keys, in the order of the keys."""
     by_key = {key(name): name for name in reversed(names)}
     return [by_key[name_key] for name_key in keys if name_key in by_key]
 

@@ -21,7 +21,7 @@ def read_csv(path: Path, labels: bool | str) -> RawList:
 
 
 def read_table(text: str, encoding: str) -> RawList:
-    """Text in columns: what is between them is told by the header."""
+    """Text in columns; the header decides what the delimiter is."""
     lines = text.replace("\0", NUL).split("\n")
     first, separator = 0, ""
     while first < len(lines):

@@ -54,7 +54,7 @@ class BEATsPreTrainedModel(PreTrainedModel):
     def initialize_weights(self) -> None:
         """Fresh values for whatever no file has brought."""
         super().initialize_weights()
-        # The encoder has the last word over its layers' weights; transformers may pass over a module that has only
+        # The encoder sets its layers' weights last; transformers may pass over a module that has only
         # other modules. The guard leaves alone what has come from a file.
         with torch.no_grad(), init.guard_torch_init_functions():
             for module in self.modules():
@@ -252,7 +252,7 @@ class ParametrizedConv1d(WeightNormConv1d):
         self.parametrizations = nn.ModuleDict({"weight": parts})
 
     def reset_parameters(self) -> None:
-        """As that of its parent, but for what a file has brought."""
+        """As the parent's, except for what was loaded from a file."""
         loaded = getattr(self.weight_g, "_is_hf_initialized", False)
         lengths = self.weight_g.detach().clone()
         super().reset_parameters()
