@@ -110,8 +110,9 @@ def test_on_the_web(web, monkeypatch, kind, block):
         monkeypatch.setattr(remote, "BLOCK_BYTES", block)
     url = f"{address}/a.sound?token=1"
     handler.files["/a.sound?token=1"] = handler.files["/a.sound"]
-    np.testing.assert_array_equal(audio.load(url), stored())
-    np.testing.assert_array_equal(audio.excerpt(url, 1.0, 0.5), stored()[16_000:24_000])
+    whole = soundfile.read(io.BytesIO(handler.files["/a.sound"]), dtype="float32")[0]
+    np.testing.assert_array_equal(audio.load(url), whole)
+    np.testing.assert_array_equal(audio.excerpt(url, 1.0, 0.5), whole[16_000:24_000])
     assert audio.duration(url) == pytest.approx(3.0)
     if block:
         assert max(size for _, size in handler.asked) == block
@@ -136,12 +137,11 @@ def test_trouble_that_passes_and_trouble_that_stays(web, monkeypatch, block, tro
 def test_trouble_in_the_middle_of_a_large_file_is_a_failure_and_no_end(web, monkeypatch):
     """Not a warning that the file breaks off, as of a file that is damaged: an update tries it again."""
     handler, address = web
-    handler.files["/a.wav"] = encoded(SAMPLES)
+    handler.files["/a.wav"] = encoded(noise(20.0))
     monkeypatch.setattr(remote, "WHOLE_BYTES", 0)
     monkeypatch.setattr(remote, "BLOCK_BYTES", 10_000)
-    monkeypatch.setattr("torchbeats.decoders.READ_FRAMES", 4_000)
-    blocks = audio.stream(f"{address}/a.wav", 0.25)
-    np.testing.assert_array_equal(next(blocks), stored()[:4_000])
+    blocks = audio.stream(f"{address}/a.wav", 1.0)
+    assert len(next(blocks)) == RATE
     handler.busy["/a.wav"] = 10**6
     with pytest.raises(AudioError, match="503"):
         list(blocks)

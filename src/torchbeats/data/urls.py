@@ -97,11 +97,17 @@ def sounds_at(url: str) -> Iterator[RemoteSound]:
     Args:
         url: of a file; of a folder, or a prefix that ends in ``/``, for all files below with names that end like sound,
             hidden ones left out; or a pattern with ``*`` (within a name) or ``**``, for those of them that match.
+            Braces are spelt out before.
 
     Raises:
         InputError: there are none, or the store cannot be asked.
         MissingPackageError: a package for the store is not installed.
     """
+    for one in expand_braces(url):
+        yield from _sounds_at(one)
+
+
+def _sounds_at(url: str) -> Iterator[RemoteSound]:
     parts = _parts(url)
     if not parts.magic() and not _is_folder(url, parts):
         yield RemoteSound(url)
