@@ -4,6 +4,8 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -131,6 +133,48 @@ def test_exact_against_numpy(tmp_path, monkeypatch, block, cached):
                 assert [match.row for match in matches] == wanted
             assert all(match.path == f"{match.row // 10}.wav" for match in matches)
     assert (tmp_path / "cache").exists() == (cached == 0)
+
+
+def test_the_cache_is_bounded_and_what_was_searched_longest_ago_goes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(vectors, "CACHED_BYTES", 0)
+    embeddings = np.random.default_rng(0).standard_normal((100, WIDTH)).astype(np.float32)
+    monkeypatch.setattr(vectors, "KEPT_BYTES", 2 * embeddings.nbytes)
+    one, two, three = (made(tmp_path / f"{name}.parquet", embeddings) for name in ("one", "two", "three"))
+
+    def kept():
+        return {path.name.split("-")[0] for path in vectors.cache_folder().glob("*.f32")}
+
+    def searched(path, seconds):
+        """Search; the names that came. Pretend that it was so many seconds after 1970."""
+        before = kept()
+        torchbeats.search(path, 1)
+        for file in vectors.cache_folder().glob("*.f32"):
+            if time.time() - file.stat().st_mtime < 1000:
+                os.utime(file, (seconds, seconds))
+        return kept() - before
+
+    of_one, of_two = searched(one, 1), searched(two, 2)
+    assert searched(one, 3) == set()
+    of_three = searched(three, 4)
+    assert (len(of_one), len(of_two), len(of_three)) == (1, 1, 1)
+    assert kept() == of_one | of_three  # two was searched longest ago
+    monkeypatch.setattr(vectors, "KEPT_BYTES", embeddings.nbytes - 1)
+    torchbeats.search(two, 1)
+    assert kept() == of_one | of_three  # what is too large alone moves nothing
+    monkeypatch.setattr(vectors, "KEPT_BYTES", 2**30)
+    monkeypatch.setattr(vectors.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    torchbeats.search(two, 1)
+    assert kept() == of_one | of_three  # nor is a disk filled
+
+
+def test_a_score_does_not_depend_on_what_is_beside_it():
+    draw = np.random.default_rng(3)
+    block, target = draw.standard_normal((37, 771)).astype(np.float32), draw.standard_normal(771).astype(np.float32)
+    whole = vectors.products(block, target)
+    np.testing.assert_allclose(whole, block.astype(np.float64) @ target, rtol=1e-4, atol=1e-4)
+    for first in range(0, 37, 5):
+        np.testing.assert_array_equal(vectors.products(block[first : first + 5], target), whole[first : first + 5])
 
 
 def test_several_and_unlike(tmp_path):

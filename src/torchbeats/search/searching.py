@@ -111,12 +111,12 @@ def nearest(table: Table, target: Floats, n: int, omitted: np.ndarray[Any, Any])
         n: how many.
         omitted: sorted indices of rows that do not count.
     """
-    from torchbeats.search.vectors import for_each_block
+    from torchbeats.search.vectors import for_each_block, products
 
     best: list[tuple[Any, Any]] = []
 
     def compare(first: int, block: Floats) -> None:
-        scores = block @ target
+        scores = products(block, target)
         low, high = np.searchsorted(omitted, [first, first + len(block)])
         scores[omitted[low:high] - first] = -np.inf
         remaining = np.arange(len(scores))
