@@ -17,10 +17,12 @@ import torchbeats
 from helpers import noise, small_model, tone
 from torchbeats import EmbeddingPlan, InputError, ModelError, SettingsError, write_table
 from torchbeats.data.inputs import Piece
+from torchbeats.search import index as search_index
 from torchbeats.search import queries, vectors
 from torchbeats.tables.reading import Table
 
 FORMATS = ["t.parquet", "t.npz"] + ["t.lance"] * (importlib.util.find_spec("lance") is not None)
+needs_lance = pytest.mark.skipif("t.lance" not in FORMATS, reason="needs the extra search")
 WIDTH = 12
 
 
@@ -175,6 +177,47 @@ def test_a_score_does_not_depend_on_what_is_beside_it():
     np.testing.assert_allclose(whole, block.astype(np.float64) @ target, rtol=1e-4, atol=1e-4)
     for first in range(0, 37, 5):
         np.testing.assert_array_equal(vectors.products(block[first : first + 5], target), whole[first : first + 5])
+
+
+@needs_lance
+def test_an_index_proposes_what_an_exact_search_finds(tmp_path, monkeypatch):
+    monkeypatch.setattr(search_index, "LEAST_ROWS", 2000)
+    monkeypatch.setattr(search_index, "PARTITION_ROWS", 200)
+    draw = np.random.default_rng(0)
+    width = 16
+    embeddings = draw.standard_normal((30, width)).repeat(100, 0) + 0.5 * draw.standard_normal((3000, width))
+    embeddings = embeddings.astype(np.float32)
+    embeddings[5] = 0  # silence may give that
+    rows = pq.read_table(made(tmp_path / "t.parquet", embeddings))
+    lance = pytest.importorskip("lance")
+    lance.write_dataset(rows, str(tmp_path / "t.lance"), max_rows_per_file=700)
+    shared = 0
+    for row in range(0, 3000, 100):
+        exact = torchbeats.search(tmp_path / "t.parquet", row, n=20)
+        assert torchbeats.search(tmp_path / "t.lance", row, n=20) == exact
+        fast = torchbeats.search(tmp_path / "t.lance", row, n=20, index=True)
+        assert [match.score for match in fast] == sorted((match.score for match in fast), reverse=True)
+        scores = {match.row: match for match in exact}
+        assert all(scores[match.row] == match for match in fast if match.row in scores)
+        assert row not in {match.row for match in fast}
+        shared += len({match.row for match in fast} & set(scores))
+    assert shared / 20 / 30 >= 0.95
+    indices = lance.dataset(str(tmp_path / "t.lance")).describe_indices()
+    assert [name for index in indices for name in index.field_names] == ["embedding"]  # one, though asked for often
+    matches = torchbeats.search(tmp_path / "t.lance", 100, n=20, index=True, not_same_file=True)
+    assert "10.wav" not in {match.path for match in matches}
+    assert len(matches) == 20
+
+
+@needs_lance
+def test_an_index_of_few_rows_or_of_another_format(tables, run):
+    exact = torchbeats.search(tables["t.lance"], "row:5")
+    assert torchbeats.search(tables["t.lance"], "row:5", index=True) == exact
+    with pytest.raises(SettingsError, match=r"Only Lance tables have an index: embed to \.lance, or search .* without"):
+        torchbeats.search(tables["t.parquet"], "row:5", index=True)
+    status, out, _ = run("search", tables["t.lance"], "row:5", "--index")
+    assert status == 0
+    assert len(out.splitlines()) == len(exact)
 
 
 def test_several_and_unlike(tmp_path):
