@@ -64,10 +64,10 @@ def search(
         typer.Option(help="Format on standard output. Default: a table on a terminal, otherwise a JSON object a line."),
     ] = None,
 ) -> None:
-    """Find the rows of a table that are most like some sounds, by the cosine of their embeddings; all are compared.
+    """Find the rows of a table that are most like some sounds, by the cosine of their embeddings.
 
-    The first search of a large Parquet table keeps its vectors unpacked in ~/.cache/torchbeats/search, for later ones; at
-    most 16 GB of all tables together, of which those searched longest ago go first.
+    All rows are compared. The first search of a large Parquet table keeps its vectors unpacked in
+    ~/.cache/torchbeats/search, for later ones: at most 16 GB of all tables, those searched longest ago go first.
     """
     from torchbeats.search import results
 
