@@ -19,7 +19,7 @@ TESTS = {path.name for path in (ROOT / "tests").rglob("*.py")}
 # Rooms and flat files, lowest first, line by line and from left to right: each may import what stands before it, and
 # what stands in the same room. docs/design.md has the same, and the reasons.
 DRAWING = """
-version errors extras files interrupts
+version errors extras files interrupts remote
 patches containers decoders audio
 pooling config waveform fbank layers kernels attention encoder freezing backbone
 weights
@@ -36,7 +36,18 @@ ORDER = DRAWING.split()
 
 CORE = {"av", "huggingface_hub", "numpy", "pyarrow", "rich", "safetensors", "soundfile", "soxr", "torch", "typer"}
 CORE |= {"yaml"}
-OPTIONAL = {"datasets", "fsspec", "lance", "lightning", "matplotlib", "onnx", "onnxruntime", "sklearn", "transformers"}
+OPTIONAL = {
+    "braceexpand",
+    "datasets",
+    "fsspec",
+    "lance",
+    "lightning",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "sklearn",
+    "transformers",
+}
 # What whole rooms are for, which nothing imports at its top but the room itself.
 OPTIONAL_ROOMS = {"training": {"lightning"}}
 

@@ -52,7 +52,7 @@ def load(path: str | os.PathLike[str]) -> Floats:
     """Reads a whole file.
 
     Args:
-        path: a sound file, or a video with sound.
+        path: a sound file, or a video with sound, by path or by URL.
 
     Returns:
         ``(samples,)`` float32, 16 kHz mono; full scale is ±1, float files may go beyond it.
@@ -63,7 +63,7 @@ def load(path: str | os.PathLike[str]) -> Floats:
     return np.concatenate(list(stream(path)))
 
 
-def stream(path: str | os.PathLike[str], block_seconds: float = 30.0) -> Iterator[Floats]:
+def stream(sound: str | os.PathLike[str] | BinaryIO, block_seconds: float = 30.0) -> Iterator[Floats]:
     """Reads a file of any length in constant memory.
 
     Channels are averaged and the rate converted by soxr's "HQ"; a 16 kHz mono file passes through untouched. Of a
@@ -72,7 +72,8 @@ def stream(path: str | os.PathLike[str], block_seconds: float = 30.0) -> Iterato
     first block is asked for.
 
     Args:
-        path: a sound file, or a video with sound. The content decides how it is decoded, not the name.
+        sound: a sound file, or a video with sound, by path or by URL; or one that is open for reading. The content
+            decides how it is decoded, not the name.
         block_seconds: length of the blocks in seconds; the last may be shorter.
 
     Yields:
@@ -87,15 +88,16 @@ def stream(path: str | os.PathLike[str], block_seconds: float = 30.0) -> Iterato
     size = round(block_seconds * SAMPLE_RATE)
     if size < 1:
         raise ValueError(f"block_seconds is {block_seconds}: give a positive number of seconds.")
+    path, file = _named(sound)
     faults: list[str] = []
     total = 0
-    for _, block in windows(_decode(os.fspath(path), faults), size, size, 1):
+    for _, block in windows(_decode(path, faults, file=file), size, size, 1):
         total += len(block)
         yield block
     if not total:
         raise AudioError(path, faults[0] if faults else "it holds no samples")
     if faults:
-        message = f"{os.fspath(path)}: {faults[0]}; {total / SAMPLE_RATE:.2f} s were read."
+        message = f"{path}: {faults[0]}; {total / SAMPLE_RATE:.2f} s were read."
         warnings.warn(message, AudioWarning, stacklevel=2)
 
 
@@ -113,12 +115,11 @@ def excerpt(sound: str | os.PathLike[str] | BinaryIO, start: float, seconds: flo
     Raises:
         AudioError: as `stream`; also where nothing lies behind ``start``.
     """
-    path = sound if isinstance(sound, (str, os.PathLike)) else getattr(sound, "name", "an open file")
-    file = None if isinstance(sound, (str, os.PathLike)) else sound
+    path, file = _named(sound)
     length, count = None if seconds == float("inf") else max(1, round(seconds * SAMPLE_RATE)), 0
     faults: list[str] = []
     blocks: list[Floats] = []
-    for block in _decode(os.fspath(path), faults, start, file):
+    for block in _decode(path, faults, start, file):
         blocks.append(block)
         count += len(block)
         if length is not None and count >= length:
@@ -126,6 +127,13 @@ def excerpt(sound: str | os.PathLike[str] | BinaryIO, start: float, seconds: flo
     if not count:
         raise AudioError(path, faults[0] if faults else f"it holds no samples behind {start:.2f} s")
     return np.concatenate(blocks)[:length]
+
+
+def _named(sound: str | os.PathLike[str] | BinaryIO) -> tuple[str, BinaryIO | None]:
+    """What a sound is called, and the sound if it is open already."""
+    if isinstance(sound, (str, os.PathLike)):
+        return os.fspath(sound), None
+    return str(getattr(sound, "name", "an open file")), sound
 
 
 def duration(path: str | os.PathLike[str]) -> float | None:

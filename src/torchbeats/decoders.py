@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
+from torchbeats import remote
 from torchbeats.containers import Content, SoundChunk, break_off, sound_chunk
 from torchbeats.errors import AudioError
 from torchbeats.files import special_kind
@@ -64,7 +65,7 @@ def read(
     """Decodes a sound file block by block.
 
     Args:
-        path: of the file; where ``file`` is given too, only its name in messages.
+        path: of the file, or its URL; where ``file`` is given too, only its name in messages.
         faults: why the samples stop early or are more than declared, if so, is appended to it.
         start: where to begin, in seconds.
         file: the content, open for reading.
@@ -76,19 +77,30 @@ def read(
         AudioError: it is no sound file that can be read, or its rate is beyond all bounds.
     """
     with opened(path) if file is None else nullcontext(file) as source:
-        content = _content(path, source)
-        chunk, head = sound_chunk(content), content.head
-        if chunk:
-            check_rate(path, chunk.encoding.rate)
-        if chunk or head.startswith(PLAIN_MAGIC) or (head.startswith(b"OggS") and b"vorbis" in head):
-            by_path = path if file is None else None
-            if (yield from _read_libsndfile(by_path, source, chunk, head[14:18], faults, start)):
-                return
-        if chunk and chunk.fault:
-            faults.append(chunk.fault)
-        elif cause := break_off(content):
-            faults.append(cause)
-        yield from _read_ffmpeg(path, source, faults, start)
+        by_path = path if file is None and not remote.is_url(path) else None
+        try:
+            yield from _read(path, source, by_path, faults, start)
+        except AudioError as error:
+            raise remote.failure_of(source) or error from error.__cause__
+        if failure := remote.failure_of(source):
+            raise failure
+
+
+def _read(
+    path: str, source: BinaryIO, by_path: str | None, faults: list[str], start: float
+) -> Iterator[tuple[int, Channels]]:
+    content = _content(path, source)
+    chunk, head = sound_chunk(content), content.head
+    if chunk:
+        check_rate(path, chunk.encoding.rate)
+    plain = chunk or head.startswith(PLAIN_MAGIC) or (head.startswith(b"OggS") and b"vorbis" in head)
+    if plain and (yield from _read_libsndfile(by_path, source, chunk, head[14:18], faults, start)):
+        return
+    if chunk and chunk.fault:
+        faults.append(chunk.fault)
+    elif cause := break_off(content):
+        faults.append(cause)
+    yield from _read_ffmpeg(path, source, faults, start)
 
 
 def declared(path: str | os.PathLike[str]) -> Declared:
@@ -108,7 +120,8 @@ def declared(path: str | os.PathLike[str]) -> Declared:
                 return Declared(chunk.frames / chunk.encoding.rate if chunk.frames else None)
         if content.head.startswith(PLAIN_MAGIC):
             try:
-                about = soundfile.info(_name_for_libsndfile(path))
+                file.seek(0)
+                about = soundfile.info(file if remote.is_url(path) else _name_for_libsndfile(path))
             except (soundfile.LibsndfileError, TypeError):
                 pass
             else:
@@ -145,11 +158,15 @@ def _content(path: str | os.PathLike[str], file: BinaryIO) -> Content:
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a regular file for reading, and never wait for one that is not.
+    """Open a regular file, or a URL, for reading, and never wait for what is neither.
 
     Raises:
         AudioError: it cannot be opened, or is a folder, a named pipe, a socket or a device.
     """
+    if remote.is_url(path):
+        with remote.opened(os.fspath(path)) as content:
+            yield content
+        return
     try:
         # closed below, where an OSError would mean something else
         file = open(path, "rb", opener=_open_regular)  # noqa: SIM115
@@ -157,8 +174,6 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise AudioError(path, f"it is {error}, not a file") from None
     except OSError as error:
         reason = "it is a folder, not a file" if os.path.isdir(path) else f"it cannot be opened: {error.strerror}"
-        if "://" in os.fspath(path):
-            reason = "it is a URL, which cannot be read from a list yet: download it and name the file"
         raise AudioError(path, reason) from error
     except ValueError as error:  # a NUL in the name
         raise AudioError(path, f"it cannot be opened: {error}") from error

@@ -4,6 +4,8 @@ import csv
 import importlib.util
 import json
 import os
+import shutil
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -15,10 +17,12 @@ import torchbeats
 from helpers import noise, small_model, tone
 from torchbeats import EmbeddingPlan, InputError, ModelError, SettingsError, write_table
 from torchbeats.data.inputs import Piece
+from torchbeats.search import index as search_index
 from torchbeats.search import queries, vectors
 from torchbeats.tables.reading import Table
 
 FORMATS = ["t.parquet", "t.npz"] + ["t.lance"] * (importlib.util.find_spec("lance") is not None)
+needs_lance = pytest.mark.skipif("t.lance" not in FORMATS, reason="needs the extra search")
 WIDTH = 12
 
 
@@ -131,6 +135,89 @@ def test_exact_against_numpy(tmp_path, monkeypatch, block, cached):
                 assert [match.row for match in matches] == wanted
             assert all(match.path == f"{match.row // 10}.wav" for match in matches)
     assert (tmp_path / "cache").exists() == (cached == 0)
+
+
+def test_the_cache_is_bounded_and_what_was_searched_longest_ago_goes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(vectors, "CACHED_BYTES", 0)
+    embeddings = np.random.default_rng(0).standard_normal((100, WIDTH)).astype(np.float32)
+    monkeypatch.setattr(vectors, "KEPT_BYTES", 2 * embeddings.nbytes)
+    one, two, three = (made(tmp_path / f"{name}.parquet", embeddings) for name in ("one", "two", "three"))
+
+    def kept():
+        return {path.name.split("-")[0] for path in vectors.cache_folder().glob("*.f32")}
+
+    def searched(path, seconds):
+        """Search; the names that came. Pretend that it was so many seconds after 1970."""
+        before = kept()
+        torchbeats.search(path, 1)
+        for file in vectors.cache_folder().glob("*.f32"):
+            if time.time() - file.stat().st_mtime < 1000:
+                os.utime(file, (seconds, seconds))
+        return kept() - before
+
+    of_one, of_two = searched(one, 1), searched(two, 2)
+    assert searched(one, 3) == set()
+    of_three = searched(three, 4)
+    assert (len(of_one), len(of_two), len(of_three)) == (1, 1, 1)
+    assert kept() == of_one | of_three  # two was searched longest ago
+    monkeypatch.setattr(vectors, "KEPT_BYTES", embeddings.nbytes - 1)
+    torchbeats.search(two, 1)
+    assert kept() == of_one | of_three  # what is too large alone moves nothing
+    monkeypatch.setattr(vectors, "KEPT_BYTES", 2**30)
+    monkeypatch.setattr(vectors.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    torchbeats.search(two, 1)
+    assert kept() == of_one | of_three  # nor is a disk filled
+
+
+def test_a_score_does_not_depend_on_what_is_beside_it():
+    draw = np.random.default_rng(3)
+    block, target = draw.standard_normal((37, 771)).astype(np.float32), draw.standard_normal(771).astype(np.float32)
+    whole = vectors.products(block, target)
+    np.testing.assert_allclose(whole, block.astype(np.float64) @ target, rtol=1e-4, atol=1e-4)
+    for first in range(0, 37, 5):
+        np.testing.assert_array_equal(vectors.products(block[first : first + 5], target), whole[first : first + 5])
+
+
+@needs_lance
+def test_an_index_proposes_what_an_exact_search_finds(tmp_path, monkeypatch):
+    monkeypatch.setattr(search_index, "LEAST_ROWS", 2000)
+    monkeypatch.setattr(search_index, "PARTITION_ROWS", 200)
+    draw = np.random.default_rng(0)
+    width = 16
+    embeddings = draw.standard_normal((30, width)).repeat(100, 0) + 0.5 * draw.standard_normal((3000, width))
+    embeddings = embeddings.astype(np.float32)
+    embeddings[5] = 0  # silence may give that
+    rows = pq.read_table(made(tmp_path / "t.parquet", embeddings))
+    lance = pytest.importorskip("lance")
+    lance.write_dataset(rows, str(tmp_path / "t.lance"), max_rows_per_file=700)
+    shared = 0
+    for row in range(0, 3000, 100):
+        exact = torchbeats.search(tmp_path / "t.parquet", row, n=20)
+        assert torchbeats.search(tmp_path / "t.lance", row, n=20) == exact
+        fast = torchbeats.search(tmp_path / "t.lance", row, n=20, index=True)
+        assert [match.score for match in fast] == sorted((match.score for match in fast), reverse=True)
+        scores = {match.row: match for match in exact}
+        assert all(scores[match.row] == match for match in fast if match.row in scores)
+        assert row not in {match.row for match in fast}
+        shared += len({match.row for match in fast} & set(scores))
+    assert shared / 20 / 30 >= 0.95
+    indices = lance.dataset(str(tmp_path / "t.lance")).describe_indices()
+    assert [name for index in indices for name in index.field_names] == ["embedding"]  # one, though asked for often
+    matches = torchbeats.search(tmp_path / "t.lance", 100, n=20, index=True, not_same_file=True)
+    assert "10.wav" not in {match.path for match in matches}
+    assert len(matches) == 20
+
+
+@needs_lance
+def test_an_index_of_few_rows_or_of_another_format(tables, run):
+    exact = torchbeats.search(tables["t.lance"], "row:5")
+    assert torchbeats.search(tables["t.lance"], "row:5", index=True) == exact
+    with pytest.raises(SettingsError, match=r"Only Lance tables have an index: embed to \.lance, or search .* without"):
+        torchbeats.search(tables["t.parquet"], "row:5", index=True)
+    status, out, _ = run("search", tables["t.lance"], "row:5", "--index")
+    assert status == 0
+    assert len(out.splitlines()) == len(exact)
 
 
 def test_several_and_unlike(tmp_path):

@@ -1,5 +1,6 @@
 """Results on disk: one table, complete or absent, and every way to stop and go on."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,19 +14,22 @@ import pytest
 from torchbeats.errors import StoreError
 from torchbeats.inference import Group, Position
 from torchbeats.plans import Row
-from torchbeats.tables import formats, store, unfinished
+from torchbeats.tables import formats, fragments, store, unfinished
 from torchbeats.tables.store import Store
 
 WIDTH = 5
 ROW = Row("embedding", (WIDTH,), np.dtype(np.float32), "window")
 ABOUT = {"model": "beats-iter3", "pool": "mean", "layer": None, "window": 10.0, "inputs": "7 files, 0123"}
-OUTPUTS = ["t.parquet", "t.npz"]
+FILES = ["t.parquet", "t.npz"]
+OUTPUTS = FILES + ["t.lance"] * (importlib.util.find_spec("lance") is not None)
+every_file = pytest.mark.parametrize("name", FILES)
 every_output = pytest.mark.parametrize("name", OUTPUTS)
 
 
 @pytest.fixture(autouse=True)
 def _flush_at_once(monkeypatch):
     monkeypatch.setattr(store, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(fragments, "FRAGMENT_BYTES", 2000)
 
 
 def group(number, rows=3, failures=()):
@@ -61,11 +65,11 @@ def table_start(table, groups):
 
 
 def columns(out):
-    """Either format as ``{name: array}``."""
+    """Any format as ``{name: array}``."""
     if out.suffix == ".npz":
         with np.load(out) as arrays:
             return {name: arrays[name] for name in ("path", "start", "end", "embedding")}
-    table = pq.read_table(out)
+    table = formats.open_lance(out).to_table() if out.suffix == ".lance" else pq.read_table(out)
     values = {name: np.array(table[name].to_pylist()) for name in ("path", "start", "end")}
     return values | {"embedding": np.stack(table["embedding"].to_numpy()) if len(table) else np.empty((0, WIDTH))}
 
@@ -73,7 +77,11 @@ def columns(out):
 def about(out):
     if out.suffix == ".npz":
         return json.loads(str(np.load(out)["about"]))
-    return json.loads(pq.read_schema(out).metadata[b"torchbeats"])
+    return json.loads(schema_of(out).metadata[b"torchbeats"])
+
+
+def schema_of(out):
+    return formats.open_lance(out).schema if out.suffix == ".lance" else pq.read_schema(out)
 
 
 def assert_holds(out, groups=GROUPS):
@@ -143,7 +151,7 @@ def test_only_failures(tmp_path, name):
     if name.endswith("npz"):
         assert found["path"].dtype.kind == "U"
     else:
-        assert pq.read_schema(tmp_path / name).field("embedding").type.list_size == WIDTH
+        assert schema_of(tmp_path / name).field("embedding").type.list_size == WIDTH
     assert about(tmp_path / name)["failed"] == 1
     assert Store(tmp_path / name, ROW, ABOUT).complete
 
@@ -175,7 +183,7 @@ def test_resume(tmp_path, name, stop):
     for part in GROUPS[:stop]:
         first.append(part)
     second = Store(tmp_path / name, ROW, ABOUT)
-    assert not (tmp_path / name).exists()
+    assert not formats.exists(tmp_path / name)
     assert second.position == (GROUPS[stop - 1].position if stop else Position())
     assert second.failed == sum(len(part.failures) for part in GROUPS[:stop])
     for part in GROUPS[stop:]:
@@ -185,6 +193,45 @@ def test_resume(tmp_path, name, stop):
     assert second.failed == 2
     assert_holds(tmp_path / name)
     assert files(tmp_path) == [name, f"{name}.errors.jsonl"]
+
+
+@pytest.mark.skipif("t.lance" not in OUTPUTS, reason="needs the extra search")
+def test_a_lance_dataset_grows_as_the_run_goes_on(tmp_path):
+    """Rows move on to fragments, of which there are few, and the folder of the unfinished run stays small."""
+    out = tmp_path / "t.lance"
+    write(out, [group(9)])
+    table = Store(out, ROW, ABOUT, overwrite=True)
+    sizes, waiting = [], []
+    for number in range(60):
+        table.append(group(number, rows=4))
+        sizes.append(sum(path.stat().st_size for path in (out / "data").iterdir()))
+        waiting.append(sum(path.stat().st_size for path in (tmp_path / "t.lance.parts").glob("rows*.arrow")))
+    assert sizes == sorted(sizes)
+    assert 5 < len(set(sizes)) < 40
+    assert max(waiting) < 2 * fragments.FRAGMENT_BYTES
+    assert list(columns(out)["path"]) == group(9).paths  # what was there stays until the end
+    Store(out, ROW, ABOUT, overwrite=True).finish()
+    assert_holds(out, [group(number, rows=4) for number in range(60)])
+    assert len(formats.open_lance(out).get_fragments()) < 40
+    assert files(tmp_path) == ["t.lance"]
+    assert formats.open_lance(out).count_rows() == 240
+    kept = {file.path for part in formats.open_lance(out).get_fragments() for file in part.metadata.files}
+    assert {path.name for path in (out / "data").iterdir()} == kept
+
+
+@pytest.mark.skipif("t.lance" not in OUTPUTS, reason="needs the extra search")
+def test_fragments_of_a_run_that_is_begun_anew_go(tmp_path):
+    out = tmp_path / "t.lance"
+    first = Store(out, ROW, ABOUT)
+    for part in GROUPS:
+        first.append(part)
+    assert list((out / "data").iterdir())
+    write(out, [group(7)], {**ABOUT, "pool": "bands"}, overwrite=True)
+    assert_holds(out, [group(7)])
+    assert len(list((out / "data").iterdir())) == 1
+    (tmp_path / "u.lance").touch()
+    with pytest.raises(StoreError, match=r"u\.lance is a file, and Lance keeps a table in a folder"):
+        Store(tmp_path / "u.lance", ROW, ABOUT)
 
 
 def test_rows_reach_the_disk_in_time_and_size(tmp_path, monkeypatch):
@@ -323,7 +370,7 @@ def test_stopped_while_parts_are_cleared_away(tmp_path, monkeypatch, overwrite):
     assert_holds(tmp_path / "t.parquet")
 
 
-@every_output
+@every_file
 def test_complete_run_is_found(tmp_path, name):
     write(tmp_path / name)
     before = (tmp_path / name).read_bytes()
@@ -333,7 +380,7 @@ def test_complete_run_is_found(tmp_path, name):
     assert files(tmp_path) == [name, f"{name}.errors.jsonl"]
 
 
-@every_output
+@every_file
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -376,7 +423,7 @@ def test_an_unfinished_run_of_the_version_before_is_refused(tmp_path):
     assert not folder.exists()
 
 
-@every_output
+@every_file
 @pytest.mark.parametrize("data", [b"", b"something else\n" * 10, b"PK\x05\x06" + bytes(18), "npy"])
 def test_strange_file_in_the_way(tmp_path, name, data):
     if data == "npy":
@@ -391,7 +438,7 @@ def test_strange_file_in_the_way(tmp_path, name, data):
     assert_holds(tmp_path / name)
 
 
-@every_output
+@every_file
 def test_table_of_others_in_the_way(tmp_path, name):
     if name.endswith("npz"):
         np.savez(tmp_path / name, a=np.ones(3))
@@ -417,7 +464,7 @@ def test_other_suffix():
 # --- overwriting
 
 
-@every_output
+@every_file
 def test_old_output_stays_until_the_new_is_complete(tmp_path, name):
     out = tmp_path / name
     write(out, [group(9)])

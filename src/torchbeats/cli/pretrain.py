@@ -22,7 +22,7 @@ def pretrain(
         list[str] | None,
         typer.Argument(
             metavar="DATA...",
-            help=f"Sound files; folders, searched with all their subfolders; lists ({', '.join(LIST_SUFFIXES)}); "
+            help=f"Sound files; folders, searched with all their subfolders; lists ({', '.join(LIST_SUFFIXES)}); URLs; "
             "WebDataset shards (.tar), by path or URL, with * and {000..127} for many.",
         ),
     ] = None,

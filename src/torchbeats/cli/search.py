@@ -43,6 +43,14 @@ def search(
     not_same_file: Annotated[
         bool, typer.Option("--not-same-file", help="Leave out rows of the files that the queries are from.")
     ] = False,
+    index: Annotated[
+        bool,
+        typer.Option(
+            "--index",
+            help="Search by the index of a Lance table, which is built first if there is none: faster with millions of "
+            "rows, but a few of the best may be missing.",
+        ),
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Results to write: .csv, .jsonl, or a folder for WAV clips named by rank."),
@@ -56,15 +64,23 @@ def search(
         typer.Option(help="Format on standard output. Default: a table on a terminal, otherwise a JSON object a line."),
     ] = None,
 ) -> None:
-    """Find the rows of a table that are most like some sounds, by the cosine of their embeddings; all are compared.
+    """Find the rows of a table that are most like some sounds, by the cosine of their embeddings.
 
-    The first search of a large Parquet table keeps its vectors unpacked in ~/.cache/torchbeats/search, for later ones.
+    All rows are compared. The first search of a large Parquet table keeps its vectors unpacked in
+    ~/.cache/torchbeats/search, for later ones: at most 16 GB of all tables, those searched longest ago go first.
     """
     from torchbeats.search import results
 
     clips = output is not None and results.check_output(output)
     matches = searching.search(
-        table, query, unlike=unlike or (), n=n, not_same_file=not_same_file, model=model, device=device
+        table,
+        query,
+        unlike=unlike or (),
+        n=n,
+        not_same_file=not_same_file,
+        index=index,
+        model=model,
+        device=device,
     )
     if output is None:
         if format is Formats.table or (format is None and sys.stdout.isatty()):

@@ -42,8 +42,9 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         metavar="INPUT...",
-        help=f"Sound files; folders, searched with all their subfolders; lists ({', '.join(LIST_SUFFIXES)}); or - to "
-        "read paths from standard input.",
+        help=f"Sound files; folders, searched with all their subfolders; lists ({', '.join(LIST_SUFFIXES)}); URLs of "
+        "files, folders or patterns (s3://bucket/sounds/*.wav, hf://, https://, zip://); WebDataset shards (.tar, by "
+        "path or URL); or - to read paths from standard input.",
     ),
 ]
 Output = Annotated[

@@ -6,19 +6,25 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
 from torchbeats.audio import AudioWarning
+from torchbeats.data import shards, urls
 from torchbeats.data.folders import Omissions, sounds_in_folder
 from torchbeats.data.list_formats.formats import LIST_SUFFIXES
 from torchbeats.data.lists import LONGEST_PATH, iterate_list
+from torchbeats.data.shards import ShardSound, UnreadableShard
 from torchbeats.data.stored import MemorySound, StoredSound
-from torchbeats.errors import InputError
+from torchbeats.data.urls import RemoteSound
+from torchbeats.errors import AudioError, InputError
 from torchbeats.files import special_kind
+from torchbeats.remote import is_url
+
+LOOKED_UP = 64  # URLs that are asked about together
 
 
 @dataclass(frozen=True)
@@ -26,16 +32,17 @@ class Piece:
     """A part of a file.
 
     Attributes:
-        path: of the file.
+        path: of the file, or its URL.
         start: in seconds.
         end: in seconds; None for the file's end.
-        content: where the sound is, if it is no file but lies in a list; then ``path`` is its name.
+        content: where the sound is, if it is no file of this machine but lies in a list, a shard or at a URL; then
+            ``path`` is its name.
     """
 
     path: str
     start: float = 0.0
     end: float | None = None
-    content: StoredSound | MemorySound | None = None
+    content: StoredSound | MemorySound | RemoteSound | ShardSound | UnreadableShard | None = None
 
 
 def find_audio(
@@ -61,7 +68,7 @@ def find_audio(
         notes = partial(warnings.warn, category=AudioWarning, stacklevel=4)
     result: dict[str, None] = {}
     for piece in find_sounds(inputs, follow_links=follow_links, notes=notes):
-        if isinstance(piece.content, StoredSound):
+        if isinstance(piece.content, (StoredSound, ShardSound, UnreadableShard)):
             raise InputError(
                 f"{piece.content.file} holds sounds in itself, not paths of files; here files are needed: write each "
                 "sound to a file of its own."
@@ -81,8 +88,10 @@ def find_sounds(
     Args:
         inputs: files; folders, searched with all below them for names that end like sound, hidden ones left out; lists
             with one of `LIST_SUFFIXES`, which may say where in a file a sound starts and ends, and Parquet that holds
-            the sounds themselves; "-" for paths on standard input, one a line or as ``find -print0`` writes them. Paths
-            in a list are relative to its folder or, where nothing is found there, to the working directory.
+            the sounds themselves; "-" for paths on standard input, one a line or as ``find -print0`` writes them; URLs
+            of files, folders or patterns in any store that fsspec knows, as of `urls.sounds_at`; and WebDataset shards,
+            ``.tar``, by path, URL or pattern. Paths in a list are relative to its folder or, where nothing is found
+            there, to the working directory; they may be URLs.
         follow_links: search the folders as well that links in a folder lead to, each once.
         notes: called with a sentence for each kind of thing in folders that was left out: links to folders, folders
             that cannot be searched, named pipes and devices, files with attributes from macOS. By default each is an
@@ -116,7 +125,7 @@ def iterate_sounds(
         notes = partial(warnings.warn, category=AudioWarning, stacklevel=2)
     names = [os.fspath(name) for name in inputs]
     omissions = Omissions()
-    sounds = chain.from_iterable(_expand(name, omissions, follow_links) for name in names)
+    sounds = described(chain.from_iterable(_expand(name, omissions, follow_links) for name in names))
     one_folder = len(names) == 1 and os.path.isdir(names[0])  # a search comes by every file once
     empty = True
     for sound in sounds if one_folder else distinct(sounds):
@@ -126,6 +135,30 @@ def iterate_sounds(
         notes(line)
     if empty:
         raise InputError("The inputs name no files.")
+
+
+def described(sounds: Iterable[Piece]) -> Iterator[Piece]:
+    """The same; those at URLs with what their stores say of them, so that a change will be noticed."""
+    waiting: list[Piece] = []
+    for sound in sounds:
+        if sound.content is None and is_url(sound.path):
+            sound = replace(sound, content=RemoteSound(sound.path))
+        if not waiting and not isinstance(sound.content, RemoteSound):
+            yield sound
+            continue
+        waiting.append(sound)
+        if len(waiting) == LOOKED_UP:
+            yield from _looked_up(waiting)
+            waiting = []
+    yield from _looked_up(waiting)
+
+
+def _looked_up(sounds: list[Piece]) -> list[Piece]:
+    remote = [sound.content for sound in sounds if isinstance(sound.content, RemoteSound)]
+    contents = iter(urls.described(remote))
+    return [
+        replace(sound, content=next(contents)) if isinstance(sound.content, RemoteSound) else sound for sound in sounds
+    ]
 
 
 def distinct(sounds: Iterable[Piece]) -> Iterator[Piece]:
@@ -142,6 +175,13 @@ def _expand(name: str, omissions: Omissions, follow_links: bool) -> Iterator[Pie
     if name == "-":
         names = (os.fsdecode(raw_name).rstrip("\r\n") for raw_name in _split(sys.stdin.buffer))
         yield from (Piece(raw_name) for raw_name in names if raw_name.strip())
+    elif shards.is_shard(name) and not os.path.isdir(name):
+        for shard in shards.expand(name):
+            yield from _in_shard(shard)
+    elif is_url(name):
+        if urls.suffix_of(name) in LIST_SUFFIXES:
+            raise InputError(f"The list {name} must be a file of this machine: download it. It may hold URLs.")
+        yield from (Piece(sound.url, content=sound) for sound in urls.sounds_at(name))
     elif os.path.isdir(name):
         yield from map(Piece, sounds_in_folder(name, omissions, follow_links=follow_links))
     elif Path(name).suffix.lower() in LIST_SUFFIXES:
@@ -150,6 +190,18 @@ def _expand(name: str, omissions: Omissions, follow_links: bool) -> Iterator[Pie
         yield from (Piece(row.path, row.start, row.end, row.content) for row in iterate_list(Path(name)))
     else:
         yield Piece(name)
+
+
+def _in_shard(shard: str) -> Iterator[Piece]:
+    """The sounds in a shard; where it breaks off, behind them something that says so when it is read."""
+    count = 0
+    try:
+        for sound in shards.sounds_in(shard):
+            count += 1
+            yield Piece(sound.path, content=sound)
+    except AudioError as error:
+        reason = f"{error.reason}; the {count:,} sounds before are used" if count else error.reason
+        yield Piece(shard, content=UnreadableShard(shard, reason))
 
 
 def _split(file: BinaryIO) -> Iterator[bytes]:

@@ -47,11 +47,12 @@ def stream(piece: Piece) -> Iterator[Floats]:
     """
     if reason := impossible(piece.start, piece.end):
         raise AudioError(piece.path, reason)
-    if piece.content is None and not piece.start and piece.end is None:
-        yield from audio.stream(piece.path)
+    sound = piece.path if piece.content is None else piece.content.open()
+    if not piece.start and piece.end is None:
+        yield from audio.stream(sound)
         return
     duration = math.inf if piece.end is None else piece.end - piece.start
-    samples = audio.excerpt(piece.path if piece.content is None else piece.content.open(), piece.start, duration)
+    samples = audio.excerpt(sound, piece.start, duration)
     if reason := impossible(piece.start, piece.end, piece.start + len(samples) / SAMPLE_RATE):
         raise AudioError(piece.path, reason)
     yield samples

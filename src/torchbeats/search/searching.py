@@ -45,13 +45,15 @@ def search(
     unlike: Iterable[str | os.PathLike[str] | Piece | int] = (),
     n: int = 20,
     not_same_file: bool = False,
+    index: bool = False,
     model: Model | str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
 ) -> list[Match]:
     """Find the rows of a table that are most like a sound.
 
     The query's embedding is computed as the table's were, by the same model; of several queries it is the mean of their
-    unit vectors, of which the mean of those in ``unlike`` is taken away. Every row is compared: the result is exact.
+    unit vectors, of which the mean of those in ``unlike`` is taken away. Every row is compared, and the result exact,
+    unless an index is asked for.
 
     Args:
         table: of embeddings, as `write_table` writes it.
@@ -60,6 +62,9 @@ def search(
         unlike: the result is to be unlike these.
         n: the most rows to return.
         not_same_file: leave out rows of the files that the queries are from.
+        index: search by the index of a Lance table, IVF-PQ, which is built first if there is none. Scores are exact,
+            but a few of the best rows may be missing. Tables of less than 10,000 rows get none, and are searched
+            exactly.
         model: that computed the table; by default the one that it names.
         device: where to compute the query's embedding.
 
@@ -91,7 +96,12 @@ def search(
     if not_same_file:
         files += [path for path, _, _ in opened.places(omitted)]
         omitted = np.union1d(omitted, opened.rows_of({name for path in files for name in _names(path)}))
-    indices, scores = nearest(opened, unit(target.astype(np.float32)), n, omitted)
+    compare = nearest
+    if index:
+        from torchbeats.search.index import build, nearest_by_index
+
+        compare = nearest_by_index if build(opened) else nearest
+    indices, scores = compare(opened, unit(target.astype(np.float32)), n, omitted)
     places = opened.places(indices)
     return [Match(int(row), float(score), *source) for row, score, source in zip(indices, scores, places, strict=True)]
 
@@ -111,12 +121,12 @@ def nearest(table: Table, target: Floats, n: int, omitted: np.ndarray[Any, Any])
         n: how many.
         omitted: sorted indices of rows that do not count.
     """
-    from torchbeats.search.vectors import for_each_block
+    from torchbeats.search.vectors import for_each_block, products
 
     best: list[tuple[Any, Any]] = []
 
     def compare(first: int, block: Floats) -> None:
-        scores = block @ target
+        scores = products(block, target)
         low, high = np.searchsorted(omitted, [first, first + len(block)])
         scores[omitted[low:high] - first] = -np.inf
         remaining = np.arange(len(scores))

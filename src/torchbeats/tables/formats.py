@@ -249,6 +249,8 @@ def check_name(out: Path) -> None:
         raise StoreError(f"The output must be named .parquet, .npz or .lance; {out} is not.")
     if out.suffix == ".lance":
         require("lance", "search")  # not when the work is done
+        if out.is_file():
+            raise StoreError(f"{out} is a file, and Lance keeps a table in a folder; name another output.")
     elif out.is_dir():
         raise StoreError(f"{out} is a folder; name another output.")
 

@@ -183,7 +183,7 @@ class Table:
         order = np.argsort(indices, kind="stable")
         ordered = indices[order]
         result: list[tuple[str, float, float]] = [("", 0.0, 0.0)] * len(indices)
-        for first, path, start, end in self._places():
+        for first, path, start, end in self._places(ordered):
             low, high = np.searchsorted(ordered, [first, first + len(start)])
             taken = ordered[low:high] - first
             columns = (column.take(pa.array(taken)).to_pylist() for column in (path, start, end))
@@ -206,17 +206,36 @@ class Table:
             parts.append(first + np.flatnonzero(pc.is_in(path, requested).to_numpy(zero_copy_only=False)))
         return np.concatenate(parts)
 
-    def _places(self) -> Iterator[tuple[int, pa.Array, pa.Array, pa.Array]]:
-        """Index of the first of some rows, their paths, starts and ends."""
+    def _places(
+        self, ordered: np.ndarray[Any, Any] | None = None
+    ) -> Iterator[tuple[int, pa.Array, pa.Array, pa.Array]]:
+        """Index of the first of some rows, their paths, starts and ends.
+
+        Args:
+            ordered: sorted indices; rows that are not read with one of these may be left out.
+        """
         columns = ["path", "start", "end"]
         if self.path.suffix == ".npz":
             with np.load(self.path) as arrays:
                 yield (0, *(pa.array(arrays[name]) for name in columns))
             return
+        if ordered is not None and self.path.suffix == ".parquet":
+            yield from self._places_in_groups(columns, ordered)
+            return
         first = 0
         for batch in self.batches(columns, 1 << 16):
             yield (first, *(batch[name] for name in columns))
             first += len(batch)
+
+    def _places_in_groups(
+        self, columns: list[str], ordered: np.ndarray[Any, Any]
+    ) -> Iterator[tuple[int, pa.Array, pa.Array, pa.Array]]:
+        with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            edges = np.cumsum([0, *rows])
+            for group in np.unique(np.searchsorted(edges, ordered, "right") - 1).tolist():
+                table = file.read_row_group(group, columns)
+                yield (int(edges[group]), *(table[name].combine_chunks() for name in columns))
 
     def _arrow(self, size: int) -> Iterator[tuple[list[str], Times, Floats]]:
         for batch in self.batches(["path", "start", "end", "embedding"], size):

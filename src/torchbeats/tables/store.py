@@ -23,7 +23,7 @@ from torchbeats.errors import DiskFullError, StoreError
 from torchbeats.files import readable, remove_leftovers, replacing
 from torchbeats.inference import Group, Position
 from torchbeats.plans import Row
-from torchbeats.tables import formats
+from torchbeats.tables import formats, fragments
 from torchbeats.tables.formats import INPUTS_KEY, METADATA_KEY, Content, read_about, with_begins
 from torchbeats.tables.states import hash_of, packed, records
 from torchbeats.tables.unfinished import Unfinished, folder_of
@@ -78,6 +78,8 @@ class Store:
             ]
         )
         self._by_file = row.per == "file"
+        # A Lance dataset grows as the run goes on, where its rows come in their order, and as they stay.
+        self._by_fragments = self.out.suffix == ".lance" and not self._by_file and base is None
         self._what = {"about": self.about, "overwrite": overwrite, "base": base}
         self._unfinished: Unfinished | None = None
         self._pending: list[Group] = []
@@ -127,6 +129,9 @@ class Store:
 
     def _begin(self) -> None:
         assert self._unfinished is not None
+        if self.out.suffix == ".lance":
+            self._unfinished.clear()  # first, lest a run that is killed here be continued without its fragments
+            fragments.discard(self.out)
         self._unfinished.begin({**self._what, **self._progress()})
         self.position, self.failed, self.inputs = Position(), 0, ""
 
@@ -203,7 +208,14 @@ class Store:
         hash_records = records(hashes, counts[: len(hashes)])
         with _disk_full_explained():
             self._unfinished.add(table, failures, hash_records, self.position, self._progress())
+            if self._by_fragments and self._unfinished.waiting_bytes() >= fragments.FRAGMENT_BYTES:
+                self._move_rows()
         self._states, self._bytes, self._flushed = [], 0, time.monotonic()
+
+    def _move_rows(self) -> None:
+        """Make a fragment of the rows that wait. One that a run writes which is stopped here is written again."""
+        assert self._unfinished is not None
+        self._unfinished.move_rows(fragments.add_fragment(self.out, self.schema, self._unfinished.tables()))
 
     def _progress(self) -> dict[str, Any]:
         return {
@@ -256,13 +268,23 @@ class Store:
         about = {**self.about, "failed": self.failed}
         about.setdefault("inputs", inputs or str(self._fingerprint))
         metadata = {METADATA_KEY: json.dumps(about), INPUTS_KEY: packed(states)}
-        width = self.schema.types[-1].list_size * self.schema.types[-1].value_type.bit_width // 8
-        piece = formats.pieces(tables, max(1, FLUSH_BYTES // (width + 64)))
-        content = Content(self.schema.with_metadata(metadata), count, piece, self._by_file)
+        schema = self.schema.with_metadata(metadata)
         with _disk_full_explained():
-            formats.WRITERS[self.out.suffix](self.out, content)
+            if self._by_fragments and count:
+                if unfinished.waiting_bytes():
+                    self._move_rows()
+                fragments.commit(self.out, schema, unfinished.fragments())
+            else:
+                self._write(schema, count, tables)
         self.complete = True
         unfinished.discard()
+
+    def _write(self, schema: pa.Schema, count: int, tables: Iterable[pa.Table]) -> None:
+        """Write all of the output at once."""
+        width = self.schema.types[-1].list_size * self.schema.types[-1].value_type.bit_width // 8
+        piece = formats.pieces(tables, max(1, FLUSH_BYTES // (width + 64)))
+        content = Content(schema, count, piece, self._by_file)
+        formats.WRITERS[self.out.suffix](self.out, content)
 
     def nothing_to_do(self) -> None:
         """An update has found no change: the table stays as it is."""

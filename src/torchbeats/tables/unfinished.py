@@ -5,6 +5,7 @@ A folder ``OUT.parts`` lies beside the output:
 * ``rows.arrow``: parts one behind the other, each an Arrow stream of its own.
 * ``failures.jsonl``: inputs that could not be read.
 * ``inputs.bin``: a record for each input that is done; see `torchbeats.tables.states`.
+* ``fragments.jsonl``: of a Lance dataset, what rows have moved on to; the file with the rows then begins anew.
 * ``run.json``: what is computed, how far the run has come, and how long each of the other files is by then.
 
 To keep a part costs the same whatever came before it, and to go on takes reading ``run.json`` alone. It is replaced
@@ -29,7 +30,8 @@ from torchbeats.files import as_json, held, is_full, readable, remove_leftovers,
 from torchbeats.inference import Position
 
 PARTS_OF_VERSION_ONE = "part-*.parquet"
-GROWING = ("rows.arrow", "failures.jsonl", "inputs.bin")
+GROWING = ("rows.arrow", "failures.jsonl", "inputs.bin", "fragments.jsonl")
+ROWS_FILE = "rows_file"  # of ``run.json``: what the file with the rows is called, once rows before have moved on
 
 
 class Unfinished:
@@ -98,7 +100,7 @@ class Unfinished:
             "failures.jsonl": lines.encode("utf-8", "replace"),
             "inputs.bin": records,
         }
-        lengths = {name: self._grow(name, content) for name, content in contents.items()}
+        lengths = self.run["lengths"] | {name: self._grow(name, content) for name, content in contents.items()}
         self._save(
             {
                 **self.run,
@@ -113,15 +115,16 @@ class Unfinished:
     def _grow(self, name: str, content: bytes | pa.Buffer) -> int:
         """Append to a file; its new length."""
         assert self.run is not None
-        length: int = self.run["lengths"][name]
+        length: int = self.run["lengths"].get(name, 0)
         if not len(content):
             return length
         file = self._files.get(name)
         if file is None:
-            file = self._files[name] = open(self.folder / name, "ab")  # noqa: SIM115 - it stays open
+            path = self._path(name)
+            file = self._files[name] = open(path, "ab")  # noqa: SIM115 - it stays open
             if file.tell() < length:
                 raise StoreError(
-                    f"{self.folder / name} is shorter than it was: {file.tell():,} of {length:,} bytes. Use "
+                    f"{path} is shorter than it was: {file.tell():,} of {length:,} bytes. Use "
                     "--overwrite to begin anew."
                 )
         file.truncate(length)  # behind it lies what a run has not completed
@@ -135,6 +138,28 @@ class Unfinished:
                 raise DiskFullError(self.out, os.strerror(error.errno or errno.ENOSPC).lower()) from error
             raise
         return length + len(content)
+
+    def waiting_bytes(self) -> int:
+        """Size of the rows that have not moved on."""
+        return int(self.run["lengths"]["rows.arrow"]) if self.run else 0
+
+    def move_rows(self, lines: bytes) -> None:
+        """All rows until here have moved on to fragments; the file with the rows begins anew.
+
+        Args:
+            lines: of the new fragments.
+        """
+        assert self.run is not None
+        before = self._path("rows.arrow")
+        lengths = {**self.run["lengths"], "fragments.jsonl": self._grow("fragments.jsonl", lines), "rows.arrow": 0}
+        number = self.run.get("moves", 0) + 1
+        if (file := self._files.pop("rows.arrow", None)) is not None:
+            file.close()
+        self._save({**self.run, "lengths": lengths, "moves": number, ROWS_FILE: f"rows-{number}.arrow"})
+        before.unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return _path_of(self.folder, name, self.run)
 
     def _save(self, run: dict[str, Any]) -> None:
         with replacing(self.folder / "run.json") as temporary:
@@ -153,8 +178,12 @@ class Unfinished:
         """A JSON object a line for each input that could not be read."""
         return self._content("failures.jsonl")
 
+    def fragments(self) -> list[bytes]:
+        """A line for each fragment that rows have moved on to."""
+        return self._content("fragments.jsonl").splitlines()
+
     def _content(self, name: str) -> bytes:
-        length = self.run["lengths"][name] if self.run else 0
+        length = self.run["lengths"].get(name, 0) if self.run else 0
         if not length:
             return b""
         with open(self.folder / name, "rb") as file:
@@ -166,7 +195,8 @@ class Unfinished:
         for file in self._files.values():
             file.close()
         self._files.clear()
-        for path in (*(self.folder / name for name in GROWING), *self.folder.glob(PARTS_OF_VERSION_ONE)):
+        growing = (self.folder / name for name in GROWING)
+        for path in (*growing, *self.folder.glob("rows-*.arrow"), *self.folder.glob(PARTS_OF_VERSION_ONE)):
             path.unlink(missing_ok=True)
         errors = self.out.with_suffix(self.out.suffix + ".errors.jsonl")
         for leftover_of in (self.folder, self.out, errors):  # the last two of a run that was killed as it ended
@@ -196,13 +226,17 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     return run if "lengths" in run else None
 
 
+def _path_of(folder: Path, name: str, run: dict[str, Any] | None) -> Path:
+    return folder / (run.get(ROWS_FILE, name) if run and name == "rows.arrow" else name)
+
+
 def parts(folder: Path) -> Iterator[pa.Table]:
     """The rows of an unfinished run, a part at a time."""
     run = read_run(folder)
     length = run["lengths"]["rows.arrow"] if run else 0
     if not length:
         return
-    with pa.OSFile(str(folder / "rows.arrow")) as file:
+    with pa.OSFile(str(_path_of(folder, "rows.arrow", run))) as file:
         while file.tell() < length:
             with pa.ipc.open_stream(file) as stream:
                 yield stream.read_all()

@@ -18,7 +18,7 @@ import torch
 
 from torchbeats.audio import AudioWarning
 from torchbeats.data.fingerprint import fingerprint, state
-from torchbeats.data.inputs import Piece, distinct, iterate_sounds
+from torchbeats.data.inputs import Piece, described, distinct, iterate_sounds
 from torchbeats.data.listing import Listing
 from torchbeats.errors import SettingsError
 from torchbeats.files import refuse_inputs, sha256
@@ -84,7 +84,7 @@ def write_table(
     """Write a table with rows of many sounds; a run that was stopped goes on when it is called with the same again.
 
     Args:
-        inputs: files, folders and lists, as for `embed`.
+        inputs: files, folders, lists, URLs and WebDataset shards, as for `embed`.
         out: the table, ``.parquet``, ``.npz`` or ``.lance``. It appears whole, or not at all.
         model: one, or what `load` takes; None for the small built-in one.
         plan: what a row is: an `EmbeddingPlan`, a `TokenPlan` or a `ScorePlan`. Where not given, tokens from a
@@ -263,7 +263,7 @@ def _sounds(inputs: Iterable[str | os.PathLike[str] | Piece], follow_links: bool
     names = [piece for piece in inputs if not isinstance(piece, Piece)]
     if not pieces:
         return iterate_sounds(names, follow_links=follow_links)
-    return distinct(chain(pieces, iterate_sounds(names, follow_links=follow_links) if names else ()))
+    return distinct(chain(described(pieces), iterate_sounds(names, follow_links=follow_links) if names else ()))
 
 
 def _opened(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
-import io
 import os
-import tarfile
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from torchbeats import audio
-from torchbeats.audio import AUDIO_SUFFIXES, AudioWarning, Floats
+from torchbeats.audio import AudioWarning, Floats
+from torchbeats.data import shards
 from torchbeats.data.inputs import find_audio
-from torchbeats.errors import AudioError, CorpusError
+from torchbeats.data.shards import ShardSound
+from torchbeats.errors import AudioError, CorpusError, InputError
 from torchbeats.files import replacing
 
 # Paths as the bytes that they are on disk, which need not be text.
@@ -69,19 +68,11 @@ class Corpus:
 
     def read(self, row: int, start: float, seconds: float) -> Floats:
         """A piece of a sound; see `audio.excerpt`."""
-        path, shard = self.path(row), self._get("shard", row)
+        name, shard = os.fsdecode(self._get("path", row)), self._get("shard", row)
         if shard is None:
-            return audio.excerpt(path, start, seconds)
-        import fsspec
-
-        try:
-            files, path_inside = fsspec.core.url_to_fs(os.fsdecode(shard))
-            offset = self._get("offset", row)
-            content = io.BytesIO(files.cat_file(path_inside, start=offset, end=offset + self._get("size", row)))
-        except (OSError, ValueError) as error:
-            raise AudioError(path, f"its shard cannot be read ({error})") from error
-        content.name = path
-        return audio.excerpt(content, start, seconds)
+            return audio.excerpt(name, start, seconds)
+        sound = ShardSound(os.fsdecode(shard), name, self._get("offset", row), self._get("size", row))
+        return audio.excerpt(sound.open(), start, seconds)
 
     def save(self, path: Path) -> None:
         """Write the index; the next run need not look at every file again."""
@@ -102,8 +93,8 @@ def index(
     """Find all sounds that the inputs name and look at their headers.
 
     Args:
-        inputs: what `find_audio` takes; and WebDataset shards, ``.tar`` files, by path or by any URL that fsspec reads,
-            where ``*`` and ``{000..127}`` stand for many.
+        inputs: what `find_audio` takes, URLs among them; and WebDataset shards, ``.tar`` files, by path or by any URL
+            that fsspec reads, where ``*`` and ``{000..127}`` stand for many.
         jobs: threads that look.
         on_file: called for every file and shard; with what is wrong where it is of no use.
 
@@ -111,12 +102,12 @@ def index(
         InputError: an input names no files.
         CorpusError: none of them can be read.
     """
-    shards = [name for name in inputs if _is_shard(name)]
-    files = [name for name in inputs if not _is_shard(name)]
+    patterns = [name for name in inputs if shards.is_shard(name)]
+    files = [name for name in inputs if not shards.is_shard(name)]
     tasks: list[tuple[Callable[[str], list[_Row]], str]] = []
     if files:
         tasks += [(_look, path) for path in find_audio(files)]
-    tasks += [(_members, url) for pattern in shards for url in _expand(pattern)]
+    tasks += [(_members, url) for pattern in patterns for url in _expand(pattern)]
 
     def attempt(task: tuple[Callable[[str], list[_Row]], str]) -> list[_Row] | Failure:
         look, path = task
@@ -124,7 +115,7 @@ def index(
             return look(path)
         except AudioError as error:
             return Failure(path, error.reason)
-        except (OSError, tarfile.TarError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError) as error:
             return Failure(path, f"it cannot be read ({error})")
 
     rows: list[_Row] = []
@@ -152,65 +143,22 @@ def _look(path: str) -> list[_Row]:
     return [(os.fsencode(path), float("nan") if seconds is None else seconds, None, None, None)]
 
 
-def _is_shard(name: str) -> bool:
-    return name.endswith(".tar") or "://" in name
-
-
 def _expand(pattern: str) -> list[str]:
     """The shards that a pattern stands for."""
-    if os.path.exists(pattern):
-        return [pattern]
-    import fsspec
-    from braceexpand import braceexpand
-
-    urls: list[str] = []
     try:
-        for url in braceexpand(pattern):
-            if not any(sign in url for sign in "*?["):
-                urls.append(url)
-                continue
-            files, path = fsspec.core.url_to_fs(url)
-            matches = sorted(name for name in files.glob(path) if fnmatch.fnmatch(name, path))
-            if not matches:
-                raise CorpusError(f"There are no shards {url}.")
-            urls += [files.unstrip_protocol(name) if "://" in url else name for name in matches]
-    except CorpusError:
-        raise
-    except (ValueError, ImportError, OSError) as error:  # braces that do not match, no client for the protocol, …
-        raise CorpusError(f"The shards {pattern} cannot be found: {error}") from error
-    return urls
+        return list(shards.expand(pattern))
+    except InputError as error:
+        raise CorpusError(str(error)) from error
 
 
-def _members(url: str) -> list[_Row]:
+def _members(shard: str) -> list[_Row]:
     """The sounds in a shard. Only their headers in the archive are read, so that their lengths stay unknown."""
-    import fsspec
-
     rows: list[_Row] = []
-    reason = None
-    with fsspec.open(url, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        try:
-            shard = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - holds nothing but the file
-            for member in shard:
-                if member.offset_data + member.size > size:
-                    reason = f"it breaks off within {member.name}"
-                    break
-                if member.isfile() and os.path.splitext(member.name)[1].lower() in AUDIO_SUFFIXES:
-                    rows.append(
-                        (os.fsencode(member.name), float("nan"), os.fsencode(url), member.offset_data, member.size)
-                    )
-            file.seek(shard.offset)
-            if not reason and any(
-                file.read(tarfile.BLOCKSIZE)
-            ):  # tarfile takes a bad header for the end of the archive
-                reason = f"it breaks off or is damaged at byte {shard.offset}"
-        except tarfile.ReadError as error:
-            reason = f"it breaks off ({error})"
-    if rows and reason:
-        warnings.warn(f"{url}: {reason}; the {len(rows):,} sounds before are used.", AudioWarning, stacklevel=2)
-    elif reason:
-        raise ValueError(reason)
-    if not rows:
-        raise ValueError("it holds no sounds")
+    try:
+        for sound in shards.sounds_in(shard):
+            rows.append((os.fsencode(sound.name), float("nan"), os.fsencode(shard), sound.offset, sound.size))
+    except AudioError as error:
+        if not rows:
+            raise
+        warnings.warn(f"{shard}: {error.reason}; the {len(rows):,} sounds before are used.", AudioWarning, stacklevel=2)
     return rows
