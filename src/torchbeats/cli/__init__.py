@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def with_address(arguments: list[str]) -> list[str]:
-    """The arguments, with an address behind a ``--ray`` that has none; other options have a value, or never have one."""
+    """The arguments, with an address behind a ``--ray`` that has none: no other option may lack a value."""
     result = list[str]()
     for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
         result.append(word)

@@ -170,6 +170,16 @@ def check_actors(ray: str | None, actors: int | None) -> None:
         raise SettingsError("--actors is for runs with --ray; on one machine --jobs says how many threads decode.")
 
 
+@contextmanager
+def display(total: Callable[[], int | None], done: int) -> Iterator[Progress]:
+    """A bar for a run, and a word if it goes on where an earlier one was."""
+    if done:
+        total_text = "" if (number := total()) is None else f" of {number:,}"
+        remark(f"Going on behind sound {done:,}{total_text}.")
+    with audio_progress(total, done) as progress:
+        yield progress
+
+
 def write(
     inputs: list[str],
     output: str,
@@ -188,15 +198,6 @@ def write(
     actors: int | None = None,
 ) -> None:
     """Write a table of ``what``, and say how it went; exit status 1 where sounds were left out."""
-
-    @contextmanager
-    def display(total: Callable[[], int | None], done: int) -> Iterator[Progress]:
-        if done:
-            total_text = "" if (number := total()) is None else f" of {number:,}"
-            remark(f"Going on behind sound {done:,}{total_text}.")
-        with audio_progress(total, done) as progress:
-            yield progress
-
     check_actors(ray, actors)
     write_rows = write_table if ray is None else partial(write_table_on_ray, address=ray, actors=actors)
     result = write_rows(

@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -63,12 +64,13 @@ def connected(address: str) -> Iterator[Any]:
         return
     handlers = _handlers()
     try:
-        ray.init(
-            None if address == AUTO else address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({"include_dashboard": False} if address == LOCAL else {}),
-        )
+        with _silent():
+            ray.init(
+                None if address == AUTO else address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({"include_dashboard": False} if address == LOCAL else {}),
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise SettingsError(f"There is no Ray cluster to be had at {address}: {_line(error)}") from error
     finally:
@@ -143,6 +145,21 @@ def _explained(error: BaseException) -> TorchbeatsError:
 def _line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{(lines[-1] if lines else repr(error)).rstrip('.')}."
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Standard error goes nowhere: Ray's compiled part says there what its settings are."""
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def _handlers() -> dict[int, Any]:

@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,57 @@ def write_table_on_ray(
         run.continued,
         was_complete,
     )
+
+
+@contextmanager
+def computed_on_ray(
+    sounds: Iterable[Piece],
+    out: str | os.PathLike[str],
+    model: str | os.PathLike[str],
+    plan: Plan,
+    *,
+    address: str = cluster.AUTO,
+    actors: int | None = None,
+    engine: str | None = None,
+    device: str | None = None,
+    jobs: int | None = None,
+    display: Display = lambda total, done: nullcontext(),
+    on_failure: OnFailure | None = None,
+) -> Iterator[tuple[Iterator[Group], int]]:
+    """What `inference.groups` gives, computed by the machines of a Ray cluster.
+
+    Until the work with them is done, the results lie in the folder ``OUT.blocks``, from which a run that was stopped
+    goes on.
+
+    Args:
+        sounds: inputs.
+        out: what is made of the groups.
+        model: a name, or a path that all machines see.
+        plan: how.
+        address: as for `write_table_on_ray`.
+        actors: as for `write_table_on_ray`.
+        engine: see `load`.
+        device: see `load`.
+        jobs: threads that decode, for each actor.
+        display: as for `write_table`.
+        on_failure: as for `write_table`.
+
+    Yields:
+        The groups, in the order of the inputs, and the number of inputs that could not be read.
+
+    Raises:
+        SettingsError: no cluster at the address.
+        StoreError: the folder cannot be written.
+    """
+    network, name, weights = opened(model, plan, engine, "cpu", None)
+    parts = Parts(f"{os.fspath(out)}.blocks")
+    about = settings_of(network, plan, name, weights, None)
+    del network
+    job = Job(name, plan, about, parts.folder, True, os.getcwd(), engine, device, jobs=jobs or 1)
+    run = Run(parts.folder, parts, job, sounds)
+    run.compute(address, actors, display, on_failure or _warn)
+    yield stored_groups(parts, run.names()), run.failed
+    parts.discard()
 
 
 def _warn(path: str, reason: str) -> None:
