@@ -1,7 +1,8 @@
 """A folder of very many files: time to the first batch, to the end of the listing, and the memory that takes.
 
 ``python many_files.py [--files 200000]`` makes hard links to one short sound, in folders of ``--per-folder``, and
-embeds them with the built-in model until all have been listed.
+embeds them with the built-in model until all have been listed. ``--list`` writes their paths to a text file instead, of
+which the first 10,000 exist: no more are reached before all are listed.
 """
 
 import argparse
@@ -47,10 +48,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=200_000)
     parser.add_argument("--per-folder", type=int, default=10_000)
+    parser.add_argument("--list", action="store_true", help="name the files in a list")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     try:
-        make(folder, arguments.files, arguments.per_folder)
+        make(folder, min(arguments.files, 10_000) if arguments.list else arguments.files, arguments.per_folder)
+        inputs = folder / "sounds"
+        if arguments.list:
+            inputs = folder / "sounds.txt"
+            with inputs.open("w") as file:
+                for number in range(arguments.files):
+                    below = folder / "sounds" / f"{number // arguments.per_folder:06}"
+                    file.write(f"{below / f'recording-{number:09}.wav'}\n")
         warnings.simplefilter("ignore")
         model = load("beats-nano")
         make(folder / "warm", 2_000, 1_000)
@@ -72,7 +81,7 @@ def main():
             yield progress
 
         with suppress(Done):
-            write_table(folder / "sounds", folder / "t.parquet", model, EmbeddingPlan(), display=display)
+            write_table(inputs, folder / "t.parquet", model, EmbeddingPlan(), display=display)
     finally:
         shutil.rmtree(folder)
 

@@ -143,6 +143,7 @@ def _explained(error: BaseException) -> TorchbeatsError:
 
 
 def _line(error: BaseException) -> str:
+    """What Ray says last, or of its lost machines and processes first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{(lines[-1] if lines else repr(error)).rstrip('.')}."
 
