@@ -53,9 +53,15 @@ def nodes(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("hook")
     (folder / "sitecustomize.py").write_text(HOOK)
-    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS", "RAY_BACKEND_LOG_LEVEL")}
     source = os.path.dirname(os.path.dirname(torchbeats.__file__))
-    os.environ |= {"PYTHONPATH": f"{folder}{os.pathsep}{source}", "OMP_NUM_THREADS": "1", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    variables = {
+        "PYTHONPATH": f"{folder}{os.pathsep}{source}",
+        "OMP_NUM_THREADS": "1",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_worker_niceness": "0",  # Ray makes way for everything else, and other tests are at work beside it
+    }
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
     small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     nodes.add_node(**small)

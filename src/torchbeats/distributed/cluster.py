@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import signal
 import sys
 import threading
@@ -143,9 +144,10 @@ def _explained(error: BaseException) -> TorchbeatsError:
 
 
 def _line(error: BaseException) -> str:
-    """What Ray says last, or of its lost machines and processes first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{(lines[-1] if lines else repr(error)).rstrip('.')}."
+    """The line of Ray's many that says what went wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+    return f"{(named or lines)[-1 if named else 0].rstrip('.')}."
 
 
 @contextmanager
