@@ -102,8 +102,8 @@ def main():
         gpu = each / (UTILISATION * H200_TFLOPS * 1e12)
         price = hours * arguments.core_price
         print(
-            f"{size}: {each / 1e9:.0f} GFLOP a clip; a core {1000 * seconds:.0f} ms, {SECONDS / seconds:.1f} x real time; "
-            f"all {hours:,.0f} core hours with decoding, {price:,.0f} at {arguments.core_price} an hour",
+            f"{size}: {each / 1e9:.0f} GFLOP a clip; a core {1000 * seconds:.0f} ms, {SECONDS / seconds:.1f} x real "
+            f"time; with decoding {hours:,.0f} core hours in all, {price:,.0f} at {arguments.core_price} an hour",
             flush=True,
         )
         for gpus in (1, 16):

@@ -119,7 +119,7 @@ def test_rows_are_those_of_a_local_run_and_a_crash_is_an_error(nodes, tmp_path):
     again = write_table_on_ray(folder, out, "beats-nano", EmbeddingPlan(window=0.5))
     assert again.complete
     next(iter(parts)).unlink()
-    more = write_table_on_ray(folder, out, "beats-nano", EmbeddingPlan(window=0.5), on_failure=skipped.update)
+    more = write_table_on_ray(folder, out, "beats-nano", EmbeddingPlan(window=0.5), on_failure=lambda *_: None)
     assert (more.complete, more.sounds) == (False, 12)
     assert sum(part.stat().st_mtime_ns == time for part, time in parts.items()) == 2
     assert rows(out).equals(rows(local.path))
