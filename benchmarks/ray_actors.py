@@ -2,7 +2,8 @@
 
 Both embed the same folder with the built-in model, in turns: the local run with as many threads as there are actors,
 each of which has one core. Starting up is left out of both: what counts is the time from the first batch's beginning to
-the last row. Rows are compared, and the time that a file costs beside its computation is the difference of both runs.
+the last row. Rows are compared. What a file costs beside its computation is the time in which actors were at no block.
+``--only-ray`` leaves the local run out.
 """
 
 import argparse
@@ -53,7 +54,10 @@ def on_ray(sounds, out, actors):
         result = running.write_table_on_ray(sounds, out, MODEL, EmbeddingPlan(), address="local", actors=actors)
     finally:
         cluster.compute = original
-    return result.sounds, max(s.ended for s in summaries) - min(s.begun for s in summaries)
+    span = max(s.ended for s in summaries) - min(s.begun for s in summaries)
+    idle = actors * span - sum(s.ended - s.begun for s in summaries)
+    last = [max(s.ended for s in summaries) - s.ended for s in sorted(summaries, key=lambda s: s.ended)[-actors:]]
+    return result.sounds, span, (idle - sum(last)) / result.sounds  # without the wait for the last of them
 
 
 def main():
@@ -61,6 +65,7 @@ def main():
     parser.add_argument("--sounds", default=str(Path(__file__).parents[2] / "shared" / "audio" / "fsdd"))
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only-ray", action="store_true", help="leave the local run out")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -68,14 +73,20 @@ def main():
     try:
         for number in range(arguments.rounds):
             one, many = folder / f"one-{number}.parquet", folder / f"many-{number}.parquet"
-            count, alone = local(arguments.sounds, one, arguments.actors)
-            _, together = on_ray(arguments.sounds, many, arguments.actors)
+            count, together, beside = on_ray(arguments.sounds, many, arguments.actors)
+            load_average = os.getloadavg()[0]
+            print(
+                f"{count:,} files: {arguments.actors} actors {count / together:.1f} files/s, {1000 * beside:.2f} ms "
+                f"a file beside computing; load {load_average:.1f}",
+                flush=True,
+            )
+            if arguments.only_ray:
+                continue
+            _, alone = local(arguments.sounds, one, arguments.actors)
             same = pq.read_table(one).equals(pq.read_table(many))
             print(
-                f"{count:,} files: {arguments.actors} threads {count / alone:.1f} files/s, {arguments.actors} actors "
-                f"{count / together:.1f} files/s, ratio {alone / together:.2f}; "
-                f"{1000 * (together - alone) / count:+.2f} ms a file; rows {'the same' if same else 'DIFFER'}; load "
-                f"{os.getloadavg()[0]:.1f}; most memory of this process "
+                f"{arguments.actors} threads {count / alone:.1f} files/s, ratio {alone / together:.2f}; rows "
+                f"{'the same' if same else 'DIFFER'}; load {os.getloadavg()[0]:.1f}; most memory of this process "
                 f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB",
                 flush=True,
             )

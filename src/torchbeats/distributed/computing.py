@@ -124,8 +124,9 @@ class Computing:
             block: of inputs.
             unusable: for indices of inputs that must not be read, the reason.
         """
-        if self.parts.has(block.name):  # by a process that died, or lost its connection, behind this
-            return self.parts.summary(block.name)
+        # By a process that died, or lost its connection, behind this.
+        if self.parts.has(block.name) and (summary := self.parts.summary(block.name)) is not None:
+            return summary
         sounds = block.sounds()
         begun, seconds, rows = time.time(), 0.0, 0
         failures: list[tuple[str, str]] = []

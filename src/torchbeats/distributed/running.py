@@ -228,7 +228,8 @@ class Run:
             self._refuse_others(update)
         self._summaries = parts.summaries(sorted(existing & set(blocks)))
         self.continued = sum(summary.inputs for summary in self._summaries)
-        self._missing = [block for name, block in blocks.items() if name not in existing]
+        done = set(self.names())
+        self._missing = [block for name, block in blocks.items() if name not in done]
         self.complete = not self._missing and not self._others and parts.has(COMMON)
 
     def _blocks(self, sounds: Iterable[Piece]) -> Iterator[Block]:

@@ -130,6 +130,8 @@ class Parts:
             with suppress(Exception):  # what went wrong is told
                 file.discard()
                 file.closed = True  # closing would complete it
+            with suppress(OSError):  # some stores show what is not complete
+                self._files.rm_file(self._place(name))
             raise
         file.close()
 
@@ -145,18 +147,20 @@ class Parts:
         if self._is_local and os.path.isdir(self._path) and not os.listdir(self._path):
             os.rmdir(self._path)
 
-    def summary(self, name: str) -> Summary:
-        """What a part says of itself."""
-        with self.open(name) as file:
-            metadata = pq.read_metadata(file).metadata
-        said = json.loads(metadata[PART_KEY])
+    def summary(self, name: str) -> Summary | None:
+        """What a part says of itself; None where it is not there, or not whole."""
+        try:
+            with self.open(name) as file:
+                said = json.loads(pq.read_metadata(file).metadata[PART_KEY])
+        except (FileNotFoundError, ValueError, KeyError, TypeError, pa.ArrowException):
+            return None
         failures = [(path, reason) for path, reason in said.pop("failures")]
         return Summary(name, failures=failures, **said)
 
     def summaries(self, names: Sequence[str]) -> list[Summary]:
-        """The same of many."""
+        """The same of many, without those that are not whole."""
         with ThreadPoolExecutor(READERS, thread_name_prefix="parts") as pool:
-            return list(pool.map(self.summary, names))
+            return [summary for summary in pool.map(self.summary, names) if summary is not None]
 
     def about(self, name: str) -> dict[str, Any] | None:
         """The settings in the metadata of a part, or of the whole table."""
