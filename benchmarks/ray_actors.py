@@ -57,7 +57,8 @@ def on_ray(sounds, out, actors):
     span = max(s.ended for s in summaries) - min(s.begun for s in summaries)
     idle = actors * span - sum(s.ended - s.begun for s in summaries)
     last = [max(s.ended for s in summaries) - s.ended for s in sorted(summaries, key=lambda s: s.ended)[-actors:]]
-    return result.sounds, span, (idle - sum(last)) / result.sounds  # without the wait for the last of them
+    first = [s.begun - min(s.begun for s in summaries) for s in sorted(summaries, key=lambda s: s.begun)[:actors]]
+    return result.sounds, span, (idle - sum(first) - sum(last)) / result.sounds  # starting up and the end left out
 
 
 def main():
