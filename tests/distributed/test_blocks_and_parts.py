@@ -165,6 +165,10 @@ def test_what_cannot_be(models, sounds, tmp_path):
     (tmp_path / "file.parquet").touch()
     with pytest.raises(StoreError, match="is a file"):
         on_ray(sounds, tmp_path / "file.parquet", model, EmbeddingPlan())
+    for sound in sounds.glob("*.wav"):
+        sound.write_text("no sound")
+    assert on_ray(sounds, tmp_path / "none.parquet", model, EmbeddingPlan()).failures == 8
+    assert not (tmp_path / "none.parquet").exists()
     with pytest.raises(SettingsError, match="either updated or overwritten"):
         on_ray(sounds, tmp_path / "out.parquet", model, EmbeddingPlan(), update=True, overwrite=True)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -220,7 +221,7 @@ def write(
     elif update and (result.kept or result.dropped) and not result.failures:
         new = result.sounds - result.kept
         remark(f"{result.path}: {new:,} files computed, {result.kept:,} kept, rows of {result.dropped:,} dropped.")
-    elif result.failures and not result.path.exists():
+    elif result.failures and isinstance(result.path, Path) and not result.path.exists():
         complain(
             f"Not one of the {result.sounds:,} files could be read, so there is no table; {result.errors} says why."
         )

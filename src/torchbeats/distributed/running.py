@@ -293,13 +293,17 @@ class Run:
         self._failed, self.continued = int(existing["failed"]), self.total
 
     def finish(self, write: Callable[[str, Content], None] | None = None) -> None:
-        """Make the parts the table, and list the inputs that could not be read beside it.
+        """Make the parts the table, and list the inputs that could not be read beside it; of nothing there is no table.
 
         Args:
             write: makes another table of them, instead of which they go; where not given they are the table.
         """
         failures = [failure for summary in self._summaries for failure in summary.failures]
         write_errors(self.out, failure_lines(failures))
+        rows = sum(summary.rows for summary in self._summaries)
+        if not rows and self.failed == self.total:
+            self.parts.discard()  # a table of nothing would pass for a result
+            return
         about = {**self.about, "failed": len(failures), "inputs": str(self._fingerprint)}
         schema = self.parts.schema(self.names()[0]).remove_metadata()
         if write is None:
