@@ -27,7 +27,7 @@ protocol labels model tokenizers other_models
 onnx loading
 data batching
 plans inference arrays tagging embedder
-tables search plots evaluation heads description
+tables search plots evaluation heads description distributed
 training
 torchbeats
 integrations serve cli __main__
@@ -45,6 +45,7 @@ OPTIONAL = {
     "matplotlib",
     "onnx",
     "onnxruntime",
+    "ray",
     "sklearn",
     "transformers",
 }

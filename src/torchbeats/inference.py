@@ -1,8 +1,9 @@
 """Many sounds → batches that waste little → results in order.
 
 Files are decoded by a few threads, a bounded distance ahead of the model. Their windows are gathered into groups of a
-fixed amount of audio; inside a group windows of like length share a batch. What is in a group, and so every batch,
-depends on the inputs alone: a run that starts again at a group's end computes the very same numbers.
+fixed amount of audio, which also end with a block of inputs; inside a group windows of like length share a batch. What
+is in a group, and so every batch, depends on the inputs alone: a run that starts again at a group's end, or a machine
+that computes one block of many, gets the very same numbers.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 
 from torchbeats.audio import AudioWarning, Floats
 from torchbeats.batching import batches_of_like_length
+from torchbeats.data.blocks import BlockEnds
 from torchbeats.data.inputs import Piece
 from torchbeats.data.sounds import Sound, blocks, named
 from torchbeats.errors import AudioError
@@ -277,9 +279,19 @@ def groups(
 ) -> Iterator[Group]:
     """What becomes of named sounds, group by group, from a position that an earlier run has reached."""
     plan.check(model)
-    decoded = _decode_ahead(islice(sounds, start.inputs, None), plan, model.grid, jobs or min(4, os.cpu_count() or 1))
+    block_ends = deque[bool]()
+
+    def remaining() -> Iterator[tuple[str, Sound]]:
+        ends = BlockEnds()
+        for number, (name, sound) in enumerate(sounds):
+            last = ends.is_last(sound)
+            if number >= start.inputs:
+                block_ends.append(last)
+                yield name, sound
+
+    decoded = _decode_ahead(remaining(), plan, model.grid, jobs or min(4, os.cpu_count() or 1))
     group, clips, held = Group(), list[_Clip](), 0.0
-    inputs, skip, seen, failed = start.inputs, start.windows, 0, start.failed
+    inputs, skip, seen, failed, block_ended = start.inputs, start.windows, 0, start.failed, False
     decode_failures: dict[int, tuple[str, str]] = {}  # by the index of their input
 
     def computed() -> Group:
@@ -304,7 +316,9 @@ def groups(
             group.ended.append((0 if failed else seen, failed or event is not None))
             inputs, skip, seen, failed = inputs + 1, 0, 0, False
             group.inputs += 1
-        if held >= GROUP_BATCHES * plan.batch_seconds or len(decode_failures) >= 1000:
+            block_ended = block_ends.popleft()
+        if held >= GROUP_BATCHES * plan.batch_seconds or block_ended:
+            block_ended = False
             yield computed()
             group, clips, held = Group(), [], 0.0
     yield computed()

@@ -1,9 +1,6 @@
 """Processes that somebody else started: torchrun on two machines, SLURM's tasks, mpirun; here all on this machine."""
 
 import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import soundfile
@@ -11,22 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import noise, pretrain_command, tiny_run
+from launchers import NAMES, finish, free_port, start
 from torchbeats.errors import SettingsError
 from torchbeats.training.environment import environment_for
 from torchbeats.training.processes import Launched, is_leader, launched
 from torchbeats.training.run import Run
 from torchbeats.training.settings import TrainerSettings, settings
-
-NAMES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "NODE_RANK",
-    "GROUP_RANK",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
 
 
 @pytest.fixture
@@ -105,33 +92,6 @@ def sounds(tmp_path_factory):
     for i in range(9):
         soundfile.write(folder / f"{i}.wav", noise(0.6 + 0.3 * i, seed=i, level=0.03 * (i + 1)), 16_000)
     return folder
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start(arguments, **values):
-    env = {name: value for name, value in os.environ.items() if name not in NAMES and not name.startswith("SLURM")}
-    env |= {"OMP_NUM_THREADS": "1", **{name: str(value) for name, value in values.items()}}
-    return subprocess.Popen(
-        [sys.executable, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def finish(processes):
-    """Exit status and standard error of each."""
-    result = []
-    try:
-        for process in processes:
-            _, error = process.communicate(timeout=240)
-            result.append((process.returncode, error))
-    finally:
-        for process in processes:
-            process.kill()
-    return result
 
 
 def torchrun(arguments):

@@ -29,6 +29,7 @@ from torchbeats.cli import (
 from torchbeats.cli.console import complain
 from torchbeats.cli.ending import run, stoppable
 from torchbeats.cli.quiet import with_quiet
+from torchbeats.distributed.cluster import AUTO
 from torchbeats.interrupts import take_keyboard_interrupts
 from torchbeats.version import __version__
 
@@ -83,4 +84,15 @@ def main() -> None:
     warnings.showwarning = lambda message, category, *_: complain(
         str(message) if issubclass(category, AudioWarning) else f"{category.__name__}: {message}", "Warning"
     )
+    sys.argv[1:] = with_address(sys.argv[1:])
     sys.exit(run(app))
+
+
+def with_address(arguments: list[str]) -> list[str]:
+    """The arguments, with an address behind a ``--ray`` that has none: no other option may lack a value."""
+    result = list[str]()
+    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        result.append(word)
+        if word == "--ray" and following.startswith("-"):
+            result.append(AUTO)
+    return result

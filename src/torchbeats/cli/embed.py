@@ -11,6 +11,7 @@ from torchbeats.cli.tables import (
     COMPUTING,
     MODEL,
     NAMES,
+    Actors,
     BatchSeconds,
     Device,
     Engine,
@@ -21,6 +22,7 @@ from torchbeats.cli.tables import (
     Layer,
     Output,
     Overwrite,
+    Ray,
     Update,
     Window,
     or_built_in,
@@ -61,6 +63,8 @@ def embed(
     follow_links: FollowLinks = False,
     overwrite: Overwrite = False,
     update: Update = False,
+    ray: Ray = None,
+    actors: Actors = None,
 ) -> None:
     """Compute embeddings of sounds: one table with the columns path, start, end (seconds) and embedding.
 
@@ -81,4 +85,6 @@ def embed(
         overwrite=overwrite,
         update=update,
         follow_links=follow_links,
+        ray=ray,
+        actors=actors,
     )

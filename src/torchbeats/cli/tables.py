@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,9 @@ import typer
 
 from torchbeats.cli.console import audio_progress, complain, remark, remind, skipped
 from torchbeats.data.list_formats.formats import LIST_SUFFIXES
+from torchbeats.distributed.cluster import ADDRESSES, AUTO
+from torchbeats.distributed.running import write_table_on_ray
+from torchbeats.errors import SettingsError
 from torchbeats.inference import Progress
 from torchbeats.plans import Plan
 from torchbeats.tables.writing import write_table
@@ -48,8 +52,13 @@ Inputs = Annotated[
     ),
 ]
 Output = Annotated[
-    Path,
-    typer.Option("--output", "-o", rich_help_panel=OUTPUT, help="Table to write: .parquet, .npz or .lance."),
+    str,
+    typer.Option(
+        "--output",
+        "-o",
+        rich_help_panel=OUTPUT,
+        help="Table to write: .parquet, .npz or .lance. With --ray a folder named .parquet, or .lance; or its URL.",
+    ),
 ]
 
 
@@ -137,10 +146,45 @@ Update = Annotated[
     ),
 ]
 
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        rich_help_panel=COMPUTING,
+        help=f"Compute on a Ray cluster. {ADDRESSES}. Default address: {AUTO}.",
+    ),
+]
+Actors = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        rich_help_panel=COMPUTING,
+        help="With --ray: number of processes that compute. Default: one for each GPU of the cluster, or else one for "
+        "each CPU core.",
+    ),
+]
+
+
+def check_actors(ray: str | None, actors: int | None) -> None:
+    """Raise a `SettingsError` where there is a number of actors without Ray."""
+    if actors is not None and ray is None:
+        raise SettingsError("--actors is for runs with --ray; on one machine --jobs says how many threads decode.")
+
+
+@contextmanager
+def display(total: Callable[[], int | None], done: int) -> Iterator[Progress]:
+    """A bar for a run, and a word if it goes on where an earlier one was."""
+    if done:
+        total_text = "" if (number := total()) is None else f" of {number:,}"
+        remark(f"Going on behind sound {done:,}{total_text}.")
+    with audio_progress(total, done) as progress:
+        yield progress
+
 
 def write(
     inputs: list[str],
-    output: Path,
+    output: str,
     model: str,
     plan: Plan,
     what: str,
@@ -152,18 +196,13 @@ def write(
     overwrite: bool = False,
     update: bool = False,
     follow_links: bool = False,
+    ray: str | None = None,
+    actors: int | None = None,
 ) -> None:
     """Write a table of ``what``, and say how it went; exit status 1 where sounds were left out."""
-
-    @contextmanager
-    def display(total: Callable[[], int | None], done: int) -> Iterator[Progress]:
-        if done:
-            total_text = "" if (number := total()) is None else f" of {number:,}"
-            remark(f"Going on behind sound {done:,}{total_text}.")
-        with audio_progress(total, done) as progress:
-            yield progress
-
-    result = write_table(
+    check_actors(ray, actors)
+    write_rows = write_table if ray is None else partial(write_table_on_ray, address=ray, actors=actors)
+    result = write_rows(
         inputs,
         output,
         model,
@@ -183,7 +222,7 @@ def write(
     elif update and (result.kept or result.dropped) and not result.failures:
         new = result.sounds - result.kept
         remark(f"{result.path}: {new:,} files computed, {result.kept:,} kept, rows of {result.dropped:,} dropped.")
-    elif result.failures and not result.path.exists():
+    elif result.failures and isinstance(result.path, Path) and not result.path.exists():
         complain(
             f"Not one of the {result.sounds:,} files could be read, so there is no table; {result.errors} says why."
         )

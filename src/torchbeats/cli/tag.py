@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from torchbeats.cli.tables import (
     NAMES,
     OUTPUT,
     WINDOWS,
+    Actors,
     BatchSeconds,
     Device,
     Engine,
@@ -23,7 +25,9 @@ from torchbeats.cli.tables import (
     Inputs,
     Jobs,
     Overwrite,
+    Ray,
     Views,
+    check_actors,
     or_built_in,
 )
 from torchbeats.cli.tag_run import TABLE, TagRun
@@ -145,6 +149,8 @@ def tag(
     jobs: Jobs = None,
     follow_links: FollowLinks = False,
     overwrite: Overwrite = False,
+    ray: Ray = None,
+    actors: Actors = None,
 ) -> None:
     """Name what sounds contain: the most likely labels of each sound, or of each second of a recording.
 
@@ -164,6 +170,7 @@ def tag(
         threshold = TRACK_THRESHOLD if events or (ending in STRETCHES and ending != PICTURE) else 0.0
     check_choice(top, threshold)
     check_events(min_gap, min_length)
+    check_actors(ray, actors)
     table = Table(inputs[0]) if len(inputs) == 1 and is_table(inputs[0]) else None
     model = or_built_in(model, hub.BUILT_IN_TAGGER, hub.BUILT_IN_TAGGER_NOTE)
     head = None if table is None else load(model, device=device, expect=BEATs)
@@ -186,13 +193,14 @@ def tag(
         None if head is None or table is None else scored_groups(table, head),
         events=partial(merged, min_gap=min_gap, min_length=min_length) if events else None,
     )
-    if output is None:
-        tagging.print(None if form is None else form.value, by_file=every is None)
-    elif ending == PICTURE:
-        assert every is not None
-        tagging.draw(output, every)
-    else:
-        tagging.write(output, ending)
+    with nullcontext() if ray is None else tagging.on_ray(output, model, ray, actors, engine and engine.value, device):
+        if output is None:
+            tagging.print(None if form is None else form.value, by_file=every is None)
+        elif ending == PICTURE:
+            assert every is not None
+            tagging.draw(output, every)
+        else:
+            tagging.write(output, ending)
     if tagging.failed:
         raise typer.Exit(1)
 

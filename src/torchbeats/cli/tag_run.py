@@ -6,14 +6,18 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from torchbeats.audio import Floats
 from torchbeats.cli.console import audio_progress, complain, for_terminal, remark, skipped
+from torchbeats.cli.tables import display
 from torchbeats.data.annotations.annotation import Annotation
 from torchbeats.data.inputs import Piece
+from torchbeats.distributed.running import computed_on_ray
+from torchbeats.errors import SettingsError
 from torchbeats.files import readable, replacing
 from torchbeats.inference import Group, Progress, groups
 from torchbeats.plans import ScorePlan
@@ -40,6 +44,7 @@ class TagRun:
         stored: rows of a table, in place of sounds.
         failed: number of sounds that could not be read.
         events: merges rows into events; None where rows are written.
+        computed: rows that a cluster has computed of the sounds.
     """
 
     sounds: list[Piece]
@@ -52,6 +57,31 @@ class TagRun:
     stored: Iterator[Group] | None = None
     failed: int = 0
     events: Callable[[Iterable[Tags]], Iterator[Annotation]] | None = None
+    computed: Iterator[Group] | None = None
+
+    @contextmanager
+    def on_ray(
+        self, output: Path | None, model: str, address: str, actors: int | None, engine: str | None, device: str
+    ) -> Iterator[None]:
+        """Let a Ray cluster compute; what is done within is made of its results."""
+        if output is None or self.stored is not None:
+            raise SettingsError(
+                "With --ray, sounds are tagged, and --output names a file whose folder all machines can write to."
+            )
+        with computed_on_ray(
+            self.sounds,
+            output,
+            model,
+            self.plan,
+            address=address,
+            actors=actors,
+            engine=engine,
+            device=device,
+            jobs=self.jobs,
+            display=display,
+            on_failure=skipped,
+        ) as (self.computed, self.failed):
+            yield
 
     def print(self, form: str | None, by_file: bool) -> None:
         """Write to standard output; JSON as an object a line.
@@ -123,8 +153,8 @@ class TagRun:
         return tags(scored(self._groups(progress), self.plan), self.names, self.top, self.threshold)
 
     def _groups(self, progress: Progress | None) -> Iterator[Group]:
-        if self.stored is not None:
-            yield from self.stored
+        if (ready := self.stored or self.computed) is not None:
+            yield from ready
             return
         pairs = [(sound.path, sound) for sound in self.sounds]
         for group in groups(pairs, self.network, self.plan, jobs=self.jobs, progress=progress):

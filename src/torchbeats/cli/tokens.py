@@ -9,6 +9,7 @@ import typer
 from torchbeats.cli.tables import (
     MODEL,
     NAMES,
+    Actors,
     BatchSeconds,
     Device,
     FollowLinks,
@@ -16,6 +17,7 @@ from torchbeats.cli.tables import (
     Jobs,
     Output,
     Overwrite,
+    Ray,
     Window,
     write,
 )
@@ -32,6 +34,8 @@ def tokens(
     jobs: Jobs = None,
     follow_links: FollowLinks = False,
     overwrite: Overwrite = False,
+    ray: Ray = None,
+    actors: Actors = None,
 ) -> None:
     """Compute acoustic tokens of sounds: one table with one row per file.
 
@@ -52,4 +56,6 @@ def tokens(
         jobs=jobs,
         overwrite=overwrite,
         follow_links=follow_links,
+        ray=ray,
+        actors=actors,
     )

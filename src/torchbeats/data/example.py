@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torchbeats.data.stored import MemorySound, StoredSound
+from torchbeats.data.sources import SoundSource
 
 
 class Example(NamedTuple):
@@ -18,7 +18,7 @@ class Example(NamedTuple):
         split: "train", "validation" or "test", or what the list says where that is none of them.
         fold: of a cross-validation, likewise.
         group: what a split should keep together, a speaker or a recording, likewise.
-        content: where the sound is, if it is no file but lies in a list; then ``path`` is its name.
+        content: where the sound is, if it is no file of this machine; then ``path`` is its name.
     """
 
     path: str
@@ -28,4 +28,4 @@ class Example(NamedTuple):
     split: str | None = None
     fold: str | None = None
     group: str | None = None
-    content: StoredSound | MemorySound | None = None
+    content: SoundSource | None = None

@@ -18,7 +18,8 @@ from torchbeats.data.folders import Omissions, sounds_in_folder
 from torchbeats.data.list_formats.formats import LIST_SUFFIXES
 from torchbeats.data.lists import LONGEST_PATH, iterate_list
 from torchbeats.data.shards import ShardSound, UnreadableShard
-from torchbeats.data.stored import MemorySound, StoredSound
+from torchbeats.data.sources import SoundSource
+from torchbeats.data.stored import StoredSound
 from torchbeats.data.urls import RemoteSound
 from torchbeats.errors import AudioError, InputError
 from torchbeats.files import special_kind
@@ -42,7 +43,7 @@ class Piece:
     path: str
     start: float = 0.0
     end: float | None = None
-    content: StoredSound | MemorySound | RemoteSound | ShardSound | UnreadableShard | None = None
+    content: SoundSource | None = None
 
 
 def find_audio(

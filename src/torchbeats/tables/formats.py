@@ -22,6 +22,8 @@ from torchbeats.plans import Values
 
 METADATA_KEY = b"torchbeats"  # of the JSON in a table's metadata
 INPUTS_KEY = b"torchbeats.inputs"  # of the inputs' states there; see `tables.states`
+PARTS_KEY = b"torchbeats.parts"  # of the names of a table's parts, and their rows; see `tables.parts`
+COMMON = "_common_metadata"  # of a table in parts
 SUFFIXES = (".parquet", ".npz", ".lance")
 # What reading a damaged file raises.
 DAMAGE = (
@@ -61,7 +63,7 @@ def read_metadata(path: Path, key: bytes = METADATA_KEY) -> bytes | None:
                 return str(arrays[name]).encode() if key == METADATA_KEY else bytes(arrays[name])
         if path.suffix == ".lance":
             return (open_lance(path).schema.metadata or {}).get(key) if exists(path) else None
-        return (pq.read_metadata(path).metadata or {}).get(key)
+        return (pq.read_metadata(path / COMMON if path.is_dir() else path).metadata or {}).get(key)
     except DAMAGE:
         return None
 
@@ -98,9 +100,17 @@ def _summary(path: Path, about: dict[str, Any]) -> dict[str, Any]:
             columns = {name: str(arrays[name].dtype) for name in arrays.files if name not in ("about", "inputs")}
             rows = len(arrays["start"])
     else:
-        schema, rows = pq.read_schema(path), pq.read_metadata(path).num_rows
+        schema = pq.read_schema(path / COMMON if path.is_dir() else path)
+        rows = sum(pq.read_metadata(file).num_rows for file in parquet_files(path))
         columns = {field.name: str(field.type) for field in schema}
     return {"rows": rows, "columns": columns, "settings": about}
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """The files of a table in Parquet, in order: itself, or its parts."""
+    if not path.is_dir():
+        return [path]
+    return [path / name for name, _ in json.loads(read_metadata(path, PARTS_KEY) or b"[]")]
 
 
 def pieces(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -136,7 +146,7 @@ def _firsts(rows: pa.Table) -> Values:
     return np.flatnonzero(rows[BEGINS].to_numpy())
 
 
-def _finished(content: Content) -> tuple[pa.Schema, Iterator[pa.Table]]:
+def finished(content: Content) -> tuple[pa.Schema, Iterator[pa.Table]]:
     """The rows of the finished table, and their schema."""
     if content.by_file:
         return _file_schema(content.schema), _by_file(content.tables, content.schema)
@@ -171,7 +181,7 @@ def _file_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def _write_parquet(path: Path, content: Content) -> None:
-    schema, tables = _finished(content)
+    schema, tables = finished(content)
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for table in tables:
             writer.write_table(table)
@@ -225,7 +235,7 @@ def open_lance(path: Path) -> Any:
 def _write_lance(path: Path, content: Content) -> None:
     """One version of a dataset, which appears whole, in place of the last; data of versions before go afterwards."""
     lance = require("lance", "search")
-    schema, tables = _finished(content)
+    schema, tables = finished(content)
     batches = (batch for table in tables for batch in table.to_batches())
     reader = pa.RecordBatchReader.from_batches(schema, batches)
     if not exists(path):  # what a killed run left there would be in the way

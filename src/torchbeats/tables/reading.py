@@ -17,7 +17,7 @@ from torchbeats.audio import Floats
 from torchbeats.errors import InputError
 from torchbeats.files import from_readable
 from torchbeats.inference import Flags, Times
-from torchbeats.tables.formats import BEGINS, DAMAGE, SUFFIXES, open_lance, summary
+from torchbeats.tables.formats import BEGINS, DAMAGE, SUFFIXES, open_lance, parquet_files, summary
 
 ROWS = 8192  # at a time
 
@@ -62,13 +62,18 @@ class Ranges:
         elif self.path.suffix == ".lance":
             self._dataset = open_lance(self.path)
         else:
-            self._file = pq.ParquetFile(self.path)
-            rows = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
-            self._edges = np.cumsum([0, *rows])
+            self._groups: list[tuple[Path, int]] = []  # file and number of each row group
+            rows = [0]
+            for file in parquet_files(self.path):
+                metadata = pq.read_metadata(file)
+                self._groups += [(file, i) for i in range(metadata.num_row_groups)]
+                rows += [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+            self._edges = np.cumsum(rows)
+            self._file: pq.ParquetFile | None = None
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.path.suffix == ".parquet":
+        if self.path.suffix == ".parquet" and self._file is not None:
             self._file.close()
 
     def read(self, first: int, last: int) -> Iterator[pa.Table]:
@@ -87,7 +92,11 @@ class Ranges:
             return self._table.slice(first)
         group = int(np.searchsorted(self._edges, first, "right")) - 1
         if group != self._group:
-            self._group, self._held = group, self._file.read_row_group(group).replace_schema_metadata(None)
+            file, number = self._groups[group]
+            if self._file is None or self._groups[self._group][0] != file:
+                self.__exit__()
+                self._file = pq.ParquetFile(file)
+            self._group, self._held = group, self._file.read_row_group(number).replace_schema_metadata(None)
         return self._held.slice(first - self._edges[group])
 
 
@@ -248,9 +257,10 @@ class Table:
         if self.path.suffix == ".lance":
             yield from open_lance(self.path).to_batches(columns=columns, batch_size=size, scan_in_order=True)
         else:
-            # Read ahead, all of the file would be in memory before long.
-            with pq.ParquetFile(self.path, pre_buffer=False) as file:
-                yield from file.iter_batches(size, columns=columns)
+            for part in parquet_files(self.path):
+                # Read ahead, all of the file would be in memory before long.
+                with pq.ParquetFile(part, pre_buffer=False) as file:
+                    yield from file.iter_batches(size, columns=columns)
 
     def _npz(self, size: int) -> Iterator[tuple[list[str], Times, Floats]]:
         with np.load(self.path) as arrays:

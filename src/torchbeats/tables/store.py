@@ -69,14 +69,7 @@ class Store:
         formats.check_name(self.out)
         _, self.errors = output_files(out)
         self.about = json.loads(json.dumps(about))
-        self.schema = pa.schema(
-            [
-                ("path", pa.string()),
-                ("start", pa.float64()),
-                ("end", pa.float64()),
-                (row.column, pa.list_(pa.from_numpy_dtype(row.dtype), row.width)),
-            ]
-        )
+        self.schema = schema_of(row)
         self._by_file = row.per == "file"
         # A Lance dataset grows as the run goes on, where its rows come in their order, and as they stay.
         self._by_fragments = self.out.suffix == ".lance" and not self._by_file and base is None
@@ -197,7 +190,7 @@ class Store:
         failures = [failure for group in pending for failure in group.failures]
         self.position = pending[-1].position
         self.failed += len(failures)
-        tables = [self._table(group) for group in pending if group.paths]
+        tables = [rows_of(group, self.schema) for group in pending if group.paths]
         table = pa.concat_tables(tables) if tables else with_begins(self.schema).empty_table()
         ended = [end for group in pending for end in group.ended]
         counts = [count for group in pending for count in self._row_counts(group)]
@@ -239,12 +232,6 @@ class Store:
         self._rows_under_way += sum(file_rows)
         return counts
 
-    def _table(self, group: Group) -> pa.Table:
-        values = pa.FixedSizeListArray.from_arrays(pa.array(group.values.reshape(-1)), self.schema.types[-1].list_size)
-        paths = [readable(path) for path in group.paths]
-        columns = [pa.array(paths, pa.string()), *group.times.T, values, group.begins]
-        return pa.table(columns, schema=with_begins(self.schema))
-
     def finish(self, inputs: str | None = None, merge: Merge | None = None) -> None:
         """Make the rows the output, and list the inputs that failed in ``OUT.errors.jsonl``, if any did.
 
@@ -281,8 +268,7 @@ class Store:
 
     def _write(self, schema: pa.Schema, count: int, tables: Iterable[pa.Table]) -> None:
         """Write all of the output at once."""
-        width = self.schema.types[-1].list_size * self.schema.types[-1].value_type.bit_width // 8
-        piece = formats.pieces(tables, max(1, FLUSH_BYTES // (width + 64)))
+        piece = formats.pieces(tables, piece_rows(self.schema))
         content = Content(schema, count, piece, self._by_file)
         formats.WRITERS[self.out.suffix](self.out, content)
 
@@ -291,6 +277,32 @@ class Store:
         assert self._unfinished is not None
         self._unfinished.discard()
         self.complete, self.failed = True, int((read_about(self.out) or {}).get("failed", 0))
+
+
+def schema_of(row: Row) -> pa.Schema:
+    """Of a table's rows a window or a step."""
+    return pa.schema(
+        [
+            ("path", pa.string()),
+            ("start", pa.float64()),
+            ("end", pa.float64()),
+            (row.column, pa.list_(pa.from_numpy_dtype(row.dtype), row.width)),
+        ]
+    )
+
+
+def rows_of(group: Group, schema: pa.Schema) -> pa.Table:
+    """A group's rows, with the column `formats.BEGINS`."""
+    values = pa.FixedSizeListArray.from_arrays(pa.array(group.values.reshape(-1)), schema.types[-1].list_size)
+    paths = [readable(path) for path in group.paths]
+    columns = [pa.array(paths, pa.string()), *group.times.T, values, group.begins]
+    return pa.table(columns, schema=with_begins(schema))
+
+
+def piece_rows(schema: pa.Schema) -> int:
+    """Number of rows that are written at once."""
+    width = schema.types[-1].list_size * schema.types[-1].value_type.bit_width // 8
+    return max(1, FLUSH_BYTES // (width + 64))
 
 
 @contextmanager

@@ -94,10 +94,9 @@ class Unfinished:
             progress: what else is to be known when the run goes on.
         """
         assert self.run is not None
-        lines = "".join(as_json({"path": readable(path), "error": reason}) + "\n" for path, reason in failures)
         contents = {
             "rows.arrow": _stream(rows),
-            "failures.jsonl": lines.encode("utf-8", "replace"),
+            "failures.jsonl": failure_lines(failures),
             "inputs.bin": records,
         }
         lengths = self.run["lengths"] | {name: self._grow(name, content) for name, content in contents.items()}
@@ -210,6 +209,12 @@ class Unfinished:
         (self.folder / "lock").unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
+
+
+def failure_lines(failures: Sequence[tuple[str, str]]) -> bytes:
+    """Inputs that could not be read, and why, as a JSON object a line."""
+    lines = (as_json({"path": readable(path), "error": reason}) + "\n" for path, reason in failures)
+    return "".join(lines).encode("utf-8", "replace")
 
 
 def folder_of(out: Path) -> Path:

@@ -41,7 +41,7 @@ class TableResult(NamedTuple):
     """What became of a run.
 
     Attributes:
-        path: of the table; there is none where not one sound could be read.
+        path: of the table, text where it is a URL; there is none where not one sound could be read.
         errors: list of the sounds that could not be read, a JSON object a line; None where all could be.
         sounds: number of inputs.
         failures: how many of them could not be read, in whole or in part.
@@ -53,8 +53,8 @@ class TableResult(NamedTuple):
         dropped: by an update, number of sounds whose old rows went, since they have changed or are gone.
     """
 
-    path: Path
-    errors: Path | None
+    path: Path | str
+    errors: Path | str | None
     sounds: int
     failures: int
     rows: int
@@ -118,14 +118,14 @@ def write_table(
         raise SettingsError("A table is either updated or overwritten.")
     sounds_list = [inputs] if isinstance(inputs, (str, os.PathLike, Piece)) else list(inputs)
     refuse_inputs(output_files(out), [one for one in sounds_list if not isinstance(one, Piece)])
-    sounds = Listing(_no_outputs(_sounds(sounds_list, follow_links), output_files(out)))
+    sounds = Listing(no_outputs(sounds_of(sounds_list, follow_links), output_files(out)))
     sounds.advance(LIST_SECONDS)
-    network, name, weights = _opened(model, plan, engine, device, dtype)
+    network, name, weights = opened(model, plan, engine, device, dtype)
     plan = plan or plan_for(network)
     plan.check(network)
     if update and plan.row(network).per == "file":
         raise SettingsError("A table with a row a file cannot be updated; overwrite it.")
-    about = _about(network, plan, name, weights, dtype)
+    about = settings_of(network, plan, name, weights, dtype)
     run = _Run(Path(out), plan, network, about, sounds, overwrite, update)
     on_failure = on_failure or partial(_warn, level=4)
     rows = 0 if run.store.complete else run.compute(jobs, display, on_failure)
@@ -248,7 +248,7 @@ class _States:
         return [self._states.popleft() for _ in range(ended)] + ([self._states[0]] if under_way else [])
 
 
-def _no_outputs(sounds: Iterable[Piece], outputs: list[Path]) -> Iterator[Piece]:
+def no_outputs(sounds: Iterable[Piece], outputs: list[Path]) -> Iterator[Piece]:
     """The same; none of them may be what is written."""
     remaining = iter(sounds)
     while block := list(islice(remaining, 256)):
@@ -256,7 +256,7 @@ def _no_outputs(sounds: Iterable[Piece], outputs: list[Path]) -> Iterator[Piece]
         yield from block
 
 
-def _sounds(inputs: Iterable[str | os.PathLike[str] | Piece], follow_links: bool) -> Iterator[Piece]:
+def sounds_of(inputs: Iterable[str | os.PathLike[str] | Piece], follow_links: bool) -> Iterator[Piece]:
     """Pieces as they are, and what all else names; each once."""
     inputs = list(inputs)
     pieces = [piece for piece in inputs if isinstance(piece, Piece)]
@@ -266,7 +266,7 @@ def _sounds(inputs: Iterable[str | os.PathLike[str] | Piece], follow_links: bool
     return distinct(chain(described(pieces), iterate_sounds(names, follow_links=follow_links) if names else ()))
 
 
-def _opened(
+def opened(
     model: Model | str | os.PathLike[str] | None,
     plan: Plan | None,
     engine: str | None,
@@ -285,7 +285,7 @@ def _opened(
     return loaded, os.fspath(model), sha256(path)
 
 
-def _about(model: Model, plan: Plan, name: str, weights: str, dtype: torch.dtype | None) -> dict[str, Any]:
+def settings_of(model: Model, plan: Plan, name: str, weights: str, dtype: torch.dtype | None) -> dict[str, Any]:
     """All that the table depends on beside the inputs, which it carries in its metadata."""
     row = plan.row(model)
     return {

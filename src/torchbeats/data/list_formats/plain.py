@@ -10,7 +10,7 @@ from torchbeats.data.annotations import audacity
 from torchbeats.data.annotations.formats import dialect_of
 from torchbeats.data.annotations.recordings import Recordings
 from torchbeats.data.columns import Columns
-from torchbeats.data.list_formats.raw_list import NUL, RawList, read_text
+from torchbeats.data.list_formats.raw_list import RawList, numbered_lines, read_text
 from torchbeats.data.list_formats.tables import read_table
 
 _PATH = "path of a list without a header"
@@ -25,9 +25,7 @@ def read_txt(path: Path, labels: bool | str) -> RawList:
         return read_table(text, encoding)  # as Raven writes its tables
     if audacity.is_track(text) or (not text.strip() and Recordings().named_like(path)):
         return RawList(audacity.COLUMNS, audacity.read_track(text), encoding=encoding, dialect=audacity.AUDACITY)
-    # not splitlines: U+2028 and its like may be in names
-    lines = enumerate(text.replace("\0", NUL).split("\n"), start=1)
-    rows = ((number, {_PATH: line}) for number, line in lines if line.strip())
+    rows = ((number, {_PATH: line}) for number, line in numbered_lines(text) if line.strip())
     return RawList([], rows, encoding=encoding, path=_PATH)
 
 
@@ -36,7 +34,7 @@ def read_scp(path: Path, labels: bool | str) -> RawList:
     text, encoding = read_text(path)
 
     def rows() -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, line in enumerate(text.replace("\0", NUL).split("\n"), start=1):
+        for number, line in numbered_lines(text):
             if not line.strip():
                 continue
             parts = line.strip().split(maxsplit=1)
