@@ -27,7 +27,7 @@ protocol labels model tokenizers other_models
 onnx loading
 data batching
 plans inference arrays tagging embedder
-tables search plots evaluation heads description
+tables search plots evaluation heads description maps
 training
 torchbeats
 integrations serve cli __main__
@@ -37,6 +37,7 @@ ORDER = DRAWING.split()
 CORE = {"av", "huggingface_hub", "numpy", "pyarrow", "rich", "safetensors", "soundfile", "soxr", "torch", "typer"}
 CORE |= {"yaml"}
 OPTIONAL = {"datasets", "fsspec", "lance", "lightning", "matplotlib", "onnx", "onnxruntime", "sklearn", "transformers"}
+OPTIONAL |= {"umap"}
 # What whole rooms are for, which nothing imports at its top but the room itself.
 OPTIONAL_ROOMS = {"training": {"lightning"}}
 
