@@ -35,11 +35,12 @@ def by_value(values: Sequence[Hashable | None], names: Mapping[Any, str], others
 
     Args:
         values: of each point; None for none.
-        names: of the values.
+        names: of the values; of groups of the same size the one that is named first here comes first.
         others: name of the group of the least frequent.
     """
     counts = Counter(value for value in values if value is not None)
-    order = sorted(counts, key=lambda value: (-counts[value], names[value]))
+    rank = {value: number for number, value in enumerate(names)}
+    order = sorted(counts, key=lambda value: (-counts[value], rank[value]))
     most = len(COLOURS)
     own = order if len(order) <= most else order[: most - 1]
     places = {value: number for number, value in enumerate(own)}
@@ -65,4 +66,4 @@ def by_cluster(vectors: Floats, clusters: int, seed: int = 0) -> Groups:
     nearest = (units @ means.T).argmax(1).tolist()
     order = {value: number for number, (value, _) in enumerate(Counter(nearest).most_common(), start=1)}
     numbers: list[Hashable | None] = [order[value] for value in nearest]
-    return by_value(numbers, {number: f"cluster {number}" for number in order.values()}, "other clusters")
+    return by_value(numbers, {number: f"cluster {number}" for number in sorted(order.values())}, "other clusters")

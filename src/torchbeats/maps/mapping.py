@@ -123,11 +123,13 @@ def make_map(
         groups = by_cluster(vectors, clusters, seed)
     elif colour == "file":
         paths: list[Hashable | None] = [path for path, _, _ in stretches]
-        titles = {path: one_line(readable(os.path.basename(path))) for path, _, _ in stretches}
+        titles = {
+            path: one_line(readable(os.path.basename(path))) for path in sorted({path for path, _, _ in stretches})
+        }
         groups = by_value(paths, titles, "other files")
     else:
         first: list[Hashable | None] = [next(iter(names.get(row, ())), None) for row in rows.tolist()]
-        groups = by_value(first, {label: one_line(label) for label in _all(names)}, "other labels")
+        groups = by_value(first, {label: one_line(label) for label in sorted(_all(names))}, "other labels")
     method = method if len(rows) >= FEWEST else "pca"
     progress(f"Placing {len(rows):,} points")
     places = reduce(vectors, method, seed)
@@ -153,8 +155,8 @@ def _label_names(table: Table, labelled: Labelled, min_overlap: float) -> dict[i
     return {row: example.labels for row, example in pairs if example.labels}
 
 
-def _all(names: dict[int, tuple[str, ...]]) -> dict[str, None]:
-    return dict.fromkeys(label for labels in names.values() for label in labels)
+def _all(names: dict[int, tuple[str, ...]]) -> set[str]:
+    return {label for labels in names.values() for label in labels}
 
 
 def _sample(total: int, labelled: Indices, points: int, seed: int) -> Indices:

@@ -10,6 +10,7 @@ import base64
 import html
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,14 +89,10 @@ def write_page(
         "spectrograms": pictures,
         "sounds": sounds,
     }
-    title = readable(shown.table.name)
-    text = TEMPLATE.read_text("utf-8")
-    for mark, value in (
-        ("{{title}}", html.escape(title)),
-        ("{{note}}", html.escape(shown.note())),
-        ("{{data}}", _in_script(data)),
-    ):
-        text = text.replace(mark, value, 1)
+    title, note = html.escape(readable(shown.table.name)), html.escape(shown.note())
+    values = {"title": title, "note": note, "data": _in_script(data)}
+    # In one pass: a value may hold what looks like a mark.
+    text = re.sub(r"\{\{(\w+)\}\}", lambda mark: values[mark[1]], TEMPLATE.read_text("utf-8"))
     with replacing(path) as temporary:
         temporary.write_text(text, "utf-8")
     return result
