@@ -1,7 +1,6 @@
 """docs/tutorials/detector.md: all of it runs, in order, and its figures are those that come out.
 
-The figures of the page may be off by a few calls where another processor rounds differently; the bounds here are what the
-page is worth.
+They may be off by a few calls where another processor rounds differently; the bounds here are what the page is worth.
 """
 
 import csv
@@ -115,7 +114,6 @@ def test_the_tutorial(run, tmp_path, monkeypatch):
         scores = head.probabilities(values[rest].astype(np.float64))
         means.append(average_precision(targets[rest], scores))
     assert means[0].mean() >= 0.8
-    in_the_mean, plain = (
-        float(re.search(pattern, PAGE)[1]) for pattern in (r"(0\.\d+) in the mean", r"model, has (0\.\d+)")
-    )
+    patterns = r"(0\.\d+) in the mean", r"model, has (0\.\d+)"
+    in_the_mean, plain = (float(re.search(pattern, PAGE)[1]) for pattern in patterns)
     assert [mean.mean() for mean in means] == pytest.approx([in_the_mean, plain], abs=0.02)
