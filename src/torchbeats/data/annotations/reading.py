@@ -80,7 +80,7 @@ def _of_file(path: Path, label_column: str | None, recordings: Recordings) -> It
         if labels is None:
             unlabelled.append(row.number)
         for label in labels or ():
-            edges = (_scaled(number(row.values, keys), hertz) for keys in (LOW, HIGH))
+            edges = _scaled(number(row.values, LOW), hertz), _scaled(number(row.values, HIGH), hertz)
             scores = number(row.values, PEAK), number(row.values, MEAN)
             yield Annotation(row.path, row.start, row.end, label, *edges, *scores)
     table.left_out("which have no label", unlabelled)
