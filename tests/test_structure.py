@@ -27,7 +27,7 @@ protocol labels model tokenizers other_models
 onnx loading
 data batching
 plans inference arrays tagging embedder
-tables search plots evaluation heads description distributed
+tables search plots evaluation heads description distributed maps
 training
 torchbeats
 integrations serve cli __main__
@@ -48,6 +48,7 @@ OPTIONAL = {
     "ray",
     "sklearn",
     "transformers",
+    "umap",
 }
 # What whole rooms are for, which nothing imports at its top but the room itself.
 OPTIONAL_ROOMS = {"training": {"lightning"}}

@@ -334,29 +334,3 @@ def test_csv_and_jsonl_and_standard_output(run, tables, sounds, tmp_path):
     status, out, _ = run(*command, "--format", "table", "--unlike", "row:0", "--not-same-file")
     assert (status, out.split()[:4]) == (0, ["score", "path", "start", "end"])
     assert [piece.path for piece in torchbeats.data.inputs.find_sounds([tmp_path / "m.csv"])]  # a list of pieces
-
-
-def test_clips(run, tables, sounds, tmp_path):
-    status, _, said = run(
-        "search", tables["t.parquet"], f"{sounds / 'long.wav'}@12-13", "-n", "3", "-o", tmp_path / "clips"
-    )
-    assert (status, said) == (0, "")
-    names = sorted(os.listdir(tmp_path / "clips"))
-    assert names[0] == "001_1.000_long_12.00-13.00.wav"
-    assert [name[:4] for name in names] == ["001_", "002_", "003_"]
-    clip, rate = soundfile.read(tmp_path / "clips" / names[0], dtype="float32")
-    whole, _ = soundfile.read(sounds / "long.wav", dtype="float32")
-    assert (rate, len(clip)) == (16_000, 16_000)
-    np.testing.assert_allclose(clip, whole[12 * 16_000 : 13 * 16_000], atol=1e-4)
-
-
-def test_clips_of_sounds_that_are_gone(run, tmp_path):
-    path = made(tmp_path / "t.parquet", np.eye(5, dtype=np.float32), [str(tmp_path / "gone.wav")] * 5)
-    status, _, said = run("search", path, "row:0", "-o", tmp_path / "clips")
-    assert (status, said.count("gone.wav")) == (1, 4)
-
-
-@pytest.mark.parametrize("name", ["m.txt", "m.xlsx"])
-def test_other_outputs_are_refused_before_any_work(run, tmp_path, name):
-    status, _, said = run("search", tmp_path / "no.parquet", "row:0", "-o", tmp_path / name)
-    assert (status, "must be named .csv or .jsonl, or be a folder for clips" in said) == (2, True)

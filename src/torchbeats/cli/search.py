@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table as Lines
 
-from torchbeats.cli.console import complain, remark
-from torchbeats.cli.tables import NAMES, Device
+from torchbeats.cli.console import complain, count_progress, remark
+from torchbeats.cli.tables import NAMES, OUTPUT, Device, Overwrite
 from torchbeats.files import readable
 from torchbeats.search import searching
 
@@ -53,7 +53,20 @@ def search(
     ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Results to write: .csv, .jsonl, or a folder for WAV clips named by rank."),
+        typer.Option(
+            "--output",
+            "-o",
+            rich_help_panel=OUTPUT,
+            help="Results to write: .csv, .jsonl, .parquet, .raven.txt (selection table), .audacity.txt (label track "
+            "of one recording), or a folder for WAV clips named by rank. Default: standard output.",
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=OUTPUT,
+            help="Label of the results in .raven.txt and .audacity.txt. Default: match; for Audacity rank and score.",
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help=f"{NAMES} Default: the model that the table names.")
@@ -61,8 +74,12 @@ def search(
     device: Device = "auto",
     format: Annotated[
         Formats | None,
-        typer.Option(help="Format on standard output. Default: a table on a terminal, otherwise a JSON object a line."),
+        typer.Option(
+            rich_help_panel=OUTPUT,
+            help="Format on standard output. Default: a table on a terminal, otherwise a JSON object a line.",
+        ),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Find the rows of a table that are most like some sounds, by the cosine of their embeddings.
 
@@ -70,8 +87,9 @@ def search(
     ~/.cache/torchbeats/search, for later ones: at most 16 GB of all tables, those searched longest ago go first.
     """
     from torchbeats.search import results
+    from torchbeats.tables.tags import ending_of
 
-    clips = output is not None and results.check_output(output)
+    clips = output is not None and results.check_output(output, [table, *query, *(unlike or ())], overwrite)
     matches = searching.search(
         table,
         query,
@@ -88,14 +106,15 @@ def search(
         else:
             print("".join(json.dumps(results.as_object(match), ensure_ascii=False) + "\n" for match in matches), end="")
     elif clips:
-        failures = results.write_clips(output, matches)
+        with count_progress(len(matches), "clips") as progress:
+            failures = results.write_clips(output, matches, progress)
         for failure in failures:
             complain(str(failure), "Skipped")
         remark(f"{output}: {len(matches) - len(failures):,} clips.")
         if failures:
             raise typer.Exit(1)
     else:
-        results.WRITERS[output.suffix.lower()](output, matches)
+        results.WRITERS[ending_of(output.name, results.WRITERS) or ""](output, matches, label)
         remark(f"{output}: {len(matches):,} rows.")
 
 

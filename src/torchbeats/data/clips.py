@@ -170,6 +170,27 @@ def safe_name(text: str) -> str:
 # --- sound ------------------------------------------------------------------------------------------------------------
 
 
+def write_clip(stretch: Annotation, path: Path, format: str = "wav", padding: float = 0.0) -> float:
+    """Write one annotated stretch as a sound file, at the rate and with the channels of its recording.
+
+    Args:
+        stretch: of a recording.
+        path: of the clip.
+        format: "wav" or "flac".
+        padding: seconds more on both sides, as far as the recording reaches.
+
+    Returns:
+        Seconds of the clip.
+
+    Raises:
+        AudioError: the recording cannot be read, or has no such stretch.
+    """
+    try:
+        return _cut(stretch, path, format, padding)
+    except _StretchError as error:
+        raise AudioError(stretch.path, str(error)) from error
+
+
 def _cut(stretch: Annotation, path: Path, format: str, padding: float) -> float:
     """Write a clip; its seconds.
 

@@ -64,7 +64,8 @@ def scored_groups(table: Table, model: BEATs) -> Iterator[Group]:
     head = check_fits(table, model)
     inputs = 0
     for rows in table.rows():
-        values = torch.from_numpy(np.ascontiguousarray(rows.values)).to(model.device)
+        # Arrow's memory is read-only, of which torch would warn.
+        values = torch.from_numpy(np.require(rows.values, requirements=["C", "W"])).to(model.device)
         with torch.inference_mode():
             probabilities = model.probabilities(head(values))
         inputs += int(rows.begins.sum())

@@ -145,6 +145,13 @@ def test_embed_takes_annotations_as_pieces(folder):
     assert (piece.path, piece.start, piece.end) == (str(folder / "b.wav"), 0.5, 1.25)
 
 
+def test_a_table_of_times_and_names_without_the_other_columns_of_raven(folder):
+    header = tabs("Begin Time (s)", "End Time (s)", "Common Name", "Species Code", "Confidence")
+    table = write(folder / "a.selection.table.txt", header, tabs(1.0, 3.0, "Barred Owl", "brdowl", 0.42))
+    (owl,) = read_annotations(table)
+    assert (owl.path, *owl[1:4], owl.peak) == (str(folder / "a.wav"), 1.0, 3.0, "Barred Owl", 0.42)
+
+
 # --- Kaleidoscope
 
 
@@ -163,6 +170,13 @@ def test_kaleidoscope(folder):
     assert (found[0].low, found[0].high) == (20000, 45100)
     with pytest.warns(AudioWarning, match="2 rows left out, which have no label"):
         assert len(read_annotations(table, label_column="MANUAL ID")) == 1
+
+
+def test_kaleidoscope_writes_the_frequencies_of_bats_in_kilohertz(folder):
+    columns = "INDIR,FOLDER,IN FILE,OFFSET,DURATION,AUTO ID*,PULSES,MATCHING,N,Fc,Sc,Dur,Fmax,Fmin,Fmean,MANUAL ID"
+    table = write(folder / "id.csv", columns, r"D:\bats,,a.wav,0,2,PIPPIP,12,10,12,45.1,,,48.3,44.2,,")
+    (bat,) = read_annotations(table)
+    assert (bat.label, bat.low, bat.high) == ("PIPPIP", 44_200.0, 48_300.0)
 
 
 def test_kaleidoscope_clusters(folder):

@@ -20,6 +20,7 @@ class Dialect:
         path_columns: those that make up the path of a recording, likewise.
         paths: of a row, by keys, what the recording may be called, the likeliest first.
         empty_labels: labels that say that there is nothing, in lower case.
+        hertz: the frequencies of a row are in so many hertz, by the keys of the table's columns.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Dialect:
     path_columns: Callable[[Sequence[str]], list[str]]
     paths: Callable[[Mapping[str, Any]], list[str]]
     empty_labels: frozenset[str] = frozenset()
+    hertz: Callable[[set[str]], float] = lambda keys: 1.0
 
 
 def known_labels(names: Sequence[str], keys: Sequence[str] = LABEL_COLUMNS) -> list[str]:

@@ -1,7 +1,8 @@
 """Kaleidoscope's CSV: ``INDIR``, ``FOLDER`` and ``IN FILE`` name a recording, ``OFFSET`` and ``DURATION`` are seconds.
 
 A label is what a person wrote (``MANUAL ID``) or, where that is empty, what the program chose (``AUTO ID``, or the
-cluster ``TOP1MATCH``). Some columns may end in an asterisk.
+cluster ``TOP1MATCH``). Some columns may end in an asterisk. In tables of bats, which count pulses, frequencies are in
+kilohertz.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ KALEIDOSCOPE = Dialect(
     _path_columns,
     _paths,
     frozenset(("noid", "no id", "nocall")),
+    lambda keys: 1000.0 if {"pulses", "fc"} & keys else 1.0,  # of bats, in kilohertz
 )
 
 

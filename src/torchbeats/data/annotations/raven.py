@@ -36,7 +36,7 @@ LOWEST, HIGHEST = 0.0, 8000.0  # Hz: what the models hear; Raven draws no select
 
 def _recognises(keys: set[str]) -> bool:
     marks = {"selection", "view", "low_freq_hz", "low_freq_khz", *PATHS}
-    return "begin_time_s" in keys and bool(keys & marks)
+    return "begin_time_s" in keys and bool(keys & {*marks, "end_time_s"})
 
 
 def _label_columns(names: Sequence[str]) -> list[str]:

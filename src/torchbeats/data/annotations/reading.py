@@ -14,7 +14,7 @@ from torchbeats.data.annotations.dialects import number
 from torchbeats.data.annotations.formats import dialect_of
 from torchbeats.data.annotations.recordings import Recordings
 from torchbeats.data.cells import composed, items
-from torchbeats.data.columns import Columns, is_missing
+from torchbeats.data.columns import Columns, is_missing, key
 from torchbeats.data.list_formats.formats import LIST_SUFFIXES
 from torchbeats.data.list_formats.tables import DELIMITERS
 from torchbeats.data.lists import Row, SoundList, read_list
@@ -71,6 +71,7 @@ def _of_file(path: Path, label_column: str | None, recordings: Recordings) -> It
     column = table.columns.label
     if column is None:
         raise InputError(f"{path} has no column for labels. If there is one, name it: --label-column.")
+    hertz = table.dialect.hertz({key(name) for name in table.columns.names}) if table.dialect else 1.0
     unlabelled = []
     for row in table.rows:
         if row.content is not None:
@@ -79,10 +80,14 @@ def _of_file(path: Path, label_column: str | None, recordings: Recordings) -> It
         if labels is None:
             unlabelled.append(row.number)
         for label in labels or ():
-            edges = number(row.values, LOW), number(row.values, HIGH)
+            edges = _scaled(number(row.values, LOW), hertz), _scaled(number(row.values, HIGH), hertz)
             scores = number(row.values, PEAK), number(row.values, MEAN)
             yield Annotation(row.path, row.start, row.end, label, *edges, *scores)
     table.left_out("which have no label", unlabelled)
+
+
+def _scaled(value: float | None, unit: float) -> float | None:
+    return None if value is None else value * unit
 
 
 def labels_of(table: SoundList, row: Row, column: str) -> list[str] | None:
