@@ -429,12 +429,17 @@ def is_plain_linear(layer: nn.Module) -> bool:
     return type(layer).forward is nn.Linear.forward and not _has_hooks(layer)
 
 
+_HOOKS = ("forward_pre", "forward", "backward_pre", "backward")
+
+
 def _has_hooks(module: nn.Module) -> bool:
     """Whether a module has hooks, which only see what goes in and out where it is called.
 
     By a hook of the module's, by a hook on every module, or by a function in the place of its ``forward``.
     """
-    return bool(modules.module._has_any_global_hook()) or any(
+    if any(getattr(modules.module, f"_global_{kind}_hooks") for kind in _HOOKS):
+        return True
+    return any(
         part._forward_hooks
         or part._forward_pre_hooks
         or part._backward_hooks
