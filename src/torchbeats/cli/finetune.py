@@ -110,13 +110,14 @@ def finetune(
     require("lightning", "train")
     import yaml
 
-    from torchbeats.cli.training import Display, stopping
+    from torchbeats.cli.training import Display, one_speaks, stopping
     from torchbeats.loading import load
     from torchbeats.model import BEATs
     from torchbeats.training.cross_validation import CrossValidation
     from torchbeats.training.finetune_run import Finetune
     from torchbeats.training.settings import finetune_settings
 
+    one_speaks()
     options_given = {"model.epochs": epochs, "model.freeze": freeze, "trainer.precision": precision}
     options = [f"{name}={value}" for name, value in options_given.items() if value is not None]
     run_settings = finetune_settings(config, [*(set_ or ()), *options], seed=seed)

@@ -57,11 +57,11 @@ def pretrain(
     require("lightning", "train")
     import yaml
 
-    from torchbeats.cli.training import Display, stopping
-    from torchbeats.training.processes import is_leader
+    from torchbeats.cli.training import Display, one_speaks, stopping
     from torchbeats.training.run import Run
     from torchbeats.training.settings import settings
 
+    one_speaks()
     run_settings = settings(size.value, config, set_ or (), iterations=iterations, seed=seed)
     if show:
         print(yaml.safe_dump(run_settings.to_dict(), sort_keys=False), end="")
@@ -69,5 +69,4 @@ def pretrain(
 
     with stopping():
         model = Run(out, data, run_settings, teacher, Display()).train()
-    if is_leader():
-        remark(f"{model}: done. Try it: torchbeats embed FOLDER -m {model} -o embeddings.parquet")
+    remark(f"{model}: done. Try it: torchbeats embed FOLDER -m {model} -o embeddings.parquet")
