@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table as Lines
 
-from torchbeats.cli.console import complain, remark
+from torchbeats.cli.console import Console, complain, remark
 from torchbeats.cli.tables import NAMES, Device
-from torchbeats.files import readable
+from torchbeats.files import as_json, readable
 from torchbeats.search import searching
 
 QUERY = "a sound file, file@12.5-15.0 for the part of it between these seconds, or row:7 for a row of the table"
@@ -70,7 +68,7 @@ def search(
         if format is Formats.table or (format is None and sys.stdout.isatty()):
             _print(matches)
         else:
-            print("".join(json.dumps(results.as_object(match), ensure_ascii=False) + "\n" for match in matches), end="")
+            print("".join(as_json(results.as_object(match)) + "\n" for match in matches), end="")
     elif clips:
         failures = results.write_clips(output, matches)
         for failure in failures:
@@ -87,4 +85,4 @@ def _print(matches: list[searching.Match]) -> None:
     lines = Lines("score", "path", "start", "end", box=None)
     for match in matches:
         lines.add_row(f"{match.score:.3f}", readable(match.path), f"{match.start:,.2f}", f"{match.end:,.2f}")
-    Console(highlight=False, markup=False).print(lines)
+    Console().print(lines)

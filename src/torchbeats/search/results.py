@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import re
@@ -15,7 +14,7 @@ import soundfile
 from torchbeats.data import pieces
 from torchbeats.data.inputs import Piece
 from torchbeats.errors import AudioError, SettingsError
-from torchbeats.files import readable, replacing
+from torchbeats.files import csv_line, readable, replacing
 from torchbeats.patches import SAMPLE_RATE
 from torchbeats.search.searching import Match
 
@@ -30,9 +29,8 @@ def as_object(match: Match) -> dict[str, float | str]:
 def write_csv(path: Path, matches: Sequence[Match]) -> None:
     """A line a match, the best first."""
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(as_object(match).values() for match in matches)
+        file.write(csv_line(COLUMNS))
+        file.writelines(csv_line(as_object(match).values()) for match in matches)
 
 
 def write_jsonl(path: Path, matches: Sequence[Match]) -> None:
