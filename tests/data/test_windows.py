@@ -44,14 +44,14 @@ def test_a_box_on_an_edge_is_in_a_window_unless_more_is_asked(folder):
 def test_what_a_recording_cannot_have_is_not_used(folder, start, end):
     path = str(folder / "a.wav")
     good, bad = Example(path, ("x",), 0.0, 2.0), Example(path, ("y",), start, end)
-    windows, unused = Windows(2.0).of([good, bad])
+    windows, unused = Windows(2.0).cut([good, bad])
     assert (brief(windows), unused) == ([(0.0, 2.0, ("x",))], [bad])
 
 
 def test_an_absurd_end_makes_no_endless_windows_of_what_cannot_be_read(folder):
     (folder / "broken.wav").write_bytes(b"RIFF")
     boxes = [Example(str(folder / "broken.wav"), ("y",), 0.0, 1e30), Example(str(folder / "broken.wav"), ("x",), 0, 2)]
-    windows, unused = Windows(2.0).of(boxes)
+    windows, unused = Windows(2.0).cut(boxes)
     assert (brief(windows), unused) == ([(0.0, 2.0, ("x",))], boxes[:1])
 
 
