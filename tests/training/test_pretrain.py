@@ -352,7 +352,7 @@ def test_collapsed_labels_are_told(tmp_path):
 
 @pytest.mark.parametrize(("lr", "collapses"), [(1.0, True), (1e-3, False)])
 def test_embeddings_that_collapse_are_told(sounds, tmp_path, lr, collapses):
-    """A real collapse: in ten steps of far too high a learning rate all embeddings become one, while labels stay many."""
+    """A real collapse: in ten steps at far too high a rate all embeddings become one, while labels stay many."""
     notes = Notes()
     run(sounds, tmp_path / "run", notes, iterations=1, model__lr=lr, model__steps=10, trainer__log_every=10)
     told = [message for message in notes.warned if "collapsed" in message]
