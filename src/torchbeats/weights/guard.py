@@ -12,7 +12,7 @@ import importlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from pathlib import PurePosixPath, PureWindowsPath
@@ -85,11 +85,8 @@ def within_time(work: Callable[[], R]) -> R:
 
     Thread(target=run, name="hub", daemon=True).start()
     while True:
-        try:
-            return result.result(timeout=0.1)
-        except TimeoutError:
-            if result.done():
-                raise  # the work's own
+        if wait([result], timeout=0.1).done:
+            return result.result()
         if (deadline := progress.deadline) is not None and time.monotonic() > deadline:
             raise HostileAnswer(f"next to nothing has come from the server for {progress.seconds:g} seconds")
 

@@ -185,8 +185,11 @@ def _get(source: Source, file: str, commit: str | None) -> Path:
     try:
         # By the revision's name, not its commit: so the cache learns what the name stands for when we are offline.
         with guarded(sidecar=PurePosixPath(file).name in SIDECARS):
-            about = {"repo_type": source.repo_type, "revision": source.revision}
-            path = Path(within_time(lambda: hf_hub_download(source.repo, file, **about)))
+            path = Path(
+                within_time(
+                    lambda: hf_hub_download(source.repo, file, repo_type=source.repo_type, revision=source.revision)
+                )
+            )
     except Exception as error:  # as above, and those of its Rust client
         raise _explain(error, source) from error
     # The cache names a large file by the SHA-256 that the Hub promised, but over plain HTTP nobody compares.
