@@ -57,6 +57,7 @@ class HubServer:
     sha: object = None  # of the commit, in listings, in the place of the true one
     endless: bytes = b""  # sent in listings again and again, until the client hangs up
     pause: float = 0.0  # seconds between them
+    drips: str = ""  # "HEAD" or "GET": the answers' headers come byte by byte; "body": the bodies of files do
     unlisted: bool = False  # a mirror that has files, but not the API
     down: bool = False  # 503 to everything from now on
     down_after_cut: bool = False  # as above, once a download has broken off
@@ -209,12 +210,25 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: int, headers: dict[str, str] | None = None, body: bytes = b"", send: int | None = None
     ) -> None:
         """Answer; of the body only the first `send` bytes, where given, and then hang up."""
+        if self.server_state.drips == self.command:
+            self.drip(b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 10**6)
+            return
         self.send_response(status)
         for key, value in {"Content-Length": str(len(body)), **(headers or {}), "Connection": "close"}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command != "HEAD":
+        if self.server_state.drips == "body" and self.command == "GET" and headers and "ETag" in headers:
+            self.drip(body)
+        elif self.command != "HEAD":
             self.wfile.write(body[:send])
+
+    def drip(self, data: bytes) -> None:
+        with suppress(OSError):
+            for i in range(len(data)):
+                if not self.server_state.drips:
+                    return
+                self.wfile.write(data[i : i + 1])
+                time.sleep(0.05)
 
     def log_message(self, *_: object) -> None:
         pass

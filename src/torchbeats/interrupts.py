@@ -34,7 +34,8 @@ def as_exceptions() -> Iterator[None]:
     process, handlers = os.getpid(), dict[signal.Signals, Any]()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        for mine in handlers:  # whichever of them is the second
+            signal.signal(mine, signal.SIG_DFL)
         if _postponed is not None and os.getpid() == process:
             _postponed.append(number)
             return

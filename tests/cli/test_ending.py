@@ -62,7 +62,7 @@ def parts(out):
 SENTENCES = {
     "embed": "What is done is kept; the same command goes on.",
     "tokens": "What is done is kept; the same command goes on.",
-    "tag": "Nothing but the rows that were printed is kept.",
+    "tag": "Nothing but the rows that were printed is kept; the same command begins anew.",
     "evaluate": "Nothing was written; the same command begins anew.",
     "probe": "Nothing was written; the same command begins anew.",
 }

@@ -71,6 +71,8 @@ def arguments(command, models, sounds, out):
         "evaluate json": ["evaluate", sounds / "labels.csv", *model, "--format", "json"],
         "probe": ["probe", sounds / "labels.csv", *model, "--no-cache", "--folds", "2"],
         "probe json": ["probe", sounds / "labels.csv", *model, "--no-cache", "--folds", "2", "--format", "json"],
+        "search": ["search", out / "t.parquet", "row:0"],
+        "search json": ["search", out / "t.parquet", "row:0", "--format", "jsonl"],
         "show": ["show", models / "model.safetensors"],
         "show json": ["show", models / "model.safetensors", "--format", "json"],
         "no such file": ["show", f"none{EVIL}.safetensors"],
@@ -83,19 +85,24 @@ def arguments(command, models, sounds, out):
 
 COMMANDS = [
     "embed", "tokens", "tag", "tag csv", "tag json", "tag timeline", "evaluate", "evaluate json", "probe", "probe json",
-    "show", "show json", "no such file", "no such command", "no such option", "a wrong ending", "a wrong window",
+    "search", "search json", "show", "show json", "no such file",
+    "no such command", "no such option", "a wrong ending", "a wrong window",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_nothing_that_a_terminal_obeys_is_printed(run, terminal, models, sounds, tmp_path, command):
+    if command.startswith("search"):
+        assert run(*arguments("embed", models, sounds, tmp_path))[0] == 1
     terminal()
     status, out, err = run(*arguments(command, models, sounds, tmp_path))
-    assert status == (0 if command.startswith("show") else 2 if command.startswith(("no ", "a ")) else 1), err
+    assert status == (0 if command.startswith(("show", "search")) else 2 if command.startswith(("no ", "a ")) else 1), (
+        err
+    )
     assert not OBEYED.search(out), ascii(out)
     assert not OBEYED.search(err), ascii(err)
-    if command.startswith(("tag", "evaluate", "show")):
-        assert "[/]dog" in out  # Rich's markup is text like any other
+    if command.startswith(("tag", "evaluate", "show", "search")):
+        assert "[/]dog" in out or command.startswith("search")  # Rich's markup is text like any other
         assert "[31mred" in out
     if command in ("evaluate json", "show json"):
         assert LABELS[0] in strings(json.loads(out))  # whole, as JSON has escapes

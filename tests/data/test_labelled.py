@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from helpers import noise
+from helpers import noise, write_sounds
 from torchbeats.audio import AudioWarning
 from torchbeats.data.labelled import Example, read_labelled
 from torchbeats.data.splits import purpose
@@ -349,3 +349,11 @@ def test_sounds_inside_parquet(three, tmp_path):
     assert result.existing() == (result, [])
     assert result.within_files() == (result, [])
     assert result.examples[1].content.open().read() == three[1].read_bytes()
+
+
+@pytest.mark.parametrize("column", ["subset", "Partition"])
+def test_the_split_by_other_names(tmp_path, column):
+    write_sounds(tmp_path, {"a.wav": 0.2, "b.wav": 0.2})
+    (tmp_path / "l.csv").write_text(f"path,label,{column}\na.wav,cat,dev\nb.wav,dog,TRN\n")
+    splits = [example.split for example in read_labelled([str(tmp_path / "l.csv")]).examples]
+    assert splits == ["validation", "train"]

@@ -291,6 +291,12 @@ def test_impossible_pieces_fail(folder, start, end, reason):
     assert pieces.impossible(start, end, 1.0).startswith(reason)
 
 
+def test_an_absurd_end_is_not_compared_with_a_length_that_is_not_known():
+    assert pieces.impossible(0.0, 1e30) == "the piece ends at 1e+30 s, and no sound is that long"
+    assert pieces.impossible(1e12, None) == "the piece ends at 1e+12 s, and no sound is that long"
+    assert pieces.impossible(0.0, 1e30, 2.0) == "the piece ends at 1e+30 s, and the file at 2.00 s"
+
+
 def test_pieces_behind_the_end_fail(folder):
     with pytest.raises(AudioError):
         list(pieces.stream(Piece(str(folder / "a.wav"), 3.0, 4.0)))

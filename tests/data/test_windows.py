@@ -40,6 +40,21 @@ def test_a_box_on_an_edge_is_in_a_window_unless_more_is_asked(folder):
     assert Windows(2.0, 0.6).cut([box]) == ([], [box])
 
 
+@pytest.mark.parametrize(("start", "end"), [(1.0, 99.0), (0.0, 1e30), (30.0, 31.0), (-2.0, 1.0), (3.0, 2.0)])
+def test_what_a_recording_cannot_have_is_not_used(folder, start, end):
+    path = str(folder / "a.wav")
+    good, bad = Example(path, ("x",), 0.0, 2.0), Example(path, ("y",), start, end)
+    windows, unused = Windows(2.0).cut([good, bad])
+    assert (brief(windows), unused) == ([(0.0, 2.0, ("x",))], [bad])
+
+
+def test_an_absurd_end_makes_no_endless_windows_of_what_cannot_be_read(folder):
+    (folder / "broken.wav").write_bytes(b"RIFF")
+    boxes = [Example(str(folder / "broken.wav"), ("y",), 0.0, 1e30), Example(str(folder / "broken.wav"), ("x",), 0, 2)]
+    windows, unused = Windows(2.0).cut(boxes)
+    assert (brief(windows), unused) == ([(0.0, 2.0, ("x",))], boxes[:1])
+
+
 def test_points_long_boxes_and_whole_files(folder):
     path = str(folder / "a.wav")
     assert brief(Windows(2.0).cut([Example(path, ("p",), 2.0, 2.0)])[0]) == [(2.0, 4.0, ("p",))]

@@ -21,8 +21,16 @@ import torch
 import torchbeats
 from helpers import noise, small_model, small_tokenizer, tone, write_av, write_sound
 from torchbeats import audio
+from torchbeats.data.annotations import plain
+from torchbeats.data.annotations.annotation import Annotation
+from torchbeats.data.annotations.audacity import write_audacity
+from torchbeats.data.annotations.birdnet import write_birdnet
+from torchbeats.data.annotations.kaleidoscope import write_kaleidoscope
+from torchbeats.data.annotations.raven import write_raven
+from torchbeats.data.annotations.reading import read_annotations
 from torchbeats.data.inputs import find_sounds
 from torchbeats.data.labelled import read_labelled
+from torchbeats.data.windows import LONGEST_SECONDS, Windows
 from torchbeats.patches import SAMPLE_RATE
 from torchbeats.tables.reading import Table
 from torchbeats.training.settings import finetune_settings, settings
@@ -109,6 +117,40 @@ def check_list(path):
             assert row.start >= 0
 
 
+# --- annotations
+
+
+def annotation_seeds(folder):
+    for name in ("one.wav", "two.wav"):
+        write_sound(folder / name, noise(0.1), SAMPLE_RATE)
+    annotations = [
+        Annotation(str(folder / "one.wav"), 0.0, 0.05, "cat", 200.0, 4_000.0, 0.9, 0.5),
+        Annotation(str(folder / "one.wav"), 0.02, 0.1, "Bär; klein", None, None, None, None),
+        Annotation(str(folder / "two.wav"), 0.0, 0.08, "dog", None, None, 0.25, None),
+    ]
+    for name, write, some in [
+        ("one.Table.1.selections.txt", write_raven, annotations),
+        ("one.txt", write_audacity, annotations[:2]),
+        ("kaleidoscope.csv", write_kaleidoscope, annotations),
+        ("birdnet.csv", write_birdnet, annotations),
+        ("plain.csv", plain.write_csv, annotations),
+        ("plain.jsonl", plain.write_jsonl, annotations),
+    ]:
+        (folder / name).write_text("".join(write(some)), encoding="utf-8")
+        yield folder / name
+
+
+def check_annotations(path):
+    recordings = [path.parent / "seeds"]
+    for one in read_annotations([path], sounds=recordings):
+        assert math.isfinite(one.start)
+        assert one.label
+    labelled = read_labelled([path], sounds=recordings, windows=Windows(0.05, plain_lists=True))
+    for window in labelled.examples:
+        assert 0 <= window.start < window.end < LONGEST_SECONDS
+        assert set(window.labels) <= set(labelled.classes)
+
+
 # --- checkpoints
 
 
@@ -170,6 +212,7 @@ def check_settings(path):
 TARGETS = {
     "sounds": Target(sound_seeds, check_sound),
     "lists": Target(list_seeds, check_list),
+    "annotations": Target(annotation_seeds, check_annotations),
     "checkpoints": Target(checkpoint_seeds, check_checkpoint),
     "tables": Target(table_seeds, check_table),
     "settings": Target(settings_seeds, check_settings),

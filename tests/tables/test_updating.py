@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from helpers import noise, small_model, write_sounds
+from helpers import noise, small_model, write_sound, write_sounds
 from torchbeats import EmbeddingPlan, TokenPlan, write_table
 from torchbeats.audio import AudioWarning
 from torchbeats.data.inputs import Piece
@@ -99,6 +99,30 @@ def test_nothing_changed_touches_nothing(tmp_path, model, sounds):
     assert update(sounds, out, model).complete
     assert out.stat() == before
     assert sorted(os.listdir(tmp_path)) == ["sounds", "t.parquet"]
+
+
+@every_format
+@pytest.mark.parametrize("bad", [np.nan, 1e30])
+def test_a_sound_whose_samples_are_no_longer_finite(tmp_path, model, sounds, name, bad):
+    """Its rows go, also those of its good beginning; the errors file says why, until it is mended."""
+    out = tmp_path / name
+    update(sounds, out, model)
+    before = rows(out)
+    samples = noise(3.2, seed=1)
+    samples[-9] = bad
+    write_sound(sounds / "07.wav", samples, 16_000, "FLOAT")
+    result = update(sounds, out, model)
+    assert (result.kept, result.dropped, result.rows, result.failures) == (11, 1, 0, 1)
+    after = rows(out)
+    assert list(after) == [key for key in before if key[0] != "07.wav"]
+    assert all(np.array_equal(after[key], before[key]) for key in after)
+    errors = [json.loads(line) for line in (tmp_path / f"{name}.errors.jsonl").read_text().splitlines()]
+    assert [os.path.basename(error["path"]) for error in errors] == ["07.wav"]
+    assert "the sample at 3.199 s is" in errors[0]["error"]
+    write_sounds(sounds, {"07.wav": 3.2})
+    assert update(sounds, out, model).kept == 11
+    assert {key[0] for key in rows(out)} == set(LENGTHS)
+    assert not (tmp_path / f"{name}.errors.jsonl").exists()
 
 
 @every_format

@@ -1,6 +1,11 @@
 """Processes that somebody else started: torchrun on two machines, SLURM's tasks, mpirun; here all on this machine."""
 
+import csv
+import json
 import os
+import re
+import signal
+import time
 
 import pytest
 import soundfile
@@ -9,6 +14,8 @@ from safetensors.torch import load_file
 
 from helpers import noise, pretrain_command, tiny_run
 from launchers import NAMES, finish, free_port, start
+from torchbeats import cli
+from torchbeats.cli import console
 from torchbeats.errors import SettingsError
 from torchbeats.training.environment import environment_for
 from torchbeats.training.processes import Launched, is_leader, launched
@@ -136,3 +143,117 @@ def test_a_folder_of_another_run_is_refused_once(sounds, tmp_path):
     results = slurm(pretrain_command(sounds, tmp_path / "out", trainer__devices="auto", model__steps=7))
     assert [status for status, _ in results] == [2, 2]
     assert sum(error.count("holds a run with other settings") for _, error in results) == 1
+
+
+# --- two processes of torchrun, one of which has a bad batch, or is stopped -------------------------------------------
+
+# Each process is the command; what befalls it is in the environment, and its exit status is written down.
+PROCESS = """
+import math, os, signal, sys, time
+from torchbeats import cli
+from torchbeats.training.pretraining import Pretraining
+from torchbeats.training.reporter import Reporter
+
+rank, bad, stops = os.environ["RANK"], os.environ.get("BAD_STEP"), os.environ.get("STOPS", "").split(",")
+step = Pretraining.step
+
+def broken(self, batch):
+    scalars = step(self, batch)
+    if rank == "1" and str(self.global_step + 1) == bad:
+        scalars["loss"] = scalars["loss"] * math.nan
+    return scalars
+
+def before(self, trainer, *_):
+    time.sleep(float(os.environ.get("SLOW", 0)))
+    if f"{rank}:{trainer.global_step + 1}" in stops:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+Pretraining.step = broken
+Reporter.on_train_batch_start = before
+try:
+    cli.main()
+except SystemExit as leaving:
+    open(os.path.join(os.environ["STATUS"], rank), "w").write(str(leaving.code or 0))
+    raise
+"""
+
+
+def two_processes(tmp_path, arguments, **values):
+    """torchrun with two processes of the command."""
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS)
+    agent = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    values = {"STATUS": tmp_path, **values}
+    return start([*agent, f"--master-port={free_port()}", str(script), *arguments], **values)
+
+
+def statuses(tmp_path):
+    return [(tmp_path / rank).read_text() for rank in "01"]
+
+
+def steps(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+def test_a_batch_that_is_not_finite_in_one_process_is_left_out_by_both(sounds, tmp_path):
+    out = tmp_path / "out"
+    arguments = pretrain_command(sounds, out, trainer__devices="auto", iterations=1)
+    ((status, error),) = finish([two_processes(tmp_path, arguments, BAD_STEP=3)])
+    assert status == 0, error
+    assert statuses(tmp_path) == ["0", "0"]
+    assert all(tensor.isfinite().all() for tensor in load_file(out / "model.safetensors").values())
+    told = [line for line in error.splitlines() if "not finite" in line]
+    assert len(told) == 1
+    assert "step 3: the loss or its gradient is not finite" in told[0]
+    listed = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    assert listed
+    assert all("not finite at step 3" in line["error"] for line in listed)
+    assert steps(out) == [2, 4, 6]  # no step was taken by one process alone
+
+
+@pytest.mark.parametrize("stops", ["0:3,1:3", "1:3"], ids=["both", "one of them"])
+def test_processes_stop_together(sounds, tmp_path, stops):
+    out = tmp_path / "out"
+    arguments = pretrain_command(sounds, out, trainer__devices="auto", iterations=1)
+    ((_, error),) = finish([two_processes(tmp_path, arguments, STOPS=stops)])
+    assert statuses(tmp_path) == ["143", "143"]
+    assert error.count("Stopped at step 3; the same command goes on.") == 1
+    state = torch.load(out / "iteration-1" / "model.ckpt", weights_only=True)
+    assert state["global_step"] == 3
+    run(sounds, tmp_path / "alone", iterations=1)
+    ((status, error),) = finish([two_processes(tmp_path, arguments)])
+    assert status == 0, error
+    close_to(tmp_path / "alone", out)
+
+
+def test_torchrun_is_stopped(sounds, tmp_path):
+    """It hands the signal on to its processes, and waits for them."""
+    out = tmp_path / "out"
+    arguments = pretrain_command(sounds, out, trainer__devices="auto", iterations=1, model__steps=100)
+    process = two_processes(tmp_path, arguments, SLOW=0.3)
+    until = time.monotonic() + 200
+    while not (out / "metrics.csv").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    ((status, error),) = finish([process])
+    assert status != 0
+    assert statuses(tmp_path) == ["143", "143"]
+    step = int(re.search(r"Stopped at step (\d+); the same command goes on", error)[1])
+    assert torch.load(out / "iteration-1" / "model.ckpt", weights_only=True)["global_step"] == step
+
+
+@pytest.mark.parametrize("launcher", [None, "torchrun"])
+def test_one_process_tells_what_finetune_notes(variables, sounds, tmp_path, capsys, monkeypatch, launcher):
+    monkeypatch.setattr(console, "_errors_only", False)
+    if launcher:
+        variables(**TORCHRUN)
+    (tmp_path / "l.csv").write_text("path,label\n" + "".join(f"{sounds}/{i}.wav,1.0\n{sounds}/8.wav,1\n" for i in "01"))
+    monkeypatch.setattr("sys.argv", ["torchbeats", "finetune", str(tmp_path / "l.csv"), "-o", str(tmp_path / "out")])
+    monkeypatch.setattr("torchbeats.training.finetune_run.meet", lambda accelerator: None)
+    with pytest.raises(SystemExit) as status:
+        cli.main()
+    assert status.value.code == 2
+    error = capsys.readouterr().err
+    assert "There must be two classes or more" in error
+    assert ("Using the built-in model" in error) == (launcher is None)

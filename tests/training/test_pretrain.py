@@ -350,6 +350,19 @@ def test_collapsed_labels_are_told(tmp_path):
     assert "of 1024 codes" in told[0]
 
 
+@pytest.mark.parametrize(("lr", "collapses"), [(1.0, True), (1e-3, False)])
+def test_embeddings_that_collapse_are_told(sounds, tmp_path, lr, collapses):
+    """A real collapse: in ten steps at far too high a rate all embeddings become one, while labels stay many."""
+    notes = Notes()
+    run(sounds, tmp_path / "run", notes, iterations=1, model__lr=lr, model__steps=10, trainer__log_every=10)
+    told = [message for message in notes.warned if "collapsed" in message]
+    (row,) = rows(tmp_path / "run")
+    assert (float(row["mean_cosine"]) > 0.998) == collapses
+    if collapses:
+        assert told[0].startswith("Iteration 1, model, step 10: the embeddings have collapsed: effective rank ")
+    assert len(told) == collapses
+
+
 def test_accumulated_batches(sounds, tmp_path):
     run(sounds, tmp_path, iterations=1, trainer__accumulate=2, model__steps=4)
     assert [row["step"] for row in rows(tmp_path)] == ["2", "4"]

@@ -14,6 +14,7 @@ from helpers import SMALL, noise, shaken, small_model, small_tokenizer, tone
 from torchbeats import BEATs, BEATsConfig, NormEMAVectorQuantizer, Tokenizers, TokenizersConfig
 from torchbeats.config import RandomProjectionConfig
 from torchbeats.encoder import VisiblePatches
+from torchbeats.errors import TrainingError
 from torchbeats.patches import PatchGrid, mask_behind
 from torchbeats.tokenizers import RandomProjectionTokenizer
 from torchbeats.training import task as task_module
@@ -194,6 +195,41 @@ def test_loss_is_the_cross_entropy_of_labels_of_hidden_patches():
     task.trainer = trainer = Trainer()
     assert task.report()["accuracy"] == pytest.approx(float((logits.argmax(-1) == labels).float().mean()))
     assert trainer
+
+
+def test_patches_without_a_label_are_left_out_and_told(monkeypatch):
+    task, batch = pretraining(mel_shift=0, equaliser_db=0.0), collate(crops_of(), GRID)
+    label = task.tokenizer.label_fbank
+
+    def some(fbank, samples):
+        labels = label(fbank, samples)
+        return labels.masked_fill(torch.arange(labels.size(1)) % 3 == 0, -1)  # of each clip the patches 0, 3, 6, …
+
+    loss = task.step(batch)["loss"]
+    kept = batch.target_indices % batch.hidden.size(1) % 3 != 0
+    assert 0 < kept.sum() < len(kept)
+    monkeypatch.setattr(task.tokenizer, "label_fbank", some)
+    task.report()
+    scalars = task.step(batch)
+    logits, _ = task.network(task.network.model.normalise(task.network.model.fbank(batch.wav)), batch)
+    fbank = task.network.model.fbank(batch.wav)
+    labels = label(fbank, batch.samples).flatten()[batch.target_indices]
+    assert scalars["loss"] != loss
+    smoothing = task.settings.label_smoothing
+    expected = F.cross_entropy(logits[kept], labels[kept], label_smoothing=smoothing)
+    torch.testing.assert_close(scalars["loss"], expected, **CLOSE)
+    share = 1 - kept.float().mean()
+    torch.testing.assert_close(scalars["unlabelled"].detach(), share)
+    report = {"unlabelled": float(share), **task.statistics.report()}
+    assert f"the tokenizer gives {float(share):.1%} of the patches no label" in task.warning_text(report)
+
+
+def test_a_tokenizer_without_labels_is_refused(monkeypatch):
+    task, batch = pretraining(), collate(crops_of(), GRID)
+    label = task.tokenizer.label_fbank
+    monkeypatch.setattr(task.tokenizer, "label_fbank", lambda *arguments: torch.full_like(label(*arguments), -1))
+    with pytest.raises(TrainingError, match=f"none of the {len(batch.target_indices)} patches of step 1 a label"):
+        task.step(batch)
 
 
 def test_loss_of_processes_is_the_mean_over_all_their_patches(monkeypatch):

@@ -134,6 +134,45 @@ def test_a_listing_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
     assert guard._read(iter([b"a", b"b"])) == b"ab"
 
 
+def impatient(name: str) -> Path:
+    guard.LONGEST_WAIT = guard.LONGEST_LISTING = 1  # in a process of its own
+    return resolve(name)
+
+
+@pytest.mark.parametrize("drips", ["HEAD", "GET", "body"])
+def test_what_only_drips_is_given_up(server: HubServer, home: Path, drips: str) -> None:
+    """Each byte comes long before the client's time limits, which begin anew with it."""
+    server.add(f"o/drips-{drips}", {"model.pt": WEIGHTS})
+    with process(server.env(home)) as pool:
+        with suppress(HubError):
+            pool.submit(resolve, "o/no-such").result()  # what the client needs once
+        server.drips, start = drips, time.monotonic()
+        try:
+            with pytest.raises(HubError, match=r"next to nothing has come from the server|has not ended after"):
+                pool.submit(impatient, f"o/drips-{drips}").result(timeout=60)
+            assert time.monotonic() - start < 30
+        finally:
+            server.drips = ""
+    assert [path for path in blobs(home) if not str(path).endswith(".incomplete")] == []
+
+
+def test_slow_is_not_stuck(server: HubServer, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as something comes, it may take longer than one wait."""
+    monkeypatch.setattr(guard, "LEAST_PROGRESS", 2)
+
+    def slow() -> str:
+        with guard._expected(0.3) as progress:
+            for _ in range(8):
+                time.sleep(0.1)
+                progress.add(2)
+        time.sleep(0.5)  # nothing is expected of a server any more
+        return "done"
+
+    assert guard.within_time(slow) == "done"
+    with pytest.raises(ZeroDivisionError):
+        guard.within_time(lambda: 1 / 0)
+
+
 def test_a_sidecar_is_small(server: HubServer, online: Resolve) -> None:
     server.add("o/side", {"model.pth": WEIGHTS, "config.yaml": b"a: 1"})
     server.lies = {"X-Linked-Size": str(2**40)}

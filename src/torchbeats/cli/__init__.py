@@ -71,13 +71,14 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 # What is left of the work when a command is stopped. Those that train say so themselves.
 GOES_ON = "What is done is kept; the same command goes on."
 NOTHING_WRITTEN = "Nothing was written; the same command begins anew."
-LEFT = {"embed": GOES_ON, "tokens": GOES_ON, "tag": "Nothing but the rows that were printed is kept."}
-TRAINING = ("finetune", "pretrain")
+LEFT = {
+    **dict.fromkeys(("embed", "tokens", "clips", "finetune", "pretrain"), GOES_ON),
+    "search": "Only what was printed, and whole files, are there; the same command begins anew.",
+    "tag": "Nothing but the rows that were printed is kept; the same command begins anew.",
+}
 for panel, commands in COMMANDS.items():
     for name, command in commands.items():
-        if name not in TRAINING:
-            command = stoppable(command, LEFT.get(name, NOTHING_WRITTEN))
-        app.command(name, rich_help_panel=panel)(with_quiet(command))
+        app.command(name, rich_help_panel=panel)(with_quiet(stoppable(command, LEFT.get(name, NOTHING_WRITTEN))))
 
 
 def main() -> None:

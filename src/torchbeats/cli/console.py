@@ -59,9 +59,18 @@ def has_viewer() -> bool:
     return console.is_terminal and not _quiet
 
 
+_errors_only = False
+
+
+def only_errors() -> None:
+    """From now on say nothing but errors: of several processes that do the same, one speaks for all."""
+    global _errors_only
+    _errors_only = True
+
+
 def complain(message: str, kind: str = "Error") -> None:
     """A warning or an error; or a note, unless the command is to be quiet."""
-    if kind == "Note" and _quiet:
+    if (kind == "Note" and _quiet) or (kind != "Error" and _errors_only):
         return
     style = "bold red" if kind == "Error" else "yellow"
     console.print(Text.assemble((f"{kind}: ", style), printable(message)))
@@ -74,7 +83,7 @@ def skipped(path: str, reason: str) -> None:
 
 def remark(message: str) -> None:
     """Something good to know, for a person at a terminal."""
-    if has_viewer():
+    if has_viewer() and not _errors_only:
         console.print(message)
 
 

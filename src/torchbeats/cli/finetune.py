@@ -114,7 +114,7 @@ def finetune(
     test) of a list, or a tenth of each class. A cross-validation gives figures, and a folder for each fold.
     """
     require("lightning", "train")
-    from torchbeats.cli.training import Display, stopping
+    from torchbeats.cli.training import Display, one_speaks, stopping
     from torchbeats.loading import load
     from torchbeats.model import BEATs
     from torchbeats.training.cross_validation import CrossValidation
@@ -122,6 +122,7 @@ def finetune(
     from torchbeats.training.finetune_run import Finetune
     from torchbeats.training.settings import finetune_settings
 
+    one_speaks()
     options_given = {"model.epochs": epochs, "model.freeze": freeze, "trainer.precision": precision}
     options = [f"{name}={value}" for name, value in options_given.items() if value is not None]
     run_settings = finetune_settings(config, [*(set_ or ()), *options, *device_settings(device)], seed=seed)

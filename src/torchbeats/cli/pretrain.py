@@ -65,20 +65,18 @@ def pretrain(
     give the same command again.
     """
     require("lightning", "train")
-    from torchbeats.cli.training import Display, stopping
+    from torchbeats.cli.training import Display, one_speaks, stopping
     from torchbeats.training.explaining import explained_yaml
-    from torchbeats.training.processes import is_leader
     from torchbeats.training.run import Run
     from torchbeats.training.settings import settings
 
-    run_settings = settings(
-        size.value, config, [*(set_ or ()), *device_settings(device)], iterations=iterations, seed=seed
-    )
+    one_speaks()
+    assignments = [*(set_ or ()), *device_settings(device)]
+    run_settings = settings(size.value, config, assignments, iterations=iterations, seed=seed)
     if show:
         print(explained_yaml(run_settings), end="")
         return
     data, out = needed(data, out)
     with stopping():
         model = Run(out, data, run_settings, teacher, Display()).train()
-    if is_leader():
-        remark(f"{model}: done. Try it: torchbeats embed FOLDER -m {model} -o embeddings.parquet")
+    remark(f"{model}: done. Try it: torchbeats embed FOLDER -m {model} -o embeddings.parquet")

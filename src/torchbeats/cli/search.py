@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table as Lines
 
-from torchbeats.cli.console import complain, count_progress, remark
+from torchbeats.cli.console import Console, complain, count_progress, remark
 from torchbeats.cli.tables import NAMES, OUTPUT, Device, Overwrite
-from torchbeats.files import readable
+from torchbeats.files import as_json, readable
 from torchbeats.search import searching
 
 QUERY = "a sound file, file@12.5-15.0 for the part of it between these seconds, or row:7 for a row of the table"
@@ -104,7 +102,7 @@ def search(
         if format is Formats.table or (format is None and sys.stdout.isatty()):
             _print(matches)
         else:
-            print("".join(json.dumps(results.as_object(match), ensure_ascii=False) + "\n" for match in matches), end="")
+            print("".join(as_json(results.as_object(match)) + "\n" for match in matches), end="")
     elif clips:
         with count_progress(len(matches), "clips") as progress:
             failures = results.write_clips(output, matches, progress)
@@ -122,4 +120,4 @@ def _print(matches: list[searching.Match]) -> None:
     lines = Lines("score", "path", "start", "end", box=None)
     for match in matches:
         lines.add_row(f"{match.score:.3f}", readable(match.path), f"{match.start:,.2f}", f"{match.end:,.2f}")
-    Console(highlight=False, markup=False).print(lines)
+    Console().print(lines)

@@ -1,4 +1,4 @@
-"""What the commands that train share: how progress is shown."""
+"""What the commands that train share: how they stop, and how progress is shown."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from torchbeats.cli.console import complain, console, has_viewer, remark
+from torchbeats.cli.console import complain, console, has_viewer, only_errors, remark
 from torchbeats.files import printable
 from torchbeats.training.listener import Listener
-from torchbeats.training.processes import is_leader
+from torchbeats.training.processes import all_together, is_leader, launched
 from torchbeats.training.saving import TrainingStopped
+
+
+def one_speaks() -> None:
+    """Of the processes that a launcher started, only the one that leads tells more than errors."""
+    if not is_leader():
+        only_errors()
 
 
 @contextmanager
@@ -22,9 +28,10 @@ def stopping() -> Iterator[None]:
     try:
         yield
     except TrainingStopped as stop:
-        if not is_leader():  # one process speaks for all, and a launcher need not end the rest
+        complain(str(stop), "Warning")
+        if not is_leader() and launched() is None:  # Lightning, which started it, takes a failure for a reason to kill
             raise typer.Exit(0) from None
-        complain(str(stop), "Note")
+        all_together()  # a launcher ends the rest when one process has ended so; the message is out by then
         raise typer.Exit(128 + stop.signum) from None
 
 

@@ -93,7 +93,7 @@ class LabelReader:
         examples, unused = self.windows.cut(source.examples, annotated)
         if unused:
             names = quoted(dict.fromkeys(f"{stretch.path} at {stretch.start:g} s" for stretch in unused), 3)
-            sounds.note(f"{len(unused):,} labelled stretches are in no window, and are not used: {names}.")
+            sounds.note(f"{len(unused):,} labelled stretches are in no window of a recording and not used: {names}.")
         several = source.several or any(len(example.labels) != 1 for example in examples)
         origins = [f"{example.path} from {example.start:g} s" for example in examples]
         return LabelSource(examples, origins, source.from_cells, several, True)

@@ -28,7 +28,9 @@ def impossible(start: float, end: float | None, seconds: float | None = None) ->
     if end is not None and not end > start:
         return f"the piece ends at {end:g} s, but starts at {start:g} s"
     if seconds is None:
-        seconds = LONGEST_SECONDS
+        if (last := start if end is None else end) > LONGEST_SECONDS:
+            return f"the piece ends at {last:g} s, and no sound is that long"
+        return None
     if start >= seconds:
         return f"the piece starts at {start:g} s, and the file ends at {seconds:.2f} s"
     if end is not None and end - seconds > min(SLACK_SECONDS, (end - start) / 2):

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from torchbeats import audio
 from torchbeats.data.example import Example
+from torchbeats.data.pieces import impossible
 from torchbeats.errors import AudioError, SettingsError
 
 MIN_OVERLAP = 0.5
 SHORTEST_SECONDS = 0.5  # a shorter rest of a recording joins the window before
+LONGEST_SECONDS = 7 * 24 * 3600.0  # of a recording whose length nobody knows; stretches may claim anything
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,14 @@ class Windows:
         return windows, unused
 
     def _covered(self, path: str, path_stretches: list[Example]) -> tuple[list[Example], list[Example]]:
-        edges = self._edges(_length(path, path_stretches))
+        length = _length(path, path_stretches)
+        edges = self._edges(length)
         covering = defaultdict[int, list[Example]](list)
         unused = []
         for example in path_stretches:
+            if example.end != example.start and impossible(example.start, example.end, length):
+                unused.append(example)
+                continue
             end = math.inf if example.end is None else example.end
             first = max(0, int(example.start / self.seconds) - 1)
             used = False
@@ -107,4 +113,4 @@ def _length(path: str, stretches: Iterable[Example]) -> float:
     if seconds is not None:
         return seconds
     ends = (example.start + SHORTEST_SECONDS if example.end is None else example.end for example in stretches)
-    return max(ends, default=SHORTEST_SECONDS)
+    return min(max(ends, default=SHORTEST_SECONDS), LONGEST_SECONDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from torchbeats.data.annotations.audacity import write_audacity
 from torchbeats.data.annotations.raven import write_raven
 from torchbeats.data.clips import safe_name, write_clip
 from torchbeats.errors import AudioError, SettingsError
-from torchbeats.files import readable, refuse_inputs, replacing
+from torchbeats.files import csv_line, readable, refuse_inputs, replacing
 from torchbeats.search.searching import Match
 from torchbeats.tables.tags import ending_of
 
@@ -88,9 +87,8 @@ def _write_annotations(path: Path, rows: list[Annotation], write: AnnotationWrit
 
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        file.write(csv_line(columns))
+        file.writelines(csv_line(row[column] for column in columns) for row in rows)
 
 
 WRITERS: dict[str, Callable[[Path, Sequence[Match], str | None], None]] = {

@@ -9,7 +9,9 @@ from torch import Tensor
 
 COLUMNS = ("effective_rank", "mean_cosine", "embedding_norm")
 _MOST = 512  # patches looked at
-_LEAST_RANK, _MOST_COSINE = 1.5, 0.9999
+# Small models that a learning rate of 0.1 to 10 made collapse had a mean cosine of 0.999 to 1 from the first steps on,
+# and mostly a rank of 1.1 to 1.9; the same in good health 0.1 to 0.3 and 2.8 to 3.1.
+_LEAST_RANK, _MOST_COSINE = 1.5, 0.998
 
 
 @torch.no_grad()

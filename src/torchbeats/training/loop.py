@@ -85,7 +85,12 @@ def fit(
                 saver,
             ],
         )
-        trainer.fit(task, feed, ckpt_path=state if leader_finds(state) else None, weights_only=True)
+        try:
+            trainer.fit(task, feed, ckpt_path=state if leader_finds(state) else None, weights_only=True)
+        except SystemExit as leaving:  # so Lightning answers a Ctrl-C that comes before the first step
+            if isinstance(leaving.__context__, KeyboardInterrupt):
+                raise leaving.__context__ from None
+            raise
     if saver.stopped is not None:
         raise saver.stopped
     weights = trainer.strategy.lightning_module_state_dict()

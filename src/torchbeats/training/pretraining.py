@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from torchbeats.config import BEATsConfig
 from torchbeats.encoder import TransformerEncoder, VisiblePatches
+from torchbeats.errors import TrainingError
 from torchbeats.model import BEATs
 from torchbeats.patches import mask_behind
-from torchbeats.tokenizers.tokens import AcousticTokenizer
+from torchbeats.tokenizers.tokens import PADDING, AcousticTokenizer
 from torchbeats.training.augmentation import equalise, shift_mel
 from torchbeats.training.crops import Batch
+from torchbeats.training.processes import all_sum
 from torchbeats.training.settings import ModelSettings, predictor_heads
 from torchbeats.training.task import LabelStatistics, Task, collapse, part
 
@@ -144,10 +146,26 @@ class Pretraining(Task[Batch]):
             if self.settings.equaliser_db:
                 fbank = equalise(fbank, batch.curves)
         logits, self.encoded = self.network(model.normalise(fbank), batch)
-        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing)
+        loss = F.cross_entropy(
+            logits, labels, reduction="sum", ignore_index=PADDING, label_smoothing=self.settings.label_smoothing
+        )
+        labelled = labels != PADDING  # a tokenizer has no label for what it makes no finite numbers of
         hits = (logits.detach().argmax(-1) == labels).sum()
-        self.statistics.update(labels, batch.target_indices % model.grid.bands, hits)
-        return {"loss": self.share_of_mean(loss, len(labels))}
+        self.statistics.update(labels[labelled], (batch.target_indices % model.grid.bands)[labelled], hits)
+        count = self._labelled(labelled)
+        return {"loss": self.share_of_mean(loss, count), "unlabelled": 1 - count / max(1, len(labels)) + 0 * loss}
+
+    def _labelled(self, labelled: Tensor) -> int:
+        """How many patches have a label in this process; a `TrainingError` if none has in any."""
+        count = int(labelled.sum())
+        counts = all_sum(torch.tensor([float(count), float(len(labelled))], device=labelled.device))
+        if counts[1] > 0 == counts[0]:
+            raise TrainingError(
+                f"The tokenizer gives none of the {int(counts[1]):,} patches of step {self.global_step + 1:,} a label; "
+                "its weights may be damaged, or too large for this precision. Make the tokenizer again: delete its "
+                ".safetensors in the run's folder, and give the same command."
+            )
+        return count
 
     def finished(self, weights: Mapping[str, Tensor]) -> BEATs:
         """The pre-trained model."""
@@ -166,5 +184,10 @@ class Pretraining(Task[Batch]):
         return f"{super().status_text(report)}, {accuracy}, {report['perplexity']:.0f} codes"
 
     def warning_text(self, report: Mapping[str, float]) -> str | None:
-        """A sentence, if the labels have collapsed, or the embeddings."""
+        """A sentence, if labels are missing, or the labels or the embeddings have collapsed."""
+        if report.get("unlabelled", 0.0) > 0:
+            return (
+                f"the tokenizer gives {report['unlabelled']:.1%} of the patches no label, as its numbers for them are "
+                "not finite; they are left out. Its weights may be damaged."
+            )
         return collapse(report, self.tokenizer.cfg.quant_n) or super().warning_text(report)

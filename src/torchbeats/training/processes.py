@@ -184,6 +184,12 @@ def leader_finds(file: Path) -> bool:
     return result[0]
 
 
+def all_together() -> None:
+    """Wait until all processes that a launcher started have come here."""
+    if launched() is not None and dist.is_available() and dist.is_initialized():
+        dist.barrier()
+
+
 def wait_for(file: Path, seconds: float = 120.0) -> None:
     """Wait until a file that another machine wrote is seen here too, as shared file systems take their time.
 

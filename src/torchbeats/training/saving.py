@@ -97,9 +97,9 @@ class Saver(Checkpoint):
                 "skipped.jsonl lists the sounds. Try a lower learning rate, or trainer.precision=32-true."
             )
         stop, due = self._agreed(self._signal, time.monotonic() - self._saved_at > SAVE_SECONDS)
-        if step >= trainer.max_steps or trainer.should_stop:
-            return
-        if stop or due or not step % self.every:
+        last = step >= trainer.max_steps or trainer.should_stop
+        # Behind the last step, too, a stop is one: there may be other phases, and other folds.
+        if stop or (not last and (due or not step % self.every)):
             self._save(trainer)
         if stop:
             self.stopped = TrainingStopped(step, stop)

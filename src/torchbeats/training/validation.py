@@ -58,6 +58,10 @@ class Validate(Callback):
         self.best, self.since, self.latest = state_dict["best"], state_dict["since"], state_dict["latest"]
         self.step = state_dict["step"]
 
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """A run that was stopped where its patience had ended is not to go on."""
+        trainer.should_stop = self._is_enough()
+
     def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, *_: Any) -> None:
         """Validate behind an epoch."""
         step = trainer.global_step
@@ -66,8 +70,10 @@ class Validate(Callback):
         self.step = step
         if trainer.is_global_zero:
             self._evaluate(self.tuned())
-        stop = 0 < self.settings.model.patience <= self.since
-        trainer.should_stop = bool(trainer.strategy.broadcast(stop))
+        trainer.should_stop = bool(trainer.strategy.broadcast(self._is_enough()))
+
+    def _is_enough(self) -> bool:
+        return 0 < self.settings.model.patience <= self.since
 
     def _evaluate(self, model: BEATs) -> None:
         try:

@@ -2,7 +2,7 @@
 
 ``huggingface_hub`` keeps a file under the ETag that the server sends, in a folder of the commit that the server sends,
 and finds out that a body is longer than promised when it has written all of it. `guarded` looks at the answers before
-the client acts on them.
+the client acts on them. The client's time limits begin anew with every byte; `within_time` ends what only drips.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import importlib
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
 from torchbeats.weights.sidecars import LARGEST
 
@@ -24,10 +26,77 @@ _COMMIT_HEADER = "X-Repo-Commit"
 
 LARGEST_LISTING = 2**25  # bytes: 200,000 files
 LONGEST_LISTING = 60  # seconds
+LONGEST_WAIT = 60.0  # seconds for headers, or for the next LEAST_PROGRESS bytes of a body
+LEAST_PROGRESS = 2**14
+_WAIT_BY_BLOCKS = 1800.0  # where the client tells of 10 MB at once: before 1.0
 _BLOCK = 2**16  # bytes read at once
 _OF_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")  # as it came; it has been unpacked
 
+R = TypeVar("R")
+
 _largest: ContextVar[int | None] = ContextVar("largest", default=None)  # while one of our downloads is under way
+
+
+class _Progress:
+    """What has come from a server, while something is expected of it."""
+
+    def __init__(self) -> None:
+        self.deadline: float | None = None
+        self._bytes = 0
+
+    @contextmanager
+    def expected(self, seconds: float) -> Iterator[None]:
+        """Within it, something is to come every so many seconds."""
+        self.seconds, self._bytes = seconds, 0
+        self.deadline = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self.deadline = None
+
+    def add(self, count: int) -> None:
+        """So many bytes have come."""
+        self._bytes += count
+        if self._bytes >= LEAST_PROGRESS and self.deadline is not None:
+            self._bytes, self.deadline = 0, time.monotonic() + self.seconds
+
+
+_progress: ContextVar[_Progress | None] = ContextVar("progress", default=None)
+
+
+def within_time(work: Callable[[], R]) -> R:
+    """Do what hears a server, unless the server lets it wait: no headers, or next to nothing of a body, for a minute.
+
+    The work goes on in a thread of its own, which is left to itself, and ends with the process, where it is given up.
+
+    Raises:
+        HostileAnswer: it was given up.
+    """
+    progress, result = _Progress(), Future[R]()
+    token = _progress.set(progress)
+    context = copy_context()
+    _progress.reset(token)
+
+    def run() -> None:
+        try:
+            result.set_result(context.run(work))
+        except BaseException as error:
+            result.set_exception(error)
+
+    Thread(target=run, name="hub", daemon=True).start()
+    while True:
+        if wait([result], timeout=0.1).done:
+            return result.result()
+        if (deadline := progress.deadline) is not None and time.monotonic() > deadline:
+            raise HostileAnswer(f"next to nothing has come from the server for {progress.seconds:g} seconds")
+
+
+@contextmanager
+def _expected(seconds: float) -> Iterator[_Progress]:
+    """The progress of this call of `within_time`, if it is one."""
+    progress = _progress.get() or _Progress()
+    with progress.expected(seconds):
+        yield progress
 
 
 class HostileAnswer(Exception):
@@ -78,6 +147,8 @@ def _install() -> None:
     api.get_session = _listing(api.get_session)
     file_download.get_hf_file_metadata = _checking_metadata(file_download.get_hf_file_metadata)
     file_download.http_get = _limiting(file_download.http_get)
+    if hasattr(file_download, "http_stream_backoff"):  # since 1.0
+        file_download.http_stream_backoff = _counting(file_download.http_stream_backoff)
 
 
 def _checking_metadata(get: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +160,8 @@ def _checking_metadata(get: Callable[..., Any]) -> Callable[..., Any]:
         if largest is None:
             return get(*args, **kwargs)
         try:
-            metadata = get(*args, **kwargs)
+            with _expected(LONGEST_WAIT):
+                metadata = get(*args, **kwargs)
         except Exception as error:
             headers = getattr(getattr(error, "response", None), "headers", {})
             _check_commit(headers.get(_COMMIT_HEADER))  # the client notes that a commit lacks a file
@@ -131,6 +203,10 @@ class _Bounded:
         self._session = session
 
     def get(self, url: str, **arguments: Any) -> Any:
+        with _expected(LONGEST_LISTING + 1):  # a second after its own limit
+            return self._get(url, arguments)
+
+    def _get(self, url: str, arguments: dict[str, Any]) -> Any:
         if not hasattr(self._session, "stream"):  # requests, which clients before 1.0 use
             answer = self._session.get(url, stream=True, **arguments)
             with answer:
@@ -163,11 +239,36 @@ def _limiting(get: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(get)
     def limited(url: str, temp_file: Any, *args: Any, expected_size: int | None = None, **kwargs: Any) -> Any:
-        if _largest.get() is not None and expected_size is not None:
+        if _largest.get() is None:
+            return get(url, temp_file, *args, expected_size=expected_size, **kwargs)
+        if expected_size is not None and not isinstance(temp_file, _Limited):  # it is called again by itself
             temp_file = _Limited(temp_file, expected_size)
-        return get(url, temp_file, *args, expected_size=expected_size, **kwargs)
+        file_download = importlib.import_module("huggingface_hub.file_download")
+        by_bytes = hasattr(file_download, "http_stream_backoff")
+        with _expected(LONGEST_WAIT if by_bytes else _WAIT_BY_BLOCKS):
+            return get(url, temp_file, *args, expected_size=expected_size, **kwargs)
 
     return limited
+
+
+def _counting(stream: Callable[..., Any]) -> Callable[..., Any]:
+    """The client's function that opens an answer of httpx, whose bytes are then counted as they come."""
+
+    @contextmanager
+    def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        with stream(*args, **kwargs) as response:
+            progress, iter_raw = _progress.get(), response.iter_raw
+
+            def raw(chunk_size: int | None = None) -> Iterator[bytes]:
+                for block in iter_raw(chunk_size):
+                    if progress is not None:
+                        progress.add(len(block))
+                    yield block
+
+            response.iter_raw = raw
+            yield response
+
+    return counted
 
 
 class _Limited:
@@ -179,6 +280,8 @@ class _Limited:
     def write(self, data: bytes) -> int:
         if self._file.tell() + len(data) > self._most:
             raise HostileAnswer(f"the server sends more than the {self._most:,} bytes that it promised")
+        if (progress := _progress.get()) is not None:
+            progress.add(len(data))
         return int(self._file.write(data))
 
     def __getattr__(self, name: str) -> Any:

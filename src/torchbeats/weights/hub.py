@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from torchbeats.errors import HubError
 from torchbeats.files import sha256
 from torchbeats.weights.checkpoint import READ_SUFFIXES, SUFFIXES
-from torchbeats.weights.guard import HostileAnswer, guarded, is_inside, is_plain
+from torchbeats.weights.guard import HostileAnswer, guarded, is_inside, is_plain, within_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -153,7 +153,7 @@ def _fetch(source: Source) -> Path:
     info = HfApi().dataset_info if source.repo_type == "dataset" else HfApi().model_info
     try:
         with guarded():
-            listing = info(source.repo, revision=source.revision, timeout=10)
+            listing = within_time(lambda: info(source.repo, revision=source.revision, timeout=10))
         files = [sibling.rfilename for sibling in listing.siblings or () if is_inside(sibling.rfilename)]
         commit = listing.sha if is_plain(listing.sha) else None
     except HostileAnswer as error:
@@ -185,7 +185,11 @@ def _get(source: Source, file: str, commit: str | None) -> Path:
     try:
         # By the revision's name, not its commit: so the cache learns what the name stands for when we are offline.
         with guarded(sidecar=PurePosixPath(file).name in SIDECARS):
-            path = Path(hf_hub_download(source.repo, file, repo_type=source.repo_type, revision=source.revision))
+            path = Path(
+                within_time(
+                    lambda: hf_hub_download(source.repo, file, repo_type=source.repo_type, revision=source.revision)
+                )
+            )
     except Exception as error:  # as above, and those of its Rust client
         raise _explain(error, source) from error
     # The cache names a large file by the SHA-256 that the Hub promised, but over plain HTTP nobody compares.

@@ -7,15 +7,13 @@ Raven and Kaleidoscope are read as those.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torchbeats.data.annotations.annotation import Annotation, seconds
 from torchbeats.data.annotations.dialects import Dialect, known_labels, known_paths, texts
 from torchbeats.data.columns import LABEL_COLUMNS, PATH_COLUMNS
-from torchbeats.files import readable
+from torchbeats.files import csv_line, readable
 
 _NAMES = {"scientific_name", "common_name"}
 
@@ -42,14 +40,8 @@ BIRDNET = Dialect(
 
 def write_birdnet(annotations: Iterable[Annotation]) -> Iterator[str]:
     """A table as BirdNET-Analyzer writes it; a label that has both names (``Turdus merula_Blackbird``) is divided."""
-    line = io.StringIO()
-    writer = csv.writer(line, lineterminator="\n")
-    writer.writerow(("Start (s)", "End (s)", "Scientific name", "Common name", "Confidence", "File"))
+    yield csv_line(("Start (s)", "End (s)", "Scientific name", "Common name", "Confidence", "File"))
     for row in annotations:
         scientific, _, common = row.label.rpartition("_") if row.label.count("_") == 1 else ("", "", row.label)
         times = seconds(row.start), seconds(row.end)
-        writer.writerow((*times, scientific or common, common, seconds(row.peak), readable(row.path)))
-        yield line.getvalue()
-        line.seek(0)
-        line.truncate()
-    yield line.getvalue()
+        yield csv_line((*times, scientific or common, common, seconds(row.peak), readable(row.path)))

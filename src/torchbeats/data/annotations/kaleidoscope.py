@@ -7,8 +7,6 @@ kilohertz.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 from torchbeats.data.annotations.annotation import Annotation, seconds
 from torchbeats.data.annotations.dialects import Dialect, known_labels, texts
 from torchbeats.data.columns import LABEL_COLUMNS, key
-from torchbeats.files import readable
+from torchbeats.files import csv_line, readable
 
 _LABELS = ("manual_id", "auto_id", "top1_match", "common_name", "scientific_name", *LABEL_COLUMNS)
 _HEADER = (
@@ -59,17 +57,11 @@ KALEIDOSCOPE = Dialect(
 
 def write_kaleidoscope(annotations: Iterable[Annotation]) -> Iterator[str]:
     """A table for Kaleidoscope, with the labels as those that a program chose."""
-    line = io.StringIO()
-    writer = csv.writer(line, lineterminator="\n")
-    writer.writerow(_HEADER)
+    yield csv_line(_HEADER)
     for row in annotations:
         folder, name = os.path.split(os.path.abspath(row.path))
         above, below = os.path.split(folder)
         duration = None if row.end is None else row.end - row.start
         low, high = ("" if edge is None else f"{edge:.3f}" for edge in (row.low, row.high))
         cells = (readable(above), readable(below), readable(name), "0", seconds(row.start), seconds(duration))
-        writer.writerow((*cells, low, high, row.label, "", seconds(row.peak)))
-        yield line.getvalue()
-        line.seek(0)
-        line.truncate()
-    yield line.getvalue()
+        yield csv_line((*cells, low, high, row.label, "", seconds(row.peak)))
