@@ -96,7 +96,11 @@ def finetune(
     fully_annotated: FullyAnnotated = False,
     show_settings: Annotated[
         bool,
-        typer.Option("--show", rich_help_panel=TRAINING, help="Print all settings as YAML, and do nothing else."),
+        typer.Option(
+            "--show",
+            rich_help_panel=TRAINING,
+            help="Print all settings as YAML, each with what it means, and do nothing else.",
+        ),
     ] = False,
 ) -> None:
     """Fine-tune a model on labelled sounds.
@@ -108,12 +112,11 @@ def finetune(
     test) of a list, or a tenth of each class. A cross-validation gives figures, and a folder for each fold.
     """
     require("lightning", "train")
-    import yaml
-
     from torchbeats.cli.training import Display, stopping
     from torchbeats.loading import load
     from torchbeats.model import BEATs
     from torchbeats.training.cross_validation import CrossValidation
+    from torchbeats.training.explaining import explained_yaml
     from torchbeats.training.finetune_run import Finetune
     from torchbeats.training.settings import finetune_settings
 
@@ -121,7 +124,7 @@ def finetune(
     options = [f"{name}={value}" for name, value in options_given.items() if value is not None]
     run_settings = finetune_settings(config, [*(set_ or ()), *options], seed=seed)
     if show_settings:
-        print(yaml.safe_dump(run_settings.to_dict(), sort_keys=False), end="")
+        print(explained_yaml(run_settings), end="")
         return
     cut = windows(run_settings.data.seconds, min_overlap, fully_annotated)
     labelled = read_labelled(

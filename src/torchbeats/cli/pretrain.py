@@ -46,7 +46,9 @@ def pretrain(
             help="A single setting, which overrides both. Example: --set model.lr=1e-3.",
         ),
     ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Print all settings as YAML, and do nothing else.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print all settings as YAML, each with what it means, and do nothing else.")
+    ] = False,
 ) -> None:
     """Pre-train a model on any sounds: a tokenizer labels them, a model learns the labels, and so on in turn.
 
@@ -55,16 +57,15 @@ def pretrain(
     give the same command again.
     """
     require("lightning", "train")
-    import yaml
-
     from torchbeats.cli.training import Display, stopping
+    from torchbeats.training.explaining import explained_yaml
     from torchbeats.training.processes import is_leader
     from torchbeats.training.run import Run
     from torchbeats.training.settings import settings
 
     run_settings = settings(size.value, config, set_ or (), iterations=iterations, seed=seed)
     if show:
-        print(yaml.safe_dump(run_settings.to_dict(), sort_keys=False), end="")
+        print(explained_yaml(run_settings), end="")
         return
 
     with stopping():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import reprlib
@@ -10,7 +11,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torchbeats.config import PATCH_NORMALISATIONS, SIZES, BEATsConfig, TokenizersConfig
 from torchbeats.errors import SettingsError
@@ -22,86 +23,114 @@ LARGEST_SEED = 10**15  # what is derived from it has to fit into 64 bits
 LARGEST_SIZE = 2**20  # of anything that weights are made for
 
 
+T = TypeVar("T")
+
+
+def setting(default: T, meaning: str) -> T:
+    """A field of a dataclass with its default and the sentence that ``--show`` and the documentation have about it."""
+    if isinstance(default, (list, dict)):  # a type checker should see the default, not the field
+        return field(default_factory=lambda: copy.copy(default), metadata={"meaning": meaning})
+    return field(default=default, metadata={"meaning": meaning})
+
+
 @dataclass
 class DataSettings:
     """How clips are drawn from the corpus."""
 
-    crop_seconds: list[float] = field(default_factory=lambda: [10.0])  # each clip's longest length is one of these
-    batch_seconds: float = 320.0  # audio in a batch, over all processes
-    workers: int = -1  # processes that decode, for each that trains; -1: as many as there are cores to spare, up to 8
-    gain_db: float = 0.0  # each clip becomes louder or softer by up to this much
-    band_limited: float = 0.0  # this share of clips loses what is above 4 kHz, like telephone sound
-    statistics_seconds: float = 3600.0  # audio from which the corpus's mean and deviation are estimated
+    crop_seconds: list[float] = setting([10.0], "Seconds; each clip's longest length is one of these.")
+    batch_seconds: float = setting(320.0, "Seconds of audio in a batch, over all processes.")
+    workers: int = setting(
+        -1, "Decoding processes for each process that trains; -1: as many as there are cores to spare, up to 8."
+    )
+    gain_db: float = setting(0.0, "Each clip becomes louder or softer by up to this many decibels.")
+    band_limited: float = setting(0.0, "Share of the clips that lose what is above 4 kHz, like telephone sound.")
+    statistics_seconds: float = setting(
+        3600.0, "Seconds of audio from which the corpus's mean and deviation are estimated."
+    )
 
 
 @dataclass
 class TokenSettings:
     """The labels' vocabulary, and what the first iteration's frozen tokenizer looks at."""
 
-    quant_n: int = 1024
-    quant_dim: int = 256
-    normalisation: str = "clip"
+    quant_n: int = setting(1024, "Number of codes, which are the labels.")
+    quant_dim: int = setting(256, "Dimensions of a code.")
+    normalisation: str = setting(
+        "clip",
+        "What random projection sees of a patch: clip (less each mel bin's mean over the clip), patch (less its own "
+        "mean, by its own deviation) or corpus (as it is).",
+    )
 
 
 @dataclass
 class OptimiserSettings:
     """AdamW, a linear warm-up, then a cosine down to a tenth."""
 
-    steps: int = 400_000
-    lr: float = 5e-4
-    warmup: int = 5_000
-    weight_decay: float = 0.01
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    steps: int = setting(400_000, "Optimiser steps.")
+    lr: float = setting(5e-4, "Highest learning rate, at the end of the warm-up.")
+    warmup: int = setting(5_000, "Steps in which the learning rate rises from zero.")
+    weight_decay: float = setting(0.01, "AdamW's weight decay.")
+    betas: list[float] = setting([0.9, 0.98], "AdamW's two decay rates of its moving averages.")
 
 
 @dataclass
 class ModelSettings(OptimiserSettings):
     """Masked audio modelling."""
 
-    mask: float = 0.75  # share of patches that are hidden
-    label_smoothing: float = 0.1
-    predictor_layers: int = 3
-    predictor_width: int = 0  # 0: that of the encoder
-    mel_shift: int = 0  # the model hears each clip up to this many mel bins higher or lower than its labels
-    equaliser_db: float = 0.0  # and coloured by a smooth curve of about this depth, as by another microphone
+    mask: float = setting(0.75, "Share of the patches that are hidden.")
+    label_smoothing: float = setting(0.1, "Share of a label's weight that is spread over all codes.")
+    predictor_layers: int = setting(3, "Layers of the label predictor, which is dropped after training.")
+    predictor_width: int = setting(0, "Width of the label predictor; 0: that of the encoder.")
+    mel_shift: int = setting(
+        0, "The model hears each clip up to this many mel bins higher or lower than what its labels were made from."
+    )
+    equaliser_db: float = setting(
+        0.0, "Depth in decibels of a smooth random colouring of what the model hears, as by another microphone."
+    )
 
 
 @dataclass
 class DistillationSettings(OptimiserSettings):
     """The self-distilled tokenizer."""
 
-    beta: float = 1.0  # weight of the commitment loss
-    decay: float = 0.99  # share of a code that a step keeps
-    kmeans_batches: int = 8  # the codes start as the k-means of these batches
-    reseed_below: float = 0.0  # see NormEMAVectorQuantizer
-    estimator_layers: int = 3
-    target: str = "plain"  # the teacher's output as it is, or, "clip", less each band's mean over the clip
-    start: str = "fresh"  # "fresh" weights, a copy of the "teacher", or "auto": a copy if it is of the same size
+    beta: float = setting(1.0, "Weight of the commitment loss.")
+    decay: float = setting(0.99, "Share of a code that a step keeps; the rest moves to the mean of its patches.")
+    kmeans_batches: int = setting(8, "Batches whose k-means the codes start as.")
+    reseed_below: float = setting(
+        0.0, "A code that is used less often than this share of the average is drawn anew; 0: none is."
+    )
+    estimator_layers: int = setting(3, "Layers that estimate the teacher's output from codes; dropped after training.")
+    target: str = setting(
+        "plain", "The teacher's output: plain (as it is) or clip (less each band's mean over the clip)."
+    )
+    start: str = setting(
+        "fresh", "Weights at the start: fresh, teacher (a copy of it), or auto (a copy if it is of the same size)."
+    )
 
 
 @dataclass
 class TrainerSettings:
     """The machine and the loop; may differ when a run is continued."""
 
-    accelerator: str = "auto"
-    devices: int | str = "auto"
-    nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "auto"  # bf16-mixed on a GPU that has it, 32-true elsewhere
-    accumulate: int = 1
-    clip: float = 1.0  # largest norm of the gradient; 0: any
-    log_every: int = 50
-    save_every: int = 500
+    accelerator: str = setting("auto", "Lightning's name of the device: auto, cpu, gpu or mps.")
+    devices: int | str = setting("auto", "Number of devices on each machine; auto: all of them.")
+    nodes: int = setting(1, "Number of machines.")
+    strategy: str = setting("auto", "Lightning's name of how several devices work together; auto: ddp.")
+    precision: str = setting("auto", "Lightning's name; auto: bf16-mixed on a GPU that has it, 32-true elsewhere.")
+    accumulate: int = setting(1, "Batches whose gradients make one step, where memory is short.")
+    clip: float = setting(1.0, "Largest norm of the gradient; 0: any.")
+    log_every: int = setting(50, "Steps between two rows of metrics.csv.")
+    save_every: int = setting(500, "Steps between two saved states; one is also saved every five minutes.")
 
 
 @dataclass
 class Settings:
-    """Everything that decides what a run computes."""
+    """Everything that decides what a pre-training run computes."""
 
-    size: str = "base"
-    iterations: int = 3
-    seed: int = 0
-    config: dict[str, Any] = field(default_factory=dict)  # fields of BEATsConfig over those of the size
+    size: str = setting("base", "Architecture and preset: nano, tiny, base or large.")
+    iterations: int = setting(3, "Rounds of tokenizer and model.")
+    seed: int = setting(0, "Random seed.")
+    config: dict[str, Any] = setting({}, "Fields of BEATsConfig that differ from those of the size.")
     data: DataSettings = field(default_factory=DataSettings)
     tokens: TokenSettings = field(default_factory=TokenSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -126,57 +155,71 @@ class Settings:
 class LabelledDataSettings:
     """How labelled clips are drawn."""
 
-    seconds: float = 10.0  # the most that the model hears at once, in training and in validation
-    batch_seconds: float = 40.0  # audio in a batch, over all processes
-    workers: int = -1  # see Data
-    balance: float = 0.0  # 0: draw classes as often as they come; 1: all equally often; 0.5: by their counts' roots
-    views: int = 1  # validation hears each sound so many times, a share of a step later each time, and takes the mean
-    validation: float = 0.1  # share of the sounds that is held out, where the data have no split of their own
+    seconds: float = setting(10.0, "The most that the model hears at once, in training and in validation.")
+    batch_seconds: float = setting(40.0, "Seconds of audio in a batch, over all processes.")
+    workers: int = setting(
+        -1, "Decoding processes for each process that trains; -1: as many as there are cores to spare, up to 8."
+    )
+    balance: float = setting(
+        0.0, "0: draw classes as often as they come; 1: all equally often; 0.5: by the roots of their counts."
+    )
+    views: int = setting(
+        1, "Validation hears each sound this many times, a share of a step later each time, and takes the mean."
+    )
+    validation: float = setting(0.1, "Share of the sounds that is held out, if the data have no split of their own.")
 
 
 @dataclass
 class AugmentationSettings:
     """How clips are changed, so that there seem to be more of them."""
 
-    gain_db: float = 6.0  # each clip becomes louder or softer by up to this much
-    band_limited: float = 0.0  # this share of clips loses what is above 4 kHz
-    speed: float = 0.0  # each clip is played faster or slower by up to this share, and higher or lower with it
-    delay: float = 0.0  # up to so many seconds of noise like its quietest moment come before a clip, and on top of it
-    roll: bool = False  # each clip begins somewhere within itself, and ends with its beginning; not for words
-    mixup: float = 0.3  # clips are mixed in pairs, by shares from Beta(mixup, mixup); 0: not (arXiv 1710.09412)
-    time_mask: float = 0.1  # up to this share of the frames is silenced (SpecAugment, arXiv 1904.08779)
-    mel_mask: float = 0.1  # and up to this share of the mel bins
-    mel_shift: int = 0  # each clip is heard up to this many mel bins higher or lower
-    equaliser_db: float = 0.0  # and coloured by a smooth curve of about this depth
+    gain_db: float = setting(6.0, "Each clip becomes louder or softer by up to this many decibels.")
+    band_limited: float = setting(0.0, "Share of the clips that lose what is above 4 kHz.")
+    speed: float = setting(
+        0.0, "Each clip is played faster or slower by up to this share, and becomes higher or lower with it."
+    )
+    delay: float = setting(
+        0.0, "Up to this many seconds of noise like its quietest moment come before a clip, and on top of it."
+    )
+    roll: bool = setting(False, "Each clip begins somewhere within itself and ends with its beginning; not for words.")
+    mixup: float = setting(
+        0.3, "Clips are mixed in pairs, by shares from Beta(mixup, mixup) (arXiv 1710.09412); 0: not."
+    )
+    time_mask: float = setting(0.1, "Up to this share of the frames is silenced (SpecAugment, arXiv 1904.08779).")
+    mel_mask: float = setting(0.1, "Up to this share of the mel bins is silenced.")
+    mel_shift: int = setting(0, "Each clip is heard up to this many mel bins higher or lower.")
+    equaliser_db: float = setting(0.0, "Depth in decibels of a smooth random colouring, as by another microphone.")
 
 
 @dataclass
 class TuningSettings:
     """AdamW with a learning rate that falls from the head to the input."""
 
-    epochs: float = 20.0
-    lr: float = 5e-4  # of the head and the last layer
-    layer_decay: float = 0.75  # each layer further down learns this much slower
-    warmup: float = 0.1  # share of the steps
-    weight_decay: float = 0.01
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    label_smoothing: float = 0.0
-    freeze: int = 0  # the patch embedding and this many layers stay as they are; -1: all but the head
-    layerdrop: float = 0.0
-    gradient_decay: float = 1.0  # the config's layer_wise_gradient_decay_ratio
-    dropout: float = 0.1  # in front of the head
-    pool: str = (
-        "mean"  # what the head sees: "mean", over all patches, as in the original; "bands", "statistics": over time
+    epochs: float = setting(20.0, "Passes through the sounds.")
+    lr: float = setting(5e-4, "Highest learning rate, of the head and the last layer.")
+    layer_decay: float = setting(0.75, "Each layer further down learns this much slower.")
+    warmup: float = setting(0.1, "Share of the steps in which the learning rate rises from zero.")
+    weight_decay: float = setting(0.01, "AdamW's weight decay.")
+    betas: list[float] = setting([0.9, 0.98], "AdamW's two decay rates of its moving averages.")
+    label_smoothing: float = setting(0.0, "Share of a label's weight that is spread over all classes.")
+    freeze: int = setting(0, "The patch embedding and this many layers stay as they are; -1: all but the head.")
+    layerdrop: float = setting(0.0, "Probability of leaving a layer out of a step.")
+    gradient_decay: float = setting(1.0, "Gradients are multiplied by this once a layer, from the top down.")
+    dropout: float = setting(0.1, "Dropout in front of the head.")
+    pool: str = setting(
+        "mean", "What the head sees: mean (over all patches, as in the original), or over time: bands or statistics."
     )
-    average: float = 0.99  # the result is a moving average of the weights; a step keeps this share of it. 0: the last
-    patience: int = 0  # epochs without a better validation before it ends early; 0: it does not
+    average: float = setting(
+        0.99, "The result is a moving average of the weights, of which a step keeps this share; 0: the last weights."
+    )
+    patience: int = setting(0, "Epochs without a better validation before training ends early; 0: it does not.")
 
 
 @dataclass
 class FinetuneSettings:
     """Everything that decides what a fine-tuning computes."""
 
-    seed: int = 0
+    seed: int = setting(0, "Random seed.")
     data: LabelledDataSettings = field(default_factory=LabelledDataSettings)
     augment: AugmentationSettings = field(default_factory=AugmentationSettings)
     model: TuningSettings = field(default_factory=TuningSettings)

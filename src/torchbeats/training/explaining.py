@@ -1,0 +1,54 @@
+"""Settings with the sentence that each has: as YAML with comments, and as rows for the documentation."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import yaml
+
+
+class Explanation(NamedTuple):
+    """A setting: its name with dots, its type as written, its value and what it means."""
+
+    name: str
+    kind: str
+    value: Any
+    meaning: str
+
+
+def explanations(settings: Any, prefix: str = "") -> Iterator[Explanation]:
+    """Every setting of a `Settings` or `FinetuneSettings` object, with those of its parts, in their order."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from explanations(value, f"{prefix}{field.name}.")
+        else:
+            yield Explanation(prefix + field.name, str(field.type), value, field.metadata["meaning"])
+
+
+def explained_yaml(settings: Any) -> str:
+    """All settings as YAML that ``--config`` takes, with a comment for each."""
+    lines: list[tuple[str, str]] = []
+    _add(lines, settings, "")
+    width = min(max(len(line) for line, _ in lines), 40)
+    return "".join(f"{line:<{width}}  # {meaning}\n" for line, meaning in lines)
+
+
+def _add(lines: list[tuple[str, str]], settings: Any, indent: str) -> None:
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            lines.append((f"{indent}{field.name}:", section_meaning(value)))
+            _add(lines, value, indent + "  ")
+        else:
+            # On one line, so that the comment stands behind it.
+            plain = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+            lines.append((f"{indent}{field.name}: {plain}", field.metadata["meaning"]))
+
+
+def section_meaning(settings: Any) -> str:
+    """The sentence about a group of settings."""
+    return inspect.cleandoc(type(settings).__doc__ or "").splitlines()[0]
