@@ -208,8 +208,8 @@ def test_every_module_has_its_place():
 def test_the_page_about_the_design_is_true():
     """It draws the same picture, has a word for every room and flat file, and names no file that is not there."""
     page = DESIGN.read_text("utf-8")
-    assert f"```{DRAWING}```" in page
-    text = page.replace(f"```{DRAWING}```", "")
+    assert f"```text{DRAWING}```" in page
+    text = page.replace(f"```text{DRAWING}```", "")
     files = {path.name for path in (ROOT / "src").rglob("*.py")}
     rooms = {room(name) for name in OURS} - {"torchbeats", "__main__"}
     assert sorted(name for name in rooms if not {f"`{name}.py`", f"`{name}/`"} & set(re.findall("`[^`]+`", text))) == []
