@@ -34,7 +34,9 @@ INK, PAPER, ACCENTS = "#22303c", "#ffffff", ("#0072b2", "#d55e00", "#7b3fa0", "#
 
 def timeline() -> Figure:
     """A beat, a piano and a voice, one after the other, and what the built-in tagger hears when."""
-    sound = np.concatenate([audio.load(CLIPS / name) for name in ("drums-1.mp3", "piano-2.mp3", "speech-english-1.flac")])
+    sound = np.concatenate(
+        [audio.load(CLIPS / name) for name in ("drums-1.mp3", "piano-2.mp3", "speech-english-1.flac")]
+    )
     model = torchbeats.load("beats-nano-tagger")
     rows = list(torchbeats.tag((sound, SAMPLE_RATE), model, every=0.25, window=1.0, top=17))
     figure, (above, below) = plt.subplots(2, sharex=True, figsize=(9, 4), height_ratios=[3, 2], layout="constrained")
@@ -89,7 +91,9 @@ def loop() -> Figure:
         "distil": (4.5, 0.8, "distillation\nnew codes that tell\nwhat the model says"),
     }
     for x, y, text in boxes.values():
-        box = FancyBboxPatch((x - 1.05, y - 0.5), 2.1, 1.0, boxstyle="round,pad=0.05", facecolor="#eef3f7", edgecolor=INK)
+        box = FancyBboxPatch(
+            (x - 1.05, y - 0.5), 2.1, 1.0, boxstyle="round,pad=0.05", facecolor="#eef3f7", edgecolor=INK
+        )
         axes.add_patch(box)
         axes.text(x, y, text, ha="center", va="center", fontsize=10.5, color=INK)
     for (begin, end), name, place in (
@@ -98,7 +102,9 @@ def loop() -> Figure:
         (((7.7, 2.15), (5.7, 0.9)), "teacher", (7.1, 1.35)),
         (((4.5, 1.4), (4.5, 2.15)), "next round", (4.62, 1.72)),
     ):
-        axes.add_patch(FancyArrowPatch(begin, end, arrowstyle="-|>", mutation_scale=16, color=ACCENTS[0], linewidth=1.8))
+        axes.add_patch(
+            FancyArrowPatch(begin, end, arrowstyle="-|>", mutation_scale=16, color=ACCENTS[0], linewidth=1.8)
+        )
         axes.text(*place, name, fontsize=9.5, color=ACCENTS[0], ha="left" if place[0] == 4.62 else "center")
     return figure
 
