@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check fuzz kill wheel clean
+.PHONY: demo test check docs pictures fuzz kill wheel clean
 
 demo: $(READY)
 	$(BIN)/python examples/neighbours.py
@@ -16,6 +16,15 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in build/docs; a link that leads nowhere ends the build.
+docs: $(READY)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/site.py
+
+# The documentation's pictures, which are kept in docs/pictures.
+pictures: $(READY)
+	$(BIN)/python docs/pictures.py
 
 # Ten minutes of damaged files, two for each kind; what breaks something is left in build/fuzz.
 FUZZ_SECONDS ?= 120

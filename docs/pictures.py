@@ -28,6 +28,7 @@ from torchbeats.patches import N_MELS, PATCH_SIZE, SAMPLE_RATE, frames
 
 HERE = Path(__file__).parent
 CLIPS = HERE.parent / "examples" / "audio"
+TIMELINE = ("drums-1.mp3", "piano-2.mp3", "speech-english-1.flac")
 FRAMES_A_SECOND = 100
 INK, PAPER, ACCENTS = "#22303c", "#ffffff", ("#0072b2", "#d55e00", "#7b3fa0", "#009e73")
 
@@ -102,9 +103,7 @@ def loop() -> Figure:
         (((7.7, 2.15), (5.7, 0.9)), "teacher", (7.1, 1.35)),
         (((4.5, 1.4), (4.5, 2.15)), "next round", (4.62, 1.72)),
     ):
-        axes.add_patch(
-            FancyArrowPatch(begin, end, arrowstyle="-|>", mutation_scale=16, color=ACCENTS[0], linewidth=1.8)
-        )
+        axes.add_patch(FancyArrowPatch(begin, end, arrowstyle="-|>", mutation_scale=16, color=ACCENTS[0], lw=1.8))
         axes.text(*place, name, fontsize=9.5, color=ACCENTS[0], ha="left" if place[0] == 4.62 else "center")
     return figure
 

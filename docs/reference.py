@@ -1,4 +1,4 @@
-"""Pages of the reference that are written by the code itself: commands, settings, and lists of names for mkdocstrings."""
+"""Pages of the reference that the code writes: commands, settings, and lists of names for mkdocstrings."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def commands() -> str:
     """Every command with every argument and option."""
     parts = [
         "# Commands\n",
-        "Every command shows its options with `--help`. Results are tables on a terminal and JSON elsewhere; messages go to "
-        "standard error. Written by the code.\n",
+        "Every command shows its options with `--help`. Results are tables on a terminal and JSON elsewhere; "
+        "messages go to standard error. This page is written by the code.\n",
     ]
     group = typer.main.get_command(app)
     subcommands: dict[str, Any] = group.commands  # type: ignore[attr-defined]
@@ -100,7 +100,7 @@ def setting_tables() -> str:
     """Every setting of fine-tuning and pre-training."""
     parts = [
         "# Settings\n",
-        "What `--set NAME=VALUE` and a YAML file for `--config` can change, and `--show` prints. Written by the code.\n",
+        "What `--set NAME=VALUE` and a YAML file for `--config` can change, and `--show` prints.\n",
         "## torchbeats finetune\n",
         _tables(finetune_settings(), {}),
         "## torchbeats pretrain\n",
@@ -120,10 +120,10 @@ def _tables(default: object, others: dict[str, object]) -> str:
             section = head
             if head:
                 lines.append(f"\n**{head}**: {section_meaning(getattr(default, head))}\n")
-            lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
+            lines += ["| setting | meaning |", "|---|---|"]
         differing = [f"{size}: `{values[size][row.name]}`" for size in values if values[size][row.name] != row.value]
-        shown = "; ".join([f"`{row.value}`", *differing]) if row.name != "size" else f"`{row.value}`"
-        lines.append(f"| `{row.name}` | {cell(row.kind)} | {cell(shown)} | {cell(row.meaning)} |")
+        default_value = ", ".join([f"`{row.value}`", *(differing if row.name != "size" else [])])
+        lines.append(f"| `{row.name}` | {cell(row.meaning)} <br>{cell(row.kind)}, default {cell(default_value)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -53,13 +53,16 @@ MENU: dict[str, tuple[list[str], list[str]]] = {
     "Neighbours": ([], ["integrations"]),
     "Reference": (["reference/commands.md", "reference/settings.md"], ["reference"]),
     "Understand": (
-        ["understand/method.md", "understand/built-in-model.md", "understand/exactness.md", "reliability.md", "design.md",
-         "understand/benchmarks.md"],
+        ["understand/method.md", "understand/built-in-model.md", "understand/exactness.md", "reliability.md",
+         "design.md", "understand/benchmarks.md"],
         ["understand", "understand/results"],
     ),
     "Coming from": (["coming-from/speechbrain.md", "coming-from/research-code.md"], ["coming-from"]),
     "Project": (["changes.md", "upgrading.md", "contributing.md", "security.md"], []),
 }  # fmt: skip
+
+# Names of settings and options are not broken in the middle.
+CSS = "td:first-child code { white-space: nowrap; }\n"
 
 _LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s]+)(\))")
 _CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
@@ -148,11 +151,14 @@ def configuration(titles: dict[str, str]) -> dict[str, object]:
         "site_description": "The BEATs audio encoder as a library.",
         "repo_url": repository(),
         "docs_dir": "pages",
+        "extra_css": ["site.css"],
         "site_dir": "html",
         "nav": menu(titles),
         "theme": {
             "name": "material",
-            "features": ["navigation.tabs", "navigation.footer", "navigation.top", "search.highlight", "content.code.copy"],
+            "font": False,  # those of the reader's machine: nothing comes from elsewhere
+            "features": ["navigation.tabs", "navigation.footer", "navigation.top", "search.highlight",
+                "content.code.copy"],
             "palette": [
                 {
                     "media": f"(prefers-color-scheme: {scheme})",
@@ -166,7 +172,7 @@ def configuration(titles: dict[str, str]) -> dict[str, object]:
             ],
         },
         "markdown_extensions": [
-            "tables", "fenced_code", "admonition", "pymdownx.superfences", "pymdownx.highlight", "pymdownx.inlinehilite",
+            "tables", "admonition", "pymdownx.superfences", "pymdownx.highlight", "pymdownx.inlinehilite",
             {"toc": {"permalink": True}},
         ],
         "plugins": [
@@ -180,6 +186,9 @@ def configuration(titles: dict[str, str]) -> dict[str, object]:
                                 "show_source": False, "show_root_heading": True, "heading_level": 2,
                                 "show_root_full_path": True, "separate_signature": True, "merge_init_into_class": True,
                                 "show_signature_annotations": True, "members_order": "source", "filters": ["!^_"],
+                                "docstring_section_style": "list", "show_bases": False,
+                                # A configuration's class inherits its arguments.
+                                "docstring_options": {"warn_unknown_params": False, "warn_missing_types": False},
                             },
                         }
                     }
@@ -205,6 +214,7 @@ def prepare() -> tuple[dict[str, str], list[str]]:
         path = WORK / "pages" / page
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
+    (WORK / "pages" / "site.css").write_text(CSS, "utf-8")
     return titles, wrong
 
 

@@ -120,14 +120,16 @@ def shell(block: Block) -> None:
         return
     for words in commands:
         error, argv, showwarning = io.StringIO(), sys.argv, warnings.showwarning
+        status: object = None
         try:
             sys.argv = words
             with contextlib.redirect_stderr(error):
                 cli.main()
         except SystemExit as end:
-            assert not end.code, f"{block.place}: {shlex.join(words)}: {error.getvalue()}"
+            status = end.code
         finally:
             sys.argv, warnings.showwarning = argv, showwarning
+        assert not status, f"{block.place}: {shlex.join(words)}: {error.getvalue()}"
 
 
 def _lines(code: str) -> list[str]:

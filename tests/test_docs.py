@@ -88,7 +88,7 @@ def wren_detector(folder):
 
 # What lies in a page's folder beside the example clips.
 FILES = {
-    **dict.fromkeys(CHECKPOINTS, [sounds, checkpoints]),
+    **{page: [sounds, checkpoints] for page in CHECKPOINTS},
     "docs/integrations/mteb.md": [sounds, checkpoints, hiss_and_tones],
     "docs/many-machines.md": [sounds],
     "docs/teach.md": [hiss_and_tones],
@@ -216,7 +216,7 @@ def test_blocks_that_nobody_would_run_are_refused(text):
 
 
 def test_marked_blocks_and_outputs_are_seen():
-    text = "<!-- not run: hours -->\n```bash\nls\n```\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n\n```yaml\na: 1\n```\n"
+    text = "<!-- not run: hours -->\n```bash\nls\n```\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n\n```yaml\n```\n"
     assert [(b.language, b.line, b.output, b.why) for b in blocks(text, "page")] == [
         ("bash", 2, None, "hours"),
         ("python", 6, "1\n", None),
