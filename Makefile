@@ -20,7 +20,7 @@ check: $(READY)
 # The site, in build/docs; a link that leads nowhere ends the build.
 docs: $(READY)
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
-	$(BIN)/python docs/site.py
+	$(BIN)/python docs/build_site.py
 
 # The documentation's pictures, which are kept in docs/pictures.
 pictures: $(READY)

@@ -1,4 +1,4 @@
-"""Build the documentation as a site: ``python docs/site.py [FOLDER]``, which is what ``make docs`` runs.
+"""Build the documentation as a site: ``python docs/build_site.py [FOLDER]``, which is what ``make docs`` runs.
 
 Pages are written for whoever reads them in the checkout. For the site they are copied to ``build/site/pages``, together
 with files from elsewhere that belong to it (the model's card, the benchmarks, the changes), with pages that the code
