@@ -1,8 +1,8 @@
 """Pages of documentation as a reader follows them: their blocks run one after the other, in one folder.
 
-A block of ``python``, ``bash`` or ``sh`` is run, and the ``text`` block behind it is what it prints on standard output, where
-… stands for anything. ``<!-- not run: why -->`` above a block says why it is not run. All other blocks name what they
-are (``yaml``, ``text``, …); one that names nothing is a mistake.
+A block of ``python``, ``bash`` or ``sh`` is run, and the ``text`` block behind it is what it prints on standard output,
+where … stands for anything. ``<!-- not run: why -->`` above a block says why it is not run. All other blocks name what
+they are (``yaml``, ``text``, …); one that names nothing is a mistake.
 """
 
 from __future__ import annotations
