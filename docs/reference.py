@@ -16,6 +16,8 @@ from torchbeats.training.settings import PRESETS, finetune_settings, settings
 API = {
     "Running a model on sounds": [
         "load",
+        "models",
+        "encode",
         "embed",
         "tag",
         "tokenize",

@@ -1,8 +1,8 @@
 """Pages of documentation as a reader follows them: their blocks run one after the other, in one folder.
 
-A block of ``python`` or ``bash`` is run, and the ``text`` block behind it is what it prints on standard output, where
-… stands for anything. ``<!-- not run: why -->`` above a block says why it is not run. All other blocks name what they
-are (``yaml``, ``text``, …); one that names nothing is a mistake.
+A block of ``python``, ``bash`` or ``sh`` is run, and the ``text`` block behind it is what it prints on standard output,
+where … stands for anything. ``<!-- not run: why -->`` above a block says why it is not run. All other blocks name what
+they are (``yaml``, ``text``, …); one that names nothing is a mistake.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import NamedTuple
 from torchbeats import cli
 
 ROOT = Path(__file__).parents[1]
-RUN = ("python", "bash")
+RUN = ("python", "bash", "sh")
 SHOWN = ("text", "yaml", "toml", "json", "csv", "javascript")
 
 _FENCE = re.compile(r"^```(.*)$", re.MULTILINE)
@@ -100,7 +100,7 @@ def run_page(page: str) -> dict:
             else:
                 shell(block)
         printed = _ESCAPES.sub("", out.getvalue())
-        if block.language == "bash":
+        if block.language != "python":
             names["printed"].append(printed)
         if block.output is not None:
             assert matches(block.output, printed), f"{block.place}: not what it prints, which is\n{printed}"

@@ -105,8 +105,8 @@ def test_the_site_builds(site, tmp_path, capfd):
     site.main(tmp_path / "html")
     assert "No issues found" in "".join(capfd.readouterr())
     assert "torchbeats.embed" in (tmp_path / "html" / "reference" / "api-1" / "index.html").read_text("utf-8")
-    found = json.loads((tmp_path / "html" / "search.json").read_text("utf-8"))
-    assert "augment.mel_shift" in json.dumps(found)
+    search_index = json.loads((tmp_path / "html" / "search.json").read_text("utf-8"))
+    assert "augment.mel_shift" in json.dumps(search_index)
 
 
 def test_pictures_are_those_that_pages_show(monkeypatch):

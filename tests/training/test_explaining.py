@@ -28,11 +28,11 @@ def test_every_setting_has_a_sentence(kind):
 @pytest.mark.parametrize("size", PRESETS)
 def test_what_is_shown_is_what_a_file_may_hold(size, tmp_path):
     """With its comments it is the same settings, whatever the values look like."""
-    chosen = settings(size, None, ["trainer.strategy='a # b: c'", "data.crop_seconds=[1, 2.5]"])
-    text = explained_yaml(chosen)
-    assert yaml.safe_load(text) == chosen.to_dict()
+    run_settings = settings(size, None, ["trainer.strategy='a # b: c'", "data.crop_seconds=[1, 2.5]"])
+    text = explained_yaml(run_settings)
+    assert yaml.safe_load(text) == run_settings.to_dict()
     (tmp_path / "shown.yaml").write_text(text)
-    assert settings(file=tmp_path / "shown.yaml") == chosen
+    assert settings(file=tmp_path / "shown.yaml") == run_settings
 
 
 def test_fine_tuning_is_shown_with_meanings():
