@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check docs pictures fuzz kill wheel clean
+.PHONY: demo test check test-oldest test-newest docs pictures fuzz kill wheel clean
 
 demo: $(READY)
 	$(BIN)/python examples/neighbours.py
@@ -25,6 +25,25 @@ docs: $(READY)
 # The documentation's pictures, which are kept in docs/pictures.
 pictures: $(READY)
 	$(BIN)/python docs/pictures.py
+
+# The lowest versions that pyproject.toml promises, and the newest that there are. PyTorch comes with CUDA in both: gigabytes.
+OLDEST ?= python3.10
+TRIED  := train,probe,plots,onnx,search,remote
+TOOLS  := pytest pytest-xdist hypothesis "kaldi-native-fbank>=1.20,<1.23" "moto[server]"
+# What compiles a model or needs neighbours is left to `make test`.
+LEFT   := --ignore=tests/integrations --ignore=tests/test_compilers.py --ignore=tests/test_docs.py --ignore=tests/test_notebooks.py \
+          --ignore=tests/test_site.py --ignore=tests/serve --ignore=tests/distributed --ignore=tests/maps
+
+test-oldest: $(READY)
+	$(OLDEST) -m venv --clear build/oldest
+	$(BIN)/python tests/oldest.py > build/oldest.txt
+	build/oldest/bin/python -m pip install -q -c build/oldest.txt -e ".[$(TRIED)]" $(TOOLS)
+	build/oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(LEFT)
+
+test-newest: $(READY)
+	$(PYTHON) -m venv --clear build/newest
+	build/newest/bin/python -m pip install -q --upgrade -e ".[$(TRIED)]" $(TOOLS)
+	build/newest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(LEFT)
 
 # Ten minutes of damaged files, two for each kind; what breaks something is left in build/fuzz.
 FUZZ_SECONDS ?= 120

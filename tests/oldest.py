@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-EXTRAS = ("train", "probe", "plots", "onnx", "search")  # those whose packages are old enough to differ
+EXTRAS = ("train", "probe", "plots", "onnx", "search", "remote")  # those whose packages are old enough to differ
 LOWEST = re.compile(r'"([\w.-]+)>=([\w.]+)')
 
 
