@@ -37,8 +37,9 @@ ORDER = DRAWING.split()
 CORE = {"av", "huggingface_hub", "numpy", "pyarrow", "rich", "safetensors", "soundfile", "soxr", "torch", "typer"}
 CORE |= {"yaml"}
 OPTIONAL = {"datasets", "fsspec", "lance", "lightning", "matplotlib", "onnx", "onnxruntime", "sklearn", "transformers"}
+OPTIONAL |= {"fastapi", "gradio", "uvicorn"}
 # What whole rooms are for, which nothing imports at its top but the room itself.
-OPTIONAL_ROOMS = {"training": {"lightning"}}
+OPTIONAL_ROOMS = {"training": {"lightning"}, "serve": {"fastapi", "gradio", "pydantic", "starlette", "uvicorn"}}
 
 MODELS = {"AcousticTokenizer", "Backbone", "BEATs", "OnnxModel", "RandomProjectionTokenizer", "Tokenizers"}
 LONGEST_BODY = 60  # lines of a command

@@ -63,7 +63,7 @@ def load(path: str | os.PathLike[str]) -> Floats:
     return np.concatenate(list(stream(path)))
 
 
-def stream(path: str | os.PathLike[str], block_seconds: float = 30.0) -> Iterator[Floats]:
+def stream(path: str | os.PathLike[str], block_seconds: float = 30.0, file: BinaryIO | None = None) -> Iterator[Floats]:
     """Reads a file of any length in constant memory.
 
     Channels are averaged and the rate converted by soxr's "HQ"; a 16 kHz mono file passes through untouched. Of a
@@ -74,6 +74,7 @@ def stream(path: str | os.PathLike[str], block_seconds: float = 30.0) -> Iterato
     Args:
         path: a sound file, or a video with sound. The content decides how it is decoded, not the name.
         block_seconds: length of the blocks in seconds; the last may be shorter.
+        file: the content, open for reading; then ``path`` is only its name in messages.
 
     Yields:
         ``(samples,)`` float32, 16 kHz mono.
@@ -89,7 +90,7 @@ def stream(path: str | os.PathLike[str], block_seconds: float = 30.0) -> Iterato
         raise ValueError(f"block_seconds is {block_seconds}: give a positive number of seconds.")
     faults: list[str] = []
     total = 0
-    for _, block in windows(_decode(os.fspath(path), faults), size, size, 1):
+    for _, block in windows(_decode(os.fspath(path), faults, file=file), size, size, 1):
         total += len(block)
         yield block
     if not total:
