@@ -1,6 +1,7 @@
 """A server's life: how it starts and stops, who may ask, and clients that behave badly."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 import httpx
@@ -26,7 +28,7 @@ def is_in(line, server):
 
 
 def test_work_under_way_is_answered_when_it_is_stopped(start):
-    """By either signal, which a terminal sends to the decoders as well; nothing else is said, and no process is left."""
+    """By either signal, which a terminal sends to decoders as well; nothing else is said, and no process is left."""
     for number in (signal.SIGTERM, signal.SIGINT):
         server = start("--no-page")
         httpx.post(f"{server.address}/v1/embeddings", json=CLIP, timeout=120)  # the decoders are there
@@ -89,22 +91,20 @@ def test_a_token_guards_all_but_health(start):
     assert server.stop() == 0
 
 
-def talk(server, data, seconds=40.0, pause=0.0):
+def talk(server, data, seconds=60.0, pause=0.0):
     """Send bytes, one by one where there is a pause; all that comes back until the server closes."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as line:
-        end = time.monotonic() + seconds
-        answer = b""
-        for part in [data[i : i + 1] for i in range(len(data))] if pause else [data]:
-            try:
-                line.sendall(part)
-            except OSError:
+    answer, end = b"", time.monotonic() + seconds
+    with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as line, suppress(ConnectionError):
+        parts = [data[i : i + 1] for i in range(len(data))] if pause else [data]
+        while parts:
+            line.sendall(parts.pop(0))
+            if pause and select.select([line], [], [], pause)[0]:
                 break
-            time.sleep(pause)
             if time.monotonic() > end:
                 raise TimeoutError
         while part := line.recv(65_536):
             answer += part
-        return answer
+    return answer
 
 
 def request(server, length, body=b"", route="/v1/embeddings"):

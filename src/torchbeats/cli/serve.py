@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from torchbeats.cli.console import complain, say, working
 from torchbeats.cli.tables import MODEL, NAMES, Device
-from torchbeats.extras import require
+from torchbeats.errors import MissingPackageError
+from torchbeats.extras import is_installed, require
 from torchbeats.weights import hub
 
 ACCESS = "Access"
@@ -77,7 +79,12 @@ def serve(
     """
     for package in ("fastapi", "uvicorn", "python_multipart"):
         require(package, "serve")
+    if page:  # imported behind the first answers; whether it is there is said before
+        for package, extra in (("gradio", "serve"), ("matplotlib", "plots"), ("sklearn", "probe")):
+            if not is_installed(package):
+                raise MissingPackageError(package, extra)
     from torchbeats.serve.limits import Limits
+    from torchbeats.serve.page.application import make
     from torchbeats.serve.running import address_of, listen, run
     from torchbeats.serve.security import Access, check_token
     from torchbeats.serve.service import Service
@@ -92,10 +99,5 @@ def serve(
             complain(note, "Note")
     with working("Loading"):
         service = Service(model, tagger, table, limits=limits, device=device)
-    address = address_of(place, host)
-    run(
-        service,
-        place,
-        Access(host, token, tuple(cors or ())),
-        ready=lambda: say(f"torchbeats answers at {address}", flush=True),
-    )
+    ready = partial(say, f"torchbeats answers at {address_of(place, host)}", flush=True)
+    run(service, place, Access(host, token, tuple(cors or ())), page=make if page else None, ready=ready)

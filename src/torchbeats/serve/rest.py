@@ -21,8 +21,8 @@ from torchbeats.serve.uploads import Upload, form_of, from_data_url, validated
 from torchbeats.version import __version__
 
 ABOUT = """
-Embeddings and labels of sounds. `POST /v1/embeddings` has the shape of OpenAI's, and the official clients work with it: a
-sound is sent as `data:audio/wav;base64,…` in place of a text. Every error is `{"error": {"message", "type", "code"}}`.
+Embeddings and labels of sounds. `POST /v1/embeddings` has the shape of OpenAI's, and the official clients work with it:
+a sound is sent as `data:audio/wav;base64,…` in place of a text. Each error is `{"error": {"message", "type", "code"}}`.
 """
 REASONS = {
     401: "The token is missing or wrong.",

@@ -7,11 +7,12 @@ import errno
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from torchbeats.errors import SettingsError
@@ -121,7 +122,7 @@ def run(
     place: socket.socket,
     access: Access,
     *,
-    page: Callable[[Service], Any] | None = None,
+    page: Callable[[Service], FastAPI] | None = None,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Answer requests until Ctrl-C or SIGTERM; what is being worked on then is answered, and nothing new is begun.
@@ -153,11 +154,14 @@ def run(
         task = asyncio.ensure_future(server.serve([place]))
         while not server.started and not task.done():
             await asyncio.sleep(0.01)
-        if server.started:
-            ready()
-            if page is not None:
-                door.page = await asyncio.to_thread(page, service)
-        await task
+        async with AsyncExitStack() as stack:
+            if server.started:
+                ready()
+                if page is not None:
+                    made = await asyncio.to_thread(page, service)
+                    await stack.enter_async_context(made.router.lifespan_context(made))
+                    door.page = made
+            await task
 
     try:
         asyncio.run(serve())
