@@ -6,6 +6,7 @@ server does. Another takes its place after a crash; it is forked from a process 
 
 from __future__ import annotations
 
+import atexit
 import io
 import multiprocessing
 import os
@@ -68,6 +69,7 @@ class Decoders:
         self._own = threading.local()  # each thread talks to a process of its own
         self._all: list[_Process] = []
         self._lock = threading.Lock()
+        atexit.register(self.close)  # Python would ask the processes to end, and wait: they end for nobody but us
 
     def submit(self, name: str, content: bytes, most_seconds: float) -> Future[Decoded]:
         """Decode a file's content.
@@ -94,6 +96,7 @@ class Decoders:
 
     def close(self) -> None:
         """End all processes."""
+        atexit.unregister(self.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
             for process in self._all:

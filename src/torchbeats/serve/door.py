@@ -24,6 +24,7 @@ Headers: TypeAlias = dict[str, str]
 ROUTES = ("/v1/embeddings", "/v1/tags", "/v1/search", "/v1/models", "/health", "/metrics", "/openapi.json")
 DEADLINE = "torchbeats.deadline"  # in a request's scope: when its time is up, by `time.monotonic`
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+FAILED = "The server has failed at this request; its log says how."
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -106,7 +107,7 @@ class Door:
         except Exception:
             traceback.print_exc(file=sys.stderr)
             if not status:
-                await send_error(noted, RequestError(500, "internal_error", "The server has failed at this request."))
+                await send_error(noted, RequestError(500, "internal_error", FAILED))
         finally:
             body.release()
             route = path if path in ROUTES else "/v1" if path.startswith("/v1/") else "page"

@@ -11,10 +11,11 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from torchbeats.errors import RequestError
 from torchbeats.serve import answers, shapes
-from torchbeats.serve.door import DEADLINE, error_body
+from torchbeats.serve.door import DEADLINE, FAILED, error_body
 from torchbeats.serve.metrics import CONTENT_TYPE
 from torchbeats.serve.service import Service
 from torchbeats.serve.uploads import Upload, form_of, from_data_url, validated
@@ -57,6 +58,14 @@ def application(service: Service) -> FastAPI:
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
         return JSONResponse(error_body(error.status, error.code, error.message), error.status, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=GONE)
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return JSONResponse(error_body(500, "internal_error", FAILED), 500)
 
     @app.exception_handler(HTTPException)
     async def wrong_route(request: Request, error: HTTPException) -> Response:
