@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse, Response
 
 from torchbeats.errors import AudioError
 from torchbeats.extras import require
+from torchbeats.serve.page.guard import Guard
 from torchbeats.serve.page.results import Results
 from torchbeats.serve.service import Service
 
@@ -45,6 +46,7 @@ def make(service: Service) -> FastAPI:
     fonts = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     from torchbeats.serve.page.parts import STYLE
 
+    app.add_middleware(Guard, folder=folder)
     mounted: FastAPI = gr.mount_gradio_app(
         app,
         blocks,

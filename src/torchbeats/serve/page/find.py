@@ -14,7 +14,7 @@ from torchbeats.patches import SAMPLE_RATE
 from torchbeats.search.queries import direction, plan_of, unit
 from torchbeats.search.searching import Match, closest
 from torchbeats.serve.page import parts
-from torchbeats.serve.page.listen import upload_at
+from torchbeats.serve.page.listen import sound_input, upload_at
 from torchbeats.serve.service import Service
 
 SHOWN = 12
@@ -58,10 +58,10 @@ def build(service: Service, query: Any) -> Any:
     last = service.table.count - 1
     with gr.Row():
         with gr.Column():
-            sound = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Start from a sound")
+            sound = sound_input("Start from a sound")
             with gr.Row():
                 start = gr.Number(0, label="From second", minimum=0)
-                end = gr.Number(None, label="To second (empty: its end)", minimum=0)
+                end = gr.Number(0, label="To second (0: its end)", minimum=0)
             by_sound = gr.Button("Find what is like this sound", variant="primary")
         with gr.Column():
             row = gr.Number(
@@ -80,7 +80,7 @@ def build(service: Service, query: Any) -> Any:
         if path is None:
             return Query(), parts.problem("There is no sound yet: drop a file above, or record.")
         try:
-            asked = await of_sound(service, path, start or 0.0, end)
+            asked = await of_sound(service, path, start or 0.0, end or None)
         except RequestError as error:
             return Query(), parts.problem(str(error))
         return asked, await shown(asked)

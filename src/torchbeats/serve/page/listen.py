@@ -20,6 +20,7 @@ from torchbeats.protocol import PROBABILITIES
 from torchbeats.serve.answers import plan_for_tags
 from torchbeats.serve.decoding import Decoded
 from torchbeats.serve.page import parts
+from torchbeats.serve.page.guard import inside, upload_folder
 from torchbeats.serve.page.results import Results
 from torchbeats.serve.service import Service
 from torchbeats.serve.uploads import Upload
@@ -33,7 +34,7 @@ SHOWN_EVENTS = 200
 
 def build(service: Service, results: Results) -> None:
     """The tab, inside the page's blocks."""
-    sound = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Sound: drop a file, or record")
+    sound = sound_input("Sound: drop a file, or record")
     with gr.Row():
         threshold = gr.Slider(0.05, 0.95, THRESHOLD, step=0.05, label="Smallest probability")
         every = gr.Slider(0.2, 10, EVERY_SECONDS, step=0.1, label="Seconds of a row")
@@ -51,9 +52,19 @@ def build(service: Service, results: Results) -> None:
         event(listen, [sound, threshold, every], answer, show_progress="full")
 
 
+def sound_input(label: str) -> Any:
+    """Where a person drops a file, or records."""
+    return gr.Audio(sources=["upload", "microphone"], type="filepath", label=label, buttons=["download"])
+
+
 def upload_at(path: str) -> Upload:
-    """A file that a browser has sent into the server's private folder."""
-    return Upload(parts.shown_name(path), Path(path).read_bytes())
+    """A file that a browser has sent into the server's private folder.
+
+    Raises:
+        RequestError: it is another file.
+    """
+    place = inside(path, upload_folder())
+    return Upload(parts.shown_name(path), place.read_bytes())
 
 
 async def _heard(service: Service, results: Results, path: str, threshold: float, every: float) -> str:

@@ -33,7 +33,7 @@ STYLE = """
   color: var(--body-text-color); text-decoration: underline; }
 .tb-picture { width: 100%; height: auto; border-radius: 6px; }
 .tb-error { border-left: 4px solid #c62828; padding: .4rem .8rem; color: var(--body-text-color); }
-.tb-note { color: var(--body-text-color-subdued); }
+.tb-note { color: var(--body-text-color); }
 footer { display: none !important; }
 """
 

@@ -41,7 +41,7 @@ def build(service: Service, query: Any, marks: Marks, results: Results) -> None:
     gr.HTML(parts.note(f"Every mark is kept in {marks.path} at once."), js_on_load=None)
     with gr.Row():
         label = gr.Dropdown(classes, value=classes[0] if classes else None, allow_custom_value=True, label="Class")
-        row = gr.Number(None, label="Start from a row (empty: see below)", precision=0, minimum=0, maximum=last)
+        row = gr.Textbox(label=f"Start from a row, 0 to {last} (may be empty)")
     with gr.Row():
         show = gr.Button("Show rows to mark")
         fit = gr.Button("Fit", variant="primary")
@@ -49,11 +49,11 @@ def build(service: Service, query: Any, marks: Marks, results: Results) -> None:
     outcome = gr.HTML("", elem_id="outcome", js_on_load=None)
     grid = gr.HTML(EMPTY, elem_id="to-mark", js_on_load=parts.BEHAVIOUR)
 
-    async def start(label: str | None, row: float | None, query: Query | None) -> tuple[list[Row], str]:
+    async def start(label: str | None, row: str | None, query: Query | None) -> tuple[list[Row], str]:
         if not (label or "").strip():
             return [], parts.problem("Name the class first.")
         try:
-            rows = await _candidates(service, marks, str(label).strip(), row, query or Query(), last)
+            rows = await _candidates(service, marks, str(label).strip(), (row or "").strip(), query or Query(), last)
         except RequestError as error:
             return [], parts.problem(str(error))
         return rows, _grid(service, marks, str(label).strip(), rows) if rows else EMPTY
@@ -99,12 +99,10 @@ _MODEL_LINK = (
 )
 
 
-async def _candidates(
-    service: Service, marks: Marks, label: str, row: float | None, query: Query, last: int
-) -> list[Row]:
+async def _candidates(service: Service, marks: Marks, label: str, row: str, query: Query, last: int) -> list[Row]:
     """Rows to mark for a class, and what is said of each."""
-    if row is not None:
-        if not 0 <= row <= last:
+    if row:
+        if not row.isdecimal() or int(row) > last:
             raise RequestError(422, "no_such_row", f"The table has the rows 0 to {last}.")
         asked = Query(like=(int(row),))
     else:
@@ -113,7 +111,7 @@ async def _candidates(
         wrong = tuple(row for row, is_right in known.items() if not is_right)
         asked = Query(like=right, unlike=wrong) if right else query
     found = [(one.row, f"likeness {one.score:.3f}") for one in await matches(service, asked, SHOWN)]
-    first = [(one, "the row that was named") for one in asked.like] if row is not None else []
+    first = [(one, "the row that was named") for one in asked.like] if row else []
     return [*first, *found][:SHOWN]
 
 
