@@ -110,9 +110,9 @@ async def _candidates(service: Service, marks: Marks, label: str, row: str, quer
         right = tuple(row for row, is_right in known.items() if is_right)
         wrong = tuple(row for row, is_right in known.items() if not is_right)
         asked = Query(like=right, unlike=wrong) if right else query
-    found = [(one.row, f"likeness {one.score:.3f}") for one in await matches(service, asked, SHOWN)]
-    first = [(one, "the row that was named") for one in asked.like] if row else []
-    return [*first, *found][:SHOWN]
+    first = [(int(row), "the row that was named")] if row else []
+    found = [(one.row, f"likeness {one.score:.3f}") for one in await matches(service, asked, SHOWN + 1)]
+    return [*first, *(one for one in found if not row or one[0] != int(row))][:SHOWN]
 
 
 def _grid(service: Service, marks: Marks, label: str, rows: list[Row]) -> str:
