@@ -145,6 +145,7 @@ def run(
         access_log=False,
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=int(IDLE_SECONDS),
         limit_concurrency=4 * limits.queue,
         timeout_graceful_shutdown=int(limits.request_seconds) + 1,
     )
