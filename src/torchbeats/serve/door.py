@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, urlencode
 
@@ -24,6 +25,7 @@ Headers: TypeAlias = dict[str, str]
 ROUTES = ("/v1/embeddings", "/v1/tags", "/v1/search", "/v1/models", "/health", "/metrics", "/openapi.json")
 DEADLINE = "torchbeats.deadline"  # in a request's scope: when its time is up, by `time.monotonic`
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+STREAM_SECONDS = 0.5  # from a result to the browser that has asked for it
 FAILED = "The server has failed at this request; its log says how."
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -55,6 +57,8 @@ class Door:
         self.page: ASGIApp | None = None  # answers a browser, as soon as it is there
         self._rest, self._access, self._limits, self._metrics, self._busy = rest, access, limits, metrics, busy
         self._requests, self._held = 0, 0
+        self._ending = False
+        self._streams: set[asyncio.Task[Any]] = set()  # that stay open as long as a browser shows the page
         metrics.gauge("torchbeats_requests_in_progress", "Requests to /v1 that are worked on.", lambda: self._requests)
         metrics.gauge("torchbeats_held_bytes", "Bytes of bodies that are held.", lambda: self._held)
 
@@ -98,7 +102,7 @@ class Door:
             if counted:
                 self._enter()
             try:
-                await (self._rest if ours or self.page is None else self.page)(scope, body, noted)
+                await self._app_for(ours)(scope, body, noted)
             finally:
                 self._requests -= counted
         except RequestError as error:
@@ -112,6 +116,36 @@ class Door:
             body.release()
             route = path if path in ROUTES else "/v1" if path.startswith("/v1/") else "page"
             self._metrics.request(route, status, time.monotonic() - began)
+
+    def _app_for(self, ours: bool) -> ASGIApp:
+        return self._rest if ours or self.page is None else self._streamed
+
+    async def _streamed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The page's answer, which may be a stream that only the end of the server ends."""
+        assert self.page is not None
+        task = asyncio.ensure_future(self.page(scope, receive, send))
+        if scope["method"] == "GET":
+            self._streams.add(task)
+            task.add_done_callback(self._streams.discard)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not task.cancelled() or not self._ending:  # it is this request that was cancelled
+                task.cancel()
+                raise
+            with suppress(Exception):
+                await send({"type": "http.response.body", "body": b""})
+
+    async def end_streams(self) -> None:
+        """Let browsers go, when what they have asked for is computed."""
+        end = time.monotonic() + self._limits.request_seconds
+        while self._streams and self._busy() > 0 and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        if self._streams:
+            await asyncio.sleep(STREAM_SECONDS)
+        self._ending = True
+        for task in list(self._streams):
+            task.cancel()
 
     def _enter(self) -> None:
         if self._requests >= self._limits.queue:

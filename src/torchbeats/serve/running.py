@@ -67,7 +67,17 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's, which alone would raise the signal that stopped it once more."""
+    """Uvicorn's, which alone would wait for browsers to go, and raise the signal that stopped it once more."""
+
+    def __init__(self, config: uvicorn.Config, door: Door) -> None:
+        super().__init__(config)
+        self._door = door
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what is being worked on."""
+        if not self.force_exit:
+            await self._door.end_streams()
+        await super().shutdown(sockets)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -149,7 +159,7 @@ def run(
         limit_concurrency=4 * limits.queue,
         timeout_graceful_shutdown=int(limits.request_seconds) + 1,
     )
-    server = _Server(config)
+    server = _Server(config, door)
 
     async def serve() -> None:
         task = asyncio.ensure_future(server.serve([place]))

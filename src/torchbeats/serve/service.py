@@ -157,8 +157,8 @@ class Service:
 
     def busy(self) -> float:
         """Seconds until what waits will be computed, by the speed of late."""
-        speed = self.batcher.speed()
-        return self.batcher.backlog() / speed if speed else 1.0
+        backlog = self.batcher.backlog()
+        return backlog / (self.batcher.speed() or 1.0)
 
     def close(self) -> None:
         """End all threads and processes, when no request is worked on any more."""

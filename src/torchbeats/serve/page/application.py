@@ -79,7 +79,7 @@ def _blocks(service: Service, results: Results) -> Any:
             with gr.Tab("Find"):
                 find.build(service, query)
             with gr.Tab("Teach"):
-                teach.build(service, query, Marks(service.table), results)
+                teach.build(blocks, service, query, Marks(service.table), results)
     blocks.queue(default_concurrency_limit=4, max_size=service.limits.queue, api_open=False)
     return blocks
 

@@ -25,10 +25,11 @@ EMPTY = parts.note(
 Row = tuple[int, str]
 
 
-def build(service: Service, query: Any, marks: Marks, results: Results) -> None:
+def build(blocks: Any, service: Service, query: Any, marks: Marks, results: Results) -> None:
     """The tab, inside the page's blocks.
 
     Args:
+        blocks: of the page.
         service: with a table.
         query: a state that holds the `Query` of *Find*.
         marks: of the table's rows.
@@ -37,10 +38,10 @@ def build(service: Service, query: Any, marks: Marks, results: Results) -> None:
     assert service.table is not None
     last = service.table.count - 1
     shown, fitted = gr.State([]), gr.State(None)
-    classes = marks.classes()
-    gr.HTML(parts.note(f"Every mark is kept in {marks.path} at once."), js_on_load=None)
+    lost = f" {marks.lost} marks there are of files that the table does not have; they are kept." if marks.lost else ""
+    gr.HTML(parts.note(f"Every mark is kept in {marks.path} at once.{lost}"), js_on_load=None)
     with gr.Row():
-        label = gr.Dropdown(classes, value=classes[0] if classes else None, allow_custom_value=True, label="Class")
+        label = gr.Dropdown([], allow_custom_value=True, label="Class")
         row = gr.Textbox(label=f"Start from a row, 0 to {last} (may be empty)")
     with gr.Row():
         show = gr.Button("Show rows to mark")
@@ -88,6 +89,11 @@ def build(service: Service, query: Any, marks: Marks, results: Results) -> None:
         told = parts.note(f"Saved: {path}. Use it: torchbeats tag SOUNDS -m {path}")
         return _figures(head) + told + parts.links(key, texts) + _MODEL_LINK
 
+    def known() -> Any:
+        classes = marks.classes()
+        return gr.update(choices=classes, value=classes[0] if classes else None)
+
+    blocks.load(known, None, label)
     show.click(start, [label, row, query], [shown, grid])
     grid.mark(mark, [label, shown], [grid, label])
     fit.click(learn, [label, shown], [fitted, outcome, shown, grid])
