@@ -224,9 +224,13 @@ def test_teach_by_keyboard_fit_and_save(visit, server, own_table, run, start):
     for opened in (page, visit(again)):
         opened.get_by_role("tab", name="Teach").click()
         assert wait_for(lambda opened=opened: opened.get_by_label("Class").input_value() == "piano music")
-        opened.get_by_role("button", name="Show rows to mark").click()
+        opened.get_by_role("button", name="Show what is marked").click()
         opened.locator("#to-mark .tb-card").first.wait_for()
-        assert opened.locator("#to-mark [aria-pressed=true]").count() > 0
+        assert rows_shown(opened, "#to-mark") == sorted(rows)
+        assert opened.locator("#to-mark [aria-pressed=true]").count() == len(rows)
+        opened.get_by_role("button", name="Show rows to mark").click()
+        opened.get_by_text("likeness").first.wait_for()
+        assert not set(rows_shown(opened, "#to-mark")) & set(rows)
     assert again.stop(seconds=20) == 0  # though a browser still shows it
 
 
@@ -252,7 +256,7 @@ def test_a_narrow_window_and_what_a_screen_reader_is_told(visit, server, scheme)
     assert seen["heading"][0] == "torchbeats"
     assert "Rows like row 0" in seen["list"]
     unnamed = {
-        role: names.count("") for role, names in seen.items() if role in ("tab", "image", "slider", "spinbutton")
+        role: names.count("") for role, names in seen.items() if role in ("tab", "slider", "spinbutton", "textbox")
     }
     assert not any(unnamed.values()), unnamed
     ours = [name for name in seen["button"] if "like this: " in name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -137,8 +138,8 @@ async def of_sound(service: Service, path: str, start: float, end: float | None)
     return Query(direction(group.values.reshape(len(group.values), -1)), upload.name)
 
 
-async def matches(service: Service, query: Query, count: int) -> list[Match]:
-    """The rows that are most like a query; none where nothing is looked for."""
+async def matches(service: Service, query: Query, count: int, omitted: Iterable[int] = ()) -> list[Match]:
+    """The rows that are most like a query, but some; none where nothing is looked for."""
     table = service.table
     assert table is not None
     if query.sound is None and not query.like:
@@ -152,7 +153,7 @@ async def matches(service: Service, query: Query, count: int) -> list[Match]:
         like, unlike = stored[: len(query.like)], stored[len(query.like) :]
         if query.sound is not None:
             like = np.concatenate([query.sound[np.newaxis], like])
-        return closest(table, like.astype(np.float32), unlike.astype(np.float32), count, rows=query.unlike)
+        return closest(table, like.astype(np.float32), unlike.astype(np.float32), count, rows={*query.unlike, *omitted})
 
     return await service.search(look)
 

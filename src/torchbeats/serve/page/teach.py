@@ -17,7 +17,7 @@ from torchbeats.serve.page.results import Results
 from torchbeats.serve.service import Service
 from torchbeats.tables.tags import FORMATS
 
-SHOWN = 12
+SHOWN, REVIEWED = 12, 48
 MARKS = {"right": "Right (y)", "wrong": "Wrong (n)"}
 EMPTY = parts.note(
     "Name a class and show rows for it: those like the ones that are marked right, or like what Find looks for."
@@ -45,6 +45,7 @@ def build(blocks: Any, service: Service, query: Any, marks: Marks, results: Resu
         row = gr.Textbox(label=f"Start from a row, 0 to {last} (may be empty)")
     with gr.Row():
         show = gr.Button("Show rows to mark")
+        review = gr.Button("Show what is marked")
         fit = gr.Button("Fit", variant="primary")
         save = gr.Button("Save model and labels")
     outcome = gr.HTML("", elem_id="outcome", js_on_load=None)
@@ -58,6 +59,11 @@ def build(blocks: Any, service: Service, query: Any, marks: Marks, results: Resu
         except RequestError as error:
             return [], parts.problem(str(error))
         return rows, _grid(service, marks, str(label).strip(), rows) if rows else EMPTY
+
+    async def marked(label: str | None) -> tuple[list[Row], str]:
+        name = (label or "").strip()
+        rows: list[Row] = [(row, "") for row in sorted(marks.of(name))[-REVIEWED:]]
+        return rows, _grid(service, marks, name, rows) if rows else parts.note("Nothing is marked for this class yet.")
 
     async def mark(label: str | None, rows: list[Row], event: gr.EventData) -> tuple[str, Any]:
         name = (label or "").strip()
@@ -89,12 +95,13 @@ def build(blocks: Any, service: Service, query: Any, marks: Marks, results: Resu
         told = parts.note(f"Saved: {path}. Use it: torchbeats tag SOUNDS -m {path}")
         return _figures(head) + told + parts.links(key, texts) + _MODEL_LINK
 
-    def known() -> Any:
+    def known(label: str | None) -> Any:
         classes = marks.classes()
-        return gr.update(choices=classes, value=classes[0] if classes else None)
+        return gr.update(choices=classes) if label or not classes else gr.update(choices=classes, value=classes[0])
 
-    blocks.load(known, None, label)
+    blocks.load(known, label, label)
     show.click(start, [label, row, query], [shown, grid])
+    review.click(marked, [label], [shown, grid])
     grid.mark(mark, [label, shown], [grid, label])
     fit.click(learn, [label, shown], [fitted, outcome, shown, grid])
     save.click(keep, [fitted], outcome)
@@ -106,19 +113,20 @@ _MODEL_LINK = (
 
 
 async def _candidates(service: Service, marks: Marks, label: str, row: str, query: Query, last: int) -> list[Row]:
-    """Rows to mark for a class, and what is said of each."""
+    """Rows to mark for a class, which are not marked yet, and what is said of each."""
+    known = marks.of(label)
+    right = tuple(row for row, is_right in known.items() if is_right)
+    wrong = tuple(row for row, is_right in known.items() if not is_right)
+    first: list[Row] = []
     if row:
         if not row.isdecimal() or int(row) > last:
             raise RequestError(422, "no_such_row", f"The table has the rows 0 to {last}.")
-        asked = Query(like=(int(row),))
-    else:
-        known = marks.of(label)
-        right = tuple(row for row, is_right in known.items() if is_right)
-        wrong = tuple(row for row, is_right in known.items() if not is_right)
-        asked = Query(like=right, unlike=wrong) if right else query
-    first = [(int(row), "the row that was named")] if row else []
-    found = [(one.row, f"likeness {one.score:.3f}") for one in await matches(service, asked, SHOWN + 1)]
-    return [*first, *(one for one in found if not row or one[0] != int(row))][:SHOWN]
+        first, query = [(int(row), "the row that was named")], Query(like=(int(row),))
+    elif right:
+        query = Query(like=right, unlike=wrong)
+    omitted = {*known, *(number for number, _ in first)}
+    found = [(one.row, f"likeness {one.score:.3f}") for one in await matches(service, query, SHOWN, omitted)]
+    return [*first, *found][:SHOWN]
 
 
 def _grid(service: Service, marks: Marks, label: str, rows: list[Row]) -> str:
@@ -134,7 +142,7 @@ def _grid(service: Service, marks: Marks, label: str, rows: list[Row]) -> str:
 
 def _figures(head: Head) -> str:
     """How good a head is."""
-    rows = [
+    rows: list[tuple[str | float, ...]] = [
         (
             str(row["class"]),
             str(row["windows"]),
