@@ -3,6 +3,8 @@
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -74,14 +76,13 @@ def test_a_process_that_dies_costs_one_sound(decoders):
 
 def test_time_is_bounded(decoders):
     """A process ends itself; where it cannot even do that, it is ended."""
-    one = decoders(decoder_seconds=1.0)
-    decode(one, CLIP)
     file = io.BytesIO()
     soundfile.write(file, np.zeros((96_000 * 100, 8), np.int16), 96_000, format="FLAC")
-    (process,) = one.processes()
-    with pytest.raises(RequestError, match="the decoder died over it"):
-        decode(one, file.getvalue())
-    assert one.processes() != [process]
+    short = decoders(decoder_seconds=0.05)
+    with pytest.raises(RequestError, match=r"the decoder died over it; decoding a sound may take 0\.05 s"):
+        decode(short, file.getvalue())
+    assert short.died == [1]
+    one = decoders(decoder_seconds=3.0)
     decode(one, CLIP)
     os.kill(one.processes()[0], signal.SIGSTOP)
     began = time.monotonic()
@@ -134,3 +135,16 @@ def test_processes_end_with_the_server(decoders):
     waiting.start()
     waiting.join(20)
     assert wait_for(lambda: not Path(f"/proc/{process}").exists())
+
+
+def test_an_end_while_processes_are_being_started():
+    """Which takes seconds; no process is left, and Python ends."""
+    code = """
+from torchbeats.serve.decoding import Decoders
+from torchbeats.serve.limits import Limits
+decoders = Decoders(Limits(decoders=2))
+decoders.start()
+decoders.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")

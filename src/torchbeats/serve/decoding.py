@@ -68,7 +68,7 @@ class Decoders:
         self._threads = ThreadPoolExecutor(limits.decoders, thread_name_prefix="decoder")
         self._own = threading.local()  # each thread talks to a process of its own
         self._all: list[_Process] = []
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
         atexit.register(self.close)  # Python would ask the processes to end, and wait: they end for nobody but us
 
     def submit(self, name: str, content: bytes, most_seconds: float) -> Future[Decoded]:
@@ -99,6 +99,7 @@ class Decoders:
         atexit.unregister(self.close)
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
+            self._closed = True
             for process in self._all:
                 process.end()
             self._all.clear()
@@ -109,9 +110,13 @@ class Decoders:
             self._drop(process)
             process = None
         if process is None:
-            process = self._own.process = _Process(self._context, self._limits)
+            process = _Process(self._context, self._limits)
             with self._lock:
-                self._all.append(process)
+                if not self._closed:
+                    self._all.append(process)
+            if self._closed:  # while it was being started
+                process.end()
+            self._own.process = process
         return process
 
     def _drop(self, process: _Process) -> None:
@@ -173,7 +178,7 @@ class _Process:
 
     def is_alive(self) -> bool:
         """Whether it runs."""
-        return bool(self._process.is_alive())
+        return not self._pipe.closed and bool(self._process.is_alive())
 
     def end(self) -> None:
         """At once."""
