@@ -197,11 +197,14 @@ def main():
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="that compute, in the library and in the server")
     parser.add_argument("--quick", action="store_true", help="little of everything: only tells whether it runs")
     parser.add_argument("--out")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seconds, arguments.requests, arguments.clips, arguments.rounds = 3, 150, 16, 1
+    if arguments.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     lines = []
 
     def tell(*cells):
