@@ -299,6 +299,12 @@ def test_no_path_is_opened_and_no_url_fetched(server, file):
         assert httpx.get(server.address + url, timeout=60).status_code in (400, 403, 404)
 
 
+def test_a_browser_is_told_to_ask_nobody_else(server):
+    policy = httpx.get(server.address, timeout=60).headers["content-security-policy"]
+    sources = {word for word in policy.replace(";", " ").split() if not word.endswith("-src")} - {"frame-ancestors"}
+    assert sources == {"'self'", "'unsafe-inline'", "'unsafe-eval'", "data:", "blob:"}
+
+
 def test_rows_and_results_that_there_are_not(server):
     for path in ("/rows/9999/sound.wav", "/rows/-1/sound.wav", "/rows/0/other", "/results/x/y", "/model.safetensorsx"):
         assert httpx.get(server.address + path, timeout=60).status_code in (404, 422)

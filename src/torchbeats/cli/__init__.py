@@ -71,6 +71,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
 GOES_ON = "What is done is kept; the same command goes on."
 NOTHING_WRITTEN = "Nothing was written; the same command begins anew."
 LEFT = {"embed": GOES_ON, "tokens": GOES_ON, "tag": "Nothing but the rows that were printed is kept."}
+LEFT["serve"] = "The server had not begun."
 TRAINING = ("finetune", "pretrain")
 for panel, commands in COMMANDS.items():
     for name, command in commands.items():

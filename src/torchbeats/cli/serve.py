@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from torchbeats.cli.console import complain, say, working
-from torchbeats.cli.tables import MODEL, NAMES, Device
+from torchbeats.cli.console import say, working
+from torchbeats.cli.tables import MODEL, NAMES, Device, or_built_in
 from torchbeats.errors import MissingPackageError
 from torchbeats.extras import is_installed, require
 from torchbeats.weights import hub
@@ -94,9 +94,8 @@ def serve(
     )
     check_token(host, token, no_token)
     place = listen(host, port)
-    for note in (hub.BUILT_IN_NOTE if model is None else "", hub.BUILT_IN_TAGGER_NOTE if tagger is None else ""):
-        if note:
-            complain(note, "Note")
+    model = or_built_in(model)
+    tagger = or_built_in(tagger, hub.BUILT_IN_TAGGER, hub.BUILT_IN_TAGGER_NOTE)
     with working("Loading"):
         service = Service(model, tagger, table, limits=limits, device=device)
     ready = partial(say, f"torchbeats answers at {address_of(place, host)}", flush=True)

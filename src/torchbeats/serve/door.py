@@ -25,6 +25,10 @@ Headers: TypeAlias = dict[str, str]
 ROUTES = ("/v1/embeddings", "/v1/tags", "/v1/search", "/v1/models", "/health", "/metrics", "/openapi.json")
 DEADLINE = "torchbeats.deadline"  # in a request's scope: when its time is up, by `time.monotonic`
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+# Even if something on the page wanted to ask another machine, the browser would not let it.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"
+}
 STREAM_SECONDS = 0.5  # from a result to the browser that has asked for it
 FAILED = "The server has failed at this request; its log says how."
 SECURITY_HEADERS = {
@@ -82,7 +86,8 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_encoded(self._added(headers))]
+                added = self._added(headers) if ours else {**self._added(headers), **PAGE_HEADERS}
+                message["headers"] = [*message.get("headers", ()), *_encoded(added)]
             await send(message)
 
         body = _Body(receive, self, scope[DEADLINE], headers.get("content-length"))
