@@ -202,7 +202,7 @@ def main():
     parser.add_argument("--out")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.seconds, arguments.requests, arguments.clips, arguments.rounds = 3, 150, 16, 1
+        arguments.seconds, arguments.requests, arguments.clips, arguments.rounds = 2, 40, 8, 1
     if arguments.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     lines = []
@@ -223,7 +223,7 @@ def main():
                 f"{library:.1f}, {mine:.1f}, {mine / library:.0%}",
             )
         rate = statistics.median(mine for _, mine in pairs) / 2
-        _, times, statuses = many(server.port, bodies, max(30, int(rate * arguments.seconds / 2)), rate=rate)
+        _, times, statuses = many(server.port, bodies, max(10, int(rate * arguments.seconds / 2)), rate=rate)
         middle, high = quantile(times, 0.5), quantile(times, 0.99)
         tell(
             f"at half load ({rate:.1f} a second): p50, p99, ratio", f"{middle:.3f} s, {high:.3f} s, {high / middle:.1f}"

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-from serving import SOUNDS, Running
+from live_server import SOUNDS, Running
 from torchbeats import EmbeddingPlan, write_table
 
 

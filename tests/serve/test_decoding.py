@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from helpers import noise, tone
-from serving import SOUNDS, wait_for, wav
+from live_server import SOUNDS, wait_for, wav
 from torchbeats import audio
 from torchbeats.errors import RequestError
 from torchbeats.serve.decoding import Decoders

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from serving import SOUNDS
+from live_server import SOUNDS
 from torchbeats import EmbeddingPlan, write_table
 from torchbeats.errors import InputError
 from torchbeats.serve.page.labelling import Marks

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serving import SOUNDS, wait_for
+from live_server import SOUNDS, wait_for
 from torchbeats.serve.security import COOKIE
 
 for package in ("gradio", "matplotlib", "sklearn"):

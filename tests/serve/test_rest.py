@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from helpers import cut_short, noise, tone, write_av, write_sound
-from serving import SOUNDS, url, wav
+from live_server import SOUNDS, url, wav
 from torchbeats import embed, load, search, tag
 
 TOLERANCE = 1e-5  # what padding in a batch may change in float32

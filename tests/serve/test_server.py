@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from helpers import noise, plain
-from serving import url, wait_for, wav
+from live_server import url, wait_for, wav
 
 CLIP = {"input": url(wav(noise(0.5)))}
 
