@@ -29,7 +29,11 @@ def is_in(line, server):
 
 def is_over(group):
     """Whether no process of a group is left."""
-    return not subprocess.run(["pgrep", "-g", str(group)], capture_output=True).stdout
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def test_work_under_way_is_answered_when_it_is_stopped(start):
