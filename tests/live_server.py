@@ -39,6 +39,15 @@ def wait_for(condition, seconds=20.0):
     return False
 
 
+def group_is_alive(group):
+    """Whether a process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 class Running:
     """A server; its address, and all that it has said."""
 

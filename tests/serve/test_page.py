@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from live_server import SOUNDS, wait_for
+from live_server import SOUNDS, group_is_alive, wait_for
 from torchbeats.serve.security import COOKIE
 
 for package in ("gradio", "matplotlib", "sklearn"):
@@ -326,6 +326,20 @@ def test_an_upload_lies_in_a_private_folder_that_is_gone_afterwards(start, table
     assert folder.stat().st_mode & 0o077 == 0
     assert server.stop() == 0
     assert not folder.exists()
+
+
+def test_what_a_killed_server_leaves_goes_with_the_next(start, table):
+    first = begin(start, table)
+    httpx.post(f"{first.address}/v1/search", json={"like": [0]}, timeout=60)
+    answer = httpx.post(f"{first.address}/gradio_api/upload", files={"files": ("a.wav", b"abc")}, timeout=60)
+    folder = Path(answer.json()[0]).parents[1]
+    first.process.kill()
+    first.process.wait()
+    assert wait_for(lambda: not group_is_alive(first.process.pid))  # its decoders end by themselves
+    assert folder.exists()
+    second = begin(start, table)
+    assert not folder.exists()
+    assert second.stop() == 0
 
 
 def test_gradio_is_imported_for_the_page_alone():

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from helpers import noise, plain
-from live_server import url, wait_for, wav
+from live_server import group_is_alive, url, wait_for, wav
 
 CLIP = {"input": url(wav(noise(0.5)))}
 
@@ -25,15 +25,6 @@ CLIP = {"input": url(wav(noise(0.5)))}
 def is_in(line, server):
     """Whether the server's metrics have a line."""
     return line in httpx.get(f"{server.address}/metrics", timeout=30).text
-
-
-def is_over(group):
-    """Whether no process of a group is left."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return True
-    return False
 
 
 def test_work_under_way_is_answered_when_it_is_stopped(start):
@@ -52,7 +43,7 @@ def test_work_under_way_is_answered_when_it_is_stopped(start):
         assert server.stop(number, 60) == 0
         assert "Traceback" not in server.said
         assert server.said.splitlines()[-1].startswith("torchbeats answers at ")
-        assert wait_for(partial(is_over, server.process.pid))
+        assert wait_for(lambda server=server: not group_is_alive(server.process.pid))
 
 
 def test_two_at_one_port(server):

@@ -6,7 +6,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +19,7 @@ from torchbeats.serve.page.guard import Guard
 from torchbeats.serve.page.results import Results
 from torchbeats.serve.service import Service
 
+PREFIX = "torchbeats-serve-"  # of the folder of uploads; then the process
 UPLOAD_SECONDS = 1800  # that a file which a browser has sent stays, unless the server ends before
 PRIVATE = {"Cache-Control": "private, max-age=600"}
 
@@ -33,7 +35,7 @@ def make(service: Service) -> FastAPI:
     # Gradio reads these when it is imported: it is to tell nobody that it runs, and to ask nobody for a newer version.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    folder = tempfile.mkdtemp(prefix="torchbeats-serve-")
+    folder = _private_folder()
     os.environ["GRADIO_TEMP_DIR"] = folder
     for package, extra in (("gradio", "serve"), ("matplotlib", "plots"), ("sklearn", "probe")):
         require(package, extra)
@@ -62,6 +64,27 @@ def make(service: Service) -> FastAPI:
         css=STYLE,
     )
     return mounted
+
+
+def _private_folder() -> str:
+    """A new one for this user alone; those that servers have left which were killed go."""
+    if os.name == "posix":
+        for old in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+            process = old.name.removeprefix(PREFIX).partition("-")[0]
+            with suppress(OSError):
+                if process.isdecimal() and old.stat().st_uid == os.geteuid() and not _is_alive(int(process)):
+                    shutil.rmtree(old, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _blocks(service: Service, results: Results) -> Any:
