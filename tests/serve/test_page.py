@@ -329,7 +329,11 @@ def test_an_upload_lies_in_a_private_folder_that_is_gone_afterwards(start, table
 
 
 def test_what_a_killed_server_leaves_goes_with_the_next(start, table):
-    first = begin(start, table)
+    first = start("--table", table, "--decoders", 1)
+    early = httpx.get(first.address, timeout=60)  # before the page is there
+    assert early.status_code in (200, 503)
+    assert early.status_code == 200 or 'http-equiv="refresh"' in early.text
+    assert wait_for(lambda: "gradio" in httpx.get(first.address, timeout=60).text, 120)
     httpx.post(f"{first.address}/v1/search", json={"like": [0]}, timeout=60)
     answer = httpx.post(f"{first.address}/gradio_api/upload", files={"files": ("a.wav", b"abc")}, timeout=60)
     folder = Path(answer.json()[0]).parents[1]

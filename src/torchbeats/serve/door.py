@@ -59,6 +59,7 @@ class Door:
         self, rest: ASGIApp, access: Access, limits: Limits, metrics: Metrics, busy: Callable[[], float]
     ) -> None:
         self.page: ASGIApp | None = None  # answers a browser, as soon as it is there
+        self.page_expected = False
         self._rest, self._access, self._limits, self._metrics, self._busy = rest, access, limits, metrics, busy
         self._requests, self._held = 0, 0
         self._ending = False
@@ -102,6 +103,9 @@ class Door:
                 rest = urlencode([pair for pair in parse_qsl(query) if pair[0] != "token"])
                 where = path.replace("//", "/") + (f"?{rest}" if rest else "")
                 await _send_empty(noted, 303, {"Location": where, "Set-Cookie": cookie})
+                return
+            if self.page_expected and self.page is None and path == "/":
+                await _send_waiting(noted)
                 return
             body.check()
             if counted:
@@ -254,6 +258,15 @@ async def send_error(send: Send, error: RequestError) -> None:
     body = json.dumps(error_body(error.status, error.code, error.message)).encode()
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **error.headers}
     await send({"type": "http.response.start", "status": error.status, "headers": _encoded(headers)})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_waiting(send: Send) -> None:
+    """To a browser that is earlier than the page; it asks again by itself."""
+    text = '<!doctype html><html lang="en"><title>torchbeats</title><meta http-equiv="refresh" content="1">'
+    body = f'{text}<p role="status">The page will be here in a few seconds.</p></html>'.encode()
+    headers = {"Content-Type": "text/html; charset=utf-8", "Content-Length": str(len(body)), "Retry-After": "1"}
+    await send({"type": "http.response.start", "status": 503, "headers": _encoded(headers)})
     await send({"type": "http.response.body", "body": body})
 
 

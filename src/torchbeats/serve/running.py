@@ -146,6 +146,7 @@ def run(
     """
     limits: Limits = service.limits
     door = Door(application(service), access, limits, service.metrics, service.busy)
+    door.page_expected = page is not None
     config = uvicorn.Config(
         door,
         http=_Protocol,
