@@ -304,12 +304,12 @@ def test_damaged_files_of_every_kind(client):
         assert answer.status_code == 200 or refusal(answer, 422, "unreadable_audio")
 
 
-def test_schemathesis_finds_no_server_error(server):
+def test_schemathesis_finds_no_server_error(server, tmp_path):
     pytest.importorskip("schemathesis")
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.address}/openapi.json"]
     command += ["--max-examples", "12", "--phases", "examples,fuzzing", "--seed", "1", "--max-time", "25"]
     command += ["--checks", "not_a_server_error,status_code_conformance,response_schema_conformance"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 

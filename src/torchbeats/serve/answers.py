@@ -109,7 +109,7 @@ async def matches(
     computed = iter([direction(group.values.reshape(len(group.values), -1)) for group in groups])
     stored = iter(unit(await service.search(table.take, np.array(rows, np.int64))) if rows else ())
     vectors = np.stack([next(stored if isinstance(query, int) else computed) for query in queries])
-    found = await service.search(
+    nearest = await service.search(
         closest,
         table,
         vectors[: len(like)],
@@ -120,7 +120,7 @@ async def matches(
     )
     data = [
         shapes.MatchRow(row=one.row, score=one.score, path=readable(one.path), start=one.start, end=one.end)
-        for one in found
+        for one in nearest
     ]
     return shapes.SearchAnswer(data=data, warnings=_warnings(sounds))
 

@@ -93,8 +93,8 @@ def build(service: Service, query: Any) -> Any:
         return asked, await shown(asked)
 
     async def mark(asked: Query | None, event: gr.EventData) -> tuple[Query, str]:
-        row, said = pressed(event, last)
-        changed = (asked or Query()).marked(row, said)
+        row, mark = pressed(event, last)
+        changed = (asked or Query()).marked(row, mark)
         return changed, await shown(changed)
 
     by_sound.click(from_sound, [sound, start, end], [query, grid])
@@ -160,13 +160,13 @@ async def matches(service: Service, query: Query, count: int, omitted: Iterable[
 
 async def neighbours(service: Service, query: Query) -> str:
     """The grid of a query."""
-    found = await matches(service, query, SHOWN)
-    if not found:
+    nearest = await matches(service, query, SHOWN)
+    if not nearest:
         return EMPTY
     marks = dict.fromkeys(query.like, "like")
     cards = [
         parts.Card(one.row, one.path, one.start, one.end, f"likeness {one.score:.3f}", marks.get(one.row))
-        for one in found
+        for one in nearest
     ]
     base = query.name or f"row {query.like[0]}"
     more = f", {len(query.like)} liked and {len(query.unlike)} not"

@@ -95,8 +95,8 @@ class Marks:
     def annotations(self) -> list[Annotation]:
         """What is right, as annotations."""
         with self._lock:
-            found = [(*self._places[row], label) for (row, label), right in self._marks.items() if right]
-        return [Annotation(*one) for one in sorted(found)]
+            stretches = [(*self._places[row], label) for (row, label), right in self._marks.items() if right]
+        return [Annotation(*one) for one in sorted(stretches)]
 
     def examples(self) -> tuple[np.ndarray[tuple[int], np.dtype[np.intp]], Labelled]:
         """The marked rows and their labels; one that is wrong for all classes that it was asked for has none."""
@@ -120,9 +120,9 @@ class Marks:
         if not len(rows):
             raise InputError("Nothing is marked yet: mark some rows right, and some wrong.")
         head = fit_head(self._table.take(rows), labelled)
-        found = suggest(self._table, head, rows, SUGGESTIONS)
-        places = [(one.path, one.start, one.end) for one in found]
-        reasons = [f"{one.label} {one.probability:.2f} ({one.reason})" for one in found]
+        suggestions = suggest(self._table, head, rows, SUGGESTIONS)
+        places = [(one.path, one.start, one.end) for one in suggestions]
+        reasons = [f"{one.label} {one.probability:.2f} ({one.reason})" for one in suggestions]
         return Fitted(
             head, [(row, reason) for row, reason in zip(self._rows_at(places), reasons, strict=True) if row >= 0]
         )
@@ -134,13 +134,13 @@ class Marks:
 
     def _rows_at(self, places: Iterable[tuple[str, float, float]]) -> list[int]:
         """The rows at some places; -1 where there is none."""
-        wanted = list(places)
-        rows = self._table.rows_of({readable(path) for path, _, _ in wanted})
+        requested = list(places)
+        rows = self._table.rows_of({readable(path) for path, _, _ in requested})
         known = {
             (path, round(start, 3), round(end, 3)): int(row)
             for row, (path, start, end) in zip(rows, self._table.places(rows), strict=True)
         }
-        return [known.get((path, round(start, 3), round(end, 3)), -1) for path, start, end in wanted]
+        return [known.get((path, round(start, 3), round(end, 3)), -1) for path, start, end in requested]
 
     def _write(self) -> None:
         with replacing(self.path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:

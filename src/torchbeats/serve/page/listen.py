@@ -100,11 +100,11 @@ def _shown(
     heard = ", ".join(dict.fromkeys(event.label for event in merged)) or "no label"
     shown = [(event.label, event.start, event.end or event.start, event.peak or 0.0) for event in merged[:SHOWN_EVENTS]]
     more = f" (the first {SHOWN_EVENTS} of {len(merged)})" if len(merged) > SHOWN_EVENTS else ""
-    said = [parts.problem(sound.warning)] if sound.warning else []
+    sections = [parts.problem(sound.warning)] if sound.warning else []
     alternative = f"Spectrogram of {name}, {sound.seconds:.1f} s, and a timeline of its labels: {heard}."
-    said += [parts.picture(picture, alternative), parts.links(key, contents)]
-    said.append(parts.table(("label", "start (s)", "end (s)", "peak"), shown, f"What is heard in {name}{more}"))
-    return "".join(said)
+    sections += [parts.picture(picture, alternative), parts.links(key, contents)]
+    sections.append(parts.table(("label", "start (s)", "end (s)", "peak"), shown, f"What is heard in {name}{more}"))
+    return "".join(sections)
 
 
 def _picture(

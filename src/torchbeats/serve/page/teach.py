@@ -68,8 +68,8 @@ def build(blocks: Any, service: Service, query: Any, marks: Marks, results: Resu
     async def mark(label: str | None, rows: list[Row], event: gr.EventData) -> tuple[str, Any]:
         name = (label or "").strip()
         try:
-            row, said = pressed(event, last)
-            await asyncio.to_thread(marks.mark, row, name, said == "right")
+            row, mark = pressed(event, last)
+            await asyncio.to_thread(marks.mark, row, name, mark == "right")
         except (TorchbeatsError, OSError) as error:
             return parts.problem(f"The mark was not kept: {error}") + _grid(service, marks, name, rows), gr.skip()
         return _grid(service, marks, name, rows), gr.update(choices=marks.classes())
@@ -92,8 +92,8 @@ def build(blocks: Any, service: Service, query: Any, marks: Marks, results: Resu
         labels = marks.annotations()
         texts = {f"labels{end}": "".join(FORMATS[end].write_events(labels)) for end in (".raven.txt", ".csv")}
         key = results.add({name: text.encode() for name, text in texts.items()})
-        told = parts.note(f"Saved: {path}. Use it: torchbeats tag SOUNDS -m {path}")
-        return _figures(head) + told + parts.links(key, texts) + _MODEL_LINK
+        status = parts.note(f"Saved: {path}. Use it: torchbeats tag SOUNDS -m {path}")
+        return _figures(head) + status + parts.links(key, texts) + _MODEL_LINK
 
     def known(label: str | None) -> Any:
         classes = marks.classes()
@@ -125,8 +125,8 @@ async def _candidates(service: Service, marks: Marks, label: str, row: str, quer
     elif right:
         query = Query(like=right, unlike=wrong)
     omitted = {*known, *(number for number, _ in first)}
-    found = [(one.row, f"likeness {one.score:.3f}") for one in await matches(service, query, SHOWN, omitted)]
-    return [*first, *found][:SHOWN]
+    nearest = [(one.row, f"likeness {one.score:.3f}") for one in await matches(service, query, SHOWN, omitted)]
+    return [*first, *nearest][:SHOWN]
 
 
 def _grid(service: Service, marks: Marks, label: str, rows: list[Row]) -> str:
@@ -136,8 +136,8 @@ def _grid(service: Service, marks: Marks, label: str, rows: list[Row]) -> str:
     places = service.table.places(np.array([row for row, _ in rows], np.int64))
     cards = [parts.Card(row, *place, remark, known.get(row)) for (row, remark), place in zip(rows, places, strict=True)]
     right = list(known.values()).count("right")
-    told = parts.note(f"{label}: {right} right, {len(known) - right} wrong. Is {label} in these? Keys: y, n, arrows.")
-    return told + parts.grid(cards, MARKS, f"Rows to mark for {label}")
+    status = parts.note(f"{label}: {right} right, {len(known) - right} wrong. Is {label} in these? Keys: y, n, arrows.")
+    return status + parts.grid(cards, MARKS, f"Rows to mark for {label}")
 
 
 def _figures(head: Head) -> str:
