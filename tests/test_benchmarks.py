@@ -30,6 +30,18 @@ def test_probe_speed(monkeypatch, capsys):
     assert rows[0][3] == rows[2][3]  # the accuracy of the exact solution
 
 
+def test_serving(tmp_path, monkeypatch):
+    for package in ("fastapi", "uvicorn", "python_multipart"):
+        pytest.importorskip(package)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "argv", ["serving.py", "--quick", "--out", str(tmp_path / "table.md")])
+    importlib.import_module("serving").main()
+    text = (tmp_path / "table.md").read_text()
+    assert '"500"' not in text
+    assert "| exit status on SIGTERM | 0 |" in text
+
+
 def test_mixed_lengths_are_what_they_are_said_to_be(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     mixed = importlib.import_module("mixed_lengths")

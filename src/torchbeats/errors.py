@@ -10,6 +10,7 @@
     │   └── CorpusError                       inputs that nothing can be learned from
     ├── MissingPackageError   (ImportError)   an optional package that is not installed
     ├── ModelError            (ValueError)    a model that does not give what is asked of it
+    ├── RequestError                          a request that a server refuses
     ├── SettingsError         (ValueError)    a setting that does not exist or makes no sense
     ├── StoreError                            a table that cannot be written or continued
     └── TrainingError         (RuntimeError)  a training that cannot go on
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class TorchbeatsError(Exception):
@@ -108,6 +109,24 @@ class MissingPackageError(TorchbeatsError, ImportError):
 
 class ModelError(TorchbeatsError, ValueError):
     """A model that does not give what is asked of it; the message says what would."""
+
+
+class RequestError(TorchbeatsError):
+    """A request that the server refuses; the message says why, and what would be answered.
+
+    Attributes:
+        status: of HTTP.
+        code: the reason in one word, for programs.
+        message: the sentence.
+        headers: of the answer, beside the usual ones.
+    """
+
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        self.status, self.code, self.message, self.headers = status, code, message, dict(headers or {})
+        super().__init__(status, code, message)
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class SettingsError(TorchbeatsError, ValueError):

@@ -23,6 +23,7 @@ from torchbeats.cli import (
     pretrain,
     probe,
     search,
+    serve,
     show,
     tag,
     tokens,
@@ -63,6 +64,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "tokens": tokens.tokens,
         "search": search.search,
         "map": map.map_,
+        "serve": serve.serve,
     },
     "Judge": {"evaluate": evaluate.evaluate, "probe": probe.probe},
     "Teach": {"fit": fit.fit, "finetune": finetune.finetune, "pretrain": pretrain.pretrain},
@@ -73,6 +75,7 @@ GOES_ON = "What is done is kept; the same command goes on."
 NOTHING_WRITTEN = "Nothing was written; the same command begins anew."
 LEFT = {
     **dict.fromkeys(("embed", "tokens", "clips", "finetune", "pretrain"), GOES_ON),
+    "serve": "The server had not begun.",
     "search": "Only what was printed, and whole files, are there; the same command begins anew.",
     "tag": "Nothing but the rows that were printed is kept; the same command begins anew.",
 }

@@ -98,9 +98,9 @@ def remind(note: str) -> None:
     complain(note, "Note")
 
 
-def say(line: str) -> None:
-    """A line of a result on standard output."""
-    print(printable(line))
+def say(line: str, flush: bool = False) -> None:
+    """A line of a result on standard output; at once, where somebody may wait for it."""
+    print(printable(line), flush=flush)
 
 
 def say_json(value: Any) -> None:

@@ -15,16 +15,14 @@ from torchbeats.cli.tables import NAMES, OUTPUT, Overwrite
 from torchbeats.data.folds import groups_from
 from torchbeats.data.labelled import read_labelled
 from torchbeats.data.windows import MIN_OVERLAP
-from torchbeats.errors import ModelError, SettingsError, quoted
+from torchbeats.errors import SettingsError, quoted
 from torchbeats.extras import require
-from torchbeats.files import csv_line, plain, readable, refuse_inputs, replacing, sha256
-from torchbeats.heads.fitting import FOLDS, Head, fit_head, whole_model
+from torchbeats.files import csv_line, plain, readable, refuse_inputs, replacing
+from torchbeats.heads.fitting import FOLDS, Head, base_model, fit_head, whole_model
 from torchbeats.heads.labelling import label_windows
 from torchbeats.heads.suggesting import Suggestion, suggest
-from torchbeats.loading import load
-from torchbeats.model import BEATs
 from torchbeats.tables.reading import Table
-from torchbeats.weights import checkpoint, hub
+from torchbeats.weights import checkpoint
 
 SUGGESTIONS = ".suggestions.csv"  # in place of the output's ending
 
@@ -86,7 +84,7 @@ def fit(
     if group_from is not None:
         labelled = groups_from(labelled, group_from)
     windows = label_windows(stored, labelled, min_overlap, fully_annotated)
-    base = _base(stored, model)
+    base = base_model(stored, model)
     for number, note in enumerate(_notes(windows.unused)):
         complain(note, "Note" if number else "Warning")
     with working() as show_progress:
@@ -113,14 +111,6 @@ def _check_output(output: Path, inputs: list[Path], overwrite: bool) -> None:
     refuse_inputs([output, output.with_suffix(SUGGESTIONS)], inputs)
     if output.exists() and not overwrite:
         raise SettingsError(f"{output} exists; use --overwrite to replace it.")
-
-
-def _base(table: Table, name: str | None) -> BEATs:
-    """The model that a table was made with, and no other."""
-    path = hub.resolve(name or table.about["model"])
-    if f"sha256:{sha256(path)}" != table.about["weights"]:
-        raise ModelError(f"{table.path} was made with other weights than {path}; name the model with --model.")
-    return load(path, expect=BEATs)
 
 
 def _notes(unused: list[Any]) -> list[str]:

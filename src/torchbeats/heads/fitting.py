@@ -7,6 +7,7 @@ is a whole model: scaling, regression and calibration are one linear layer on to
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,12 @@ from torchbeats.data.folds import Design, design
 from torchbeats.data.labelled import Labelled
 from torchbeats.errors import InputError, ModelError, SettingsError
 from torchbeats.evaluation.metrics import Array, accuracy, average_precision, mean_average_precision
+from torchbeats.files import sha256
+from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.pooling import WINDOW_POOLINGS
+from torchbeats.tables.reading import Table
+from torchbeats.weights import hub
 
 CS = (0.001, 0.01, 0.1, 1.0)
 FOLDS = 5
@@ -131,6 +136,22 @@ def fit_head(
     figures, rows = _figures(truth[scored], probabilities, windows, precision, notes)
     thresholds = np.array([row["threshold"] for row in rows])
     return Head(linear, windows.classes, windows.problem_type, thresholds, strength, plan.name, figures, rows, notes)
+
+
+def base_model(table: Table, name: str | os.PathLike[str] | None = None) -> BEATs:
+    """The model that a table was made with, and no other.
+
+    Args:
+        table: of embeddings.
+        name: of the model, or its file; what the table names, if not given.
+
+    Raises:
+        ModelError: it has other weights.
+    """
+    path = hub.resolve(name or table.about["model"])
+    if f"sha256:{sha256(path)}" != table.about["weights"]:
+        raise ModelError(f"{table.path} was made with other weights than {path}; name the model with --model.")
+    return load(path, expect=BEATs)
 
 
 def whole_model(base: BEATs, head: Head, about: dict[str, Any]) -> BEATs:

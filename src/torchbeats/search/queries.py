@@ -93,11 +93,7 @@ def _embed(
     device: str | torch.device | None,
 ) -> list[Floats]:
     """A vector for each sound, computed as the table's rows were."""
-    about = table.about
-    network = _model_of(table, model, device)
-    plan = EmbeddingPlan(
-        about["pool"], about["layer"], about["hop"], window=about["window"], batch_seconds=about["batch_seconds"]
-    )
+    network, plan = model_of(table, model, device), plan_of(table)
     result = []
     for sound in sounds:
         values = []
@@ -108,12 +104,31 @@ def _embed(
                 values.append(group.values.reshape(len(group.values), -1))
         if not values:
             raise InputError(f"The query {sound.path} cannot be used: it has no sound.")
-        result.append(unit(unit(np.concatenate(values)).mean(0)))
+        result.append(direction(np.concatenate(values)))
     return result
 
 
-def _model_of(table: Table, model: Model | str | os.PathLike[str] | None, device: str | torch.device | None) -> Model:
+def plan_of(table: Table) -> EmbeddingPlan:
+    """How a table's rows were computed."""
+    about = table.about
+    return EmbeddingPlan(
+        about["pool"], about["layer"], about["hop"], window=about["window"], batch_seconds=about["batch_seconds"]
+    )
+
+
+def direction(rows: Floats) -> Floats:
+    """``(D,)`` of length 1: the mean direction of a sound's rows ``(n, D)``."""
+    mean: Floats = unit(unit(rows).mean(0))
+    return mean
+
+
+def model_of(table: Table, model: Model | str | os.PathLike[str] | None, device: str | torch.device | None) -> Model:
     """The model that computed a table's rows.
+
+    Args:
+        table: of embeddings.
+        model: that model, its name or its file; the one that the table names, if not given.
+        device: where it is to compute.
 
     Raises:
         ModelError: it is another, or cannot be had.

@@ -86,23 +86,56 @@ def search(
     parsed_unlike = [parse(text) for text in unlike]
     if not parsed:
         raise InputError("A search needs a query.")
-    vectors = vectors_of([*parsed, *parsed_unlike], opened, model, device)
-    target = vectors[: len(parsed)].mean(0)
-    if parsed_unlike:
-        target = target - vectors[len(parsed) :].mean(0)
-    rows = [source.row for source in (*parsed, *parsed_unlike) if source.row is not None]
-    files = [source.sound.path for source in (*parsed, *parsed_unlike) if source.sound is not None]
+    sources = [*parsed, *parsed_unlike]
+    vectors = vectors_of(sources, opened, model, device)
+    rows = [source.row for source in sources if source.row is not None]
+    files = [source.sound.path for source in sources if source.sound is not None]
+    first = len(parsed)
+    return closest(
+        opened, vectors[:first], vectors[first:], n, rows=rows, files=files, not_same_file=not_same_file, index=index
+    )
+
+
+def closest(
+    table: Table,
+    like: Floats,
+    unlike: Floats,
+    n: int,
+    *,
+    rows: Iterable[int] = (),
+    files: Iterable[str] = (),
+    not_same_file: bool = False,
+    index: bool = False,
+) -> list[Match]:
+    """The rows of a table in a direction.
+
+    Args:
+        table: of embeddings.
+        like: ``(queries, D)`` of length 1, at least one; their mean is the direction.
+        unlike: ``(queries, D)`` likewise, of which the mean is taken away.
+        n: the most rows to return.
+        rows: of the table, which are left out.
+        files: that queries are from.
+        not_same_file: leave out rows of these files, and of those that ``rows`` are of.
+        index: as for `search`.
+
+    Returns:
+        Matches, the best first.
+    """
+    target = like.mean(0)
+    if len(unlike):
+        target = target - unlike.mean(0)
     omitted = np.array(sorted(rows), np.int64)
     if not_same_file:
-        files += [path for path, _, _ in opened.places(omitted)]
-        omitted = np.union1d(omitted, opened.rows_of({name for path in files for name in _names(path)}))
+        files = [*files, *(path for path, _, _ in table.places(omitted))]
+        omitted = np.union1d(omitted, table.rows_of({name for path in files for name in _names(path)}))
     compare = nearest
     if index:
         from torchbeats.search.index import build, nearest_by_index
 
-        compare = nearest_by_index if build(opened) else nearest
-    indices, scores = compare(opened, unit(target.astype(np.float32)), n, omitted)
-    places = opened.places(indices)
+        compare = nearest_by_index if build(table) else nearest
+    indices, scores = compare(table, unit(target.astype(np.float32)), n, omitted)
+    places = table.places(indices)
     return [Match(int(row), float(score), *source) for row, score, source in zip(indices, scores, places, strict=True)]
 
 
