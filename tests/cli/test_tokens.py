@@ -299,14 +299,13 @@ def folder_at(path):
     return path
 
 
-def test_only_broken_files(run, files, tmp_path):
+@pytest.mark.parametrize("name", ["t.parquet", "t.npz", "t.lance"])
+def test_of_broken_files_alone_there_is_no_table(run, files, tmp_path, name):
     (tmp_path / "a.wav").touch()
-    for name in ("t.parquet", "t.npz"):
-        assert run("tokens", tmp_path / "a.wav", "-o", tmp_path / name, "-t", files["random"])[0] == 1
-    assert rows_of(tmp_path / "t.parquet") == []
-    assert pq.read_schema(tmp_path / "t.parquet").types[-1] == pa.list_(pa.list_(pa.int16(), 8))
-    with np.load(tmp_path / "t.npz") as arrays:
-        assert [arrays[name].shape for name in ("path", "start", "file", "labels")] == [(0,), (0,), (0,), (0, 8)]
+    status, _, error = run("tokens", tmp_path / "a.wav", "-o", tmp_path / name, "-t", files["random"])
+    assert status == 2
+    assert "Not one of the 1 files could be read, so there is no table" in error
+    assert {path.name for path in tmp_path.iterdir()} == {"a.wav", f"{name}.errors.jsonl"}
 
 
 # --- stopping and going on

@@ -72,7 +72,7 @@ def test_rows_are_computed_before_all_is_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "LIST_SHARE", 0.0)
     piece, count, listed, at_first = Piece(str(tmp_path / "a.wav"), 0.0, 0.6), 2 * CHUNK, [], []
     source = (Piece(piece.path, 0.0, 0.5 + number / 10_000) for number in range(count))
-    monkeypatch.setattr(writing, "_sounds", lambda *_: counted(source, listed))
+    monkeypatch.setattr(writing, "sounds_of", lambda *_: counted(source, listed))
 
     class Seen(BaseException):
         pass

@@ -177,7 +177,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], dtype: torch.dtype | No
         raise ModelError(f"{path}: transformers has no class for a {kind.about}. Write it to a .safetensors file.")
     suffixes = SUFFIXES if isinstance(config, BEATsConfig) else SUFFIXES[:1]
     if not folder and path.suffix not in suffixes:
-        reason = "" if path.suffix not in SUFFIXES else f": the research code has no such {kind.about}, and reads none"
+        reason = "" if path.suffix not in SUFFIXES else f": the research code knows no {kind.about}, and reads none"
         raise SettingsError(
             f"The name of such a checkpoint must end in {', '.join(suffixes)}; {path} does not{reason}."
         )
