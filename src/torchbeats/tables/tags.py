@@ -47,12 +47,13 @@ def write_json(rows: Iterable[Tags]) -> Iterator[str]:
 def write_csv(rows: Iterable[Tags]) -> Iterator[str]:
     """A line a label."""
     yield csv_line(("path", "start", "end", "label", "probability"))
+    cells: dict[str, str] = {}  # of labels, which come again with every row
     for row in rows:
-        lines = (
-            csv_line((readable(row.path), row.start, row.end, label, f"{probability:.6f}"))
-            for label, probability in row.labels
-        )
-        yield "".join(lines)
+        begin = csv_line((readable(row.path), row.start, row.end)).removesuffix("\n")
+        for label, _ in row.labels:
+            if label not in cells:
+                cells[label] = csv_line(("", label)).removesuffix("\n")  # with the comma before it
+        yield "".join(f"{begin}{cells[label]},{probability:.6f}\n" for label, probability in row.labels)
 
 
 def write_track(rows: Iterable[Tags]) -> Iterator[str]:
