@@ -246,11 +246,12 @@ def test_torchrun_is_stopped(sounds, tmp_path):
 @pytest.mark.parametrize("launcher", [None, "torchrun"])
 def test_one_process_tells_what_finetune_notes(variables, sounds, tmp_path, capsys, monkeypatch, launcher):
     monkeypatch.setattr(console, "_errors_only", False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # a note comes once a day
     if launcher:
         variables(**TORCHRUN)
     (tmp_path / "l.csv").write_text("path,label\n" + "".join(f"{sounds}/{i}.wav,1.0\n{sounds}/8.wav,1\n" for i in "01"))
     monkeypatch.setattr("sys.argv", ["torchbeats", "finetune", str(tmp_path / "l.csv"), "-o", str(tmp_path / "out")])
-    monkeypatch.setattr("torchbeats.training.finetune_run.meet", lambda accelerator: None)
+    monkeypatch.setattr("torchbeats.training.finetune_run.join_processes", lambda accelerator: None)
     with pytest.raises(SystemExit) as status:
         cli.main()
     assert status.value.code == 2
