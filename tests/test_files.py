@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -147,3 +148,12 @@ def test_an_output_is_not_an_input(tmp_path, monkeypatch):
             files.refuse_inputs(["none", "x"], ["nul\0", "nothing", name])
     (tmp_path / "y").touch()
     files.refuse_inputs(["x", "none"], ["y", "none", "nothing", "y" * 5000])
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/t.csv", Path("s3://bucket/t.csv"), "memory://t.parquet"])
+def test_an_output_at_a_url_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=r"The output \S+ is a URL"):
+        files.refuse_inputs([name], [])
+    (tmp_path / str(name).partition("/")[0]).mkdir()
+    files.refuse_inputs([name, "C:/x"], [])  # a folder that is called so

@@ -163,6 +163,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     Raises:
         AudioError: it cannot be opened, or is a folder, a named pipe, a socket or a device.
     """
+    if shard := shard_of(path):
+        raise AudioError(path, f"it lies in a shard: unpack {shard} to get at it by itself")
     if remote.is_url(path):
         with remote.opened(os.fspath(path)) as content:
             yield content
@@ -179,6 +181,15 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise AudioError(path, f"it cannot be opened: {error}") from error
     with file:
         yield file
+
+
+def shard_of(path: str | os.PathLike[str]) -> str | None:
+    """The shard that a sound lies in by its name, which `torchbeats.data.shards` made; None for a file's name."""
+    member = _IN_SHARD.match(os.fspath(path))
+    return None if member is None or os.path.lexists(path) else member[1]
+
+
+_IN_SHARD = re.compile(r"(.+\.tar)#.", re.IGNORECASE)
 
 
 class _NotAFileError(Exception):

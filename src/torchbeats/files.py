@@ -123,20 +123,36 @@ def _reason(error: BaseException) -> str:
 
 
 def refuse_inputs(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Say where an output would replace an input, by whatever name.
+    """Say where an output would replace an input, by whatever name, or is a URL.
 
     Args:
         outputs: files to be written.
         inputs: files that are read; names of what is not there are let pass.
 
     Raises:
-        SettingsError: one of them is both.
+        SettingsError: one of them is both, or an output is no file of this machine.
     """
+    outputs = list(outputs)
+    for output in outputs:
+        if is_called_like_url(output):
+            raise SettingsError(
+                f"The output {os.fspath(output)} is a URL. Write a file of this machine and copy it there; only a "
+                "table that is made with --ray may be at a URL."
+            )
     existing = {_identity(output): os.fspath(output) for output in outputs}
     existing.pop(None, None)
     for name in inputs if existing else ():
         if (clash := existing.get(_identity(name))) is not None:
             raise SettingsError(f"The output {clash} is one of the inputs; name another.")
+
+
+def is_called_like_url(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a URL, maybe without a slash that `pathlib` leaves out, and nothing on this machine."""
+    text = os.fspath(path)
+    return _URL.match(text) is not None and not os.path.lexists(text.partition("/")[0])
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters at least: C:/ is a drive
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:

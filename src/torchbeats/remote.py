@@ -51,6 +51,11 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return _URL.match(text) is not None and not os.path.lexists(text)
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+    """A path that means the same in every working directory; a URL stays as it is."""
+    return os.fspath(path) if is_url(path) else os.path.abspath(path)
+
+
 def store_of(url: str) -> tuple[Any, str]:
     """The store of a URL, as a file system of fsspec's, and what the URL is called there.
 

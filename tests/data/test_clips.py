@@ -168,3 +168,17 @@ def test_settings(tmp_path):
         cut_clips([], tmp_path, format="mp3")
     with pytest.raises(SettingsError, match="padding"):
         cut_clips([], tmp_path, padding=-1.0)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_24", "FLOAT"])
+def test_a_clip_of_a_recording_at_a_url_loses_nothing(tmp_path, monkeypatch, subtype):
+    pytest.importorskip("fsspec", reason="the extra remote is not installed")
+    path = write_sound(tmp_path / "r.wav", stereo(2.0), RATE, subtype)
+    cut_clips([Annotation(path.as_uri(), 0.5, 1.25, "x")], tmp_path / "out")
+    clip = only(tmp_path / "out")
+    assert soundfile.info(clip).subtype == subtype
+    clip_samples, _ = soundfile.read(clip, dtype="float64")
+    recording, _ = soundfile.read(path, dtype="float64", start=round(0.5 * RATE), frames=round(0.75 * RATE))
+    np.testing.assert_array_equal(clip_samples, recording)  # no arithmetic lies between
+    monkeypatch.chdir(tmp_path / "out")  # the same clip from anywhere
+    assert cut_clips([Annotation(path.as_uri(), 0.5, 1.25, "x")], tmp_path / "out").existing == 1

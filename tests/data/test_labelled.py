@@ -2,6 +2,7 @@
 
 import json
 import re
+import tarfile
 import unicodedata
 import warnings
 
@@ -357,3 +358,31 @@ def test_the_split_by_other_names(tmp_path, column):
     (tmp_path / "l.csv").write_text(f"path,label,{column}\na.wav,cat,dev\nb.wav,dog,TRN\n")
     splits = [example.split for example in read_labelled([str(tmp_path / "l.csv")]).examples]
     assert splits == ["validation", "train"]
+
+
+def test_urls_in_a_list_are_taken_to_be_there(three, tmp_path):
+    (tmp_path / "l.csv").write_text("path,label\nhttp://localhost:9/a.wav,x\nhttp://localhost:9/b.wav,y\n")
+    labelled = read_labelled([tmp_path / "l.csv"])  # nobody is asked
+    assert [(example.path, *example.labels) for example in labelled.examples] == [
+        ("http://localhost:9/a.wav", "x"),
+        ("http://localhost:9/b.wav", "y"),
+    ]
+    assert labelled.existing()[1] == []
+
+
+def test_sounds_in_a_shard_are_there_where_it_is(tmp_path):
+    (tmp_path / "s.tar").write_bytes(b"")
+    (tmp_path / "l.csv").write_text("path,label\ns.tar#a.wav,x\nother.tar#b.wav,y\n")
+    assert read_labelled([tmp_path / "l.csv"]).existing()[1] == [str(tmp_path / "other.tar#b.wav")]
+
+
+def test_labels_in_the_names_of_a_shard_that_breaks_off(three, tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        for name in ("x_1.wav", "y_1.wav", "z_1.wav"):
+            archive.add(three[0], name)
+    content = (tmp_path / "s.tar").read_bytes()
+    size = three[0].stat().st_size
+    (tmp_path / "s.tar").write_bytes(content[: 2 * (512 + -(-size // 512) * 512) + 700])
+    with pytest.warns(AudioWarning, match="s.tar: it breaks off within z_1.wav; the 2 sounds before are used"):
+        labelled = read_labelled([tmp_path / "s.tar"], label_from=r"#(.)_")
+    assert labelled.classes == ["x", "y"]

@@ -209,3 +209,17 @@ def test_a_sound_is_played_from_its_file(opened, folder, shown):
     assert "No spectrogram of this point is in the page" in page.inner_text("#nopicture")
     assert any(url.endswith("sounds/hiss.wav") for url in asked)
     assert faults == []
+
+
+def test_sounds_at_urls_are_fetched_where_asked_for(folder, tmp_path):
+    pytest.importorskip("fsspec", reason="the extra remote is not installed")
+    gone, url = tmp_path / "gone.wav", (folder / "sounds" / "hiss.wav").as_uri()
+    soundfile.write(gone, noise(6.0), 16_000)
+    write_table([url, gone.as_uri()], tmp_path / "t.parquet", "beats-nano", EmbeddingPlan(window=1.0))
+    gone.unlink()
+    shown = make_map(tmp_path / "t.parquet", method="pca")
+    result = write_page(shown, tmp_path / "map.html")
+    assert (result.spectrograms, result.sounds, result.missing) == (0, 0, {url, gone.as_uri()})
+    result = write_page(shown, tmp_path / "map.html", sound_megabytes=5)
+    assert (result.spectrograms, result.sounds, result.missing) == (6, 6, {gone.as_uri()})
+    assert data_of(tmp_path / "map.html")["sources"] == [None, None]  # the page itself asks nobody

@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
+from torchbeats.errors import InputError
 from torchbeats.inference import Group, Position
 from torchbeats.plans import Row
 from torchbeats.tables import reading, store
@@ -51,3 +52,8 @@ def test_rows_of_files(table):
     opened, _ = table
     assert opened.rows_of(["3.wav", "19.wav", "none.wav"]).tolist() == [*range(15, 20), *range(95, 100)]
     assert opened.rows_of([]).tolist() == []
+
+
+def test_a_table_at_a_url_is_refused_with_a_reason():
+    with pytest.raises(InputError, match=r"s3:/+b/t.parquet is a URL, and a table is read from this machine"):
+        Table("s3://b/t.parquet")

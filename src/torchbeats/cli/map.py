@@ -92,7 +92,7 @@ def map_(
             min=0,
             rich_help_panel=OUTPUT,
             help="Put sounds of points with a spectrogram into the page, up to so many megabytes, to pass it on. "
-            "Default: they are played from their files.",
+            "Default: they are played from their files; those at URLs are not.",
         ),
     ] = 0,
     overwrite: Overwrite = False,

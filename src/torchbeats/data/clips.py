@@ -9,13 +9,14 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from torchbeats import decoders
+from torchbeats import decoders, remote
 from torchbeats.audio import AudioWarning
 from torchbeats.data.annotations.annotation import Annotation
 from torchbeats.data.pieces import SLACK_SECONDS, impossible
@@ -150,7 +151,8 @@ def _row(stretch: Annotation, path: str) -> dict[str, Any]:
 
 def _name(stretch: Annotation, format: str, padding: float, class_folders: bool) -> str:
     """The path of a clip, below the folder."""
-    about = (os.path.realpath(stretch.path), stretch.start, stretch.end, stretch.label, padding)
+    path = stretch.path if remote.is_url(stretch.path) else os.path.realpath(stretch.path)
+    about = (path, stretch.start, stretch.end, stretch.label, padding)
     digest = hashlib.sha256(repr(about).encode("utf-8", "surrogateescape")).hexdigest()[:10]
     end = "end" if stretch.end is None else f"{stretch.end:.3f}"
     stem = safe_name(readable(os.path.splitext(os.path.basename(stretch.path))[0]))
@@ -268,7 +270,8 @@ def _subtype(path: str, block: Channels, format: str) -> str:
     import soundfile
 
     try:
-        stored = soundfile.info(_for_libsndfile(path)).subtype
+        with decoders.opened(path) if remote.is_url(path) else nullcontext(_for_libsndfile(path)) as recording:
+            stored = soundfile.info(recording).subtype
     except (soundfile.LibsndfileError, TypeError):
         stored = {"i2": "PCM_16", "u1": "PCM_16", "i4": "PCM_32"}.get(block.dtype.str[1:], "")
     if stored in _FLOATS:

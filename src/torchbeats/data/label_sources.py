@@ -18,6 +18,7 @@ from torchbeats.data.inputs import find_audio, find_sounds
 from torchbeats.data.list_formats.formats import LIST_SUFFIXES
 from torchbeats.data.lists import Row, SoundList, read_list
 from torchbeats.data.path_patterns import finder
+from torchbeats.data.shards import UnreadableShard
 from torchbeats.data.splits import purpose
 from torchbeats.data.windows import Windows
 from torchbeats.errors import InputError, quoted
@@ -45,7 +46,14 @@ class LabelSource:
 def labels_in_paths(inputs: Iterable[str | os.PathLike[str]], pattern: str) -> LabelSource:
     """The sounds that inputs name, each with the label that a regular expression finds in its path; see `finder`."""
     label_of = finder(pattern, "label")
-    pieces = find_sounds(inputs)
+    pieces = []
+    for piece in find_sounds(inputs):
+        if isinstance(piece.content, UnreadableShard):  # its name is no sound's, and has no label
+            warnings.warn(f"{piece.path}: {piece.content.reason}.", AudioWarning, stacklevel=3)
+        else:
+            pieces.append(piece)
+    if not pieces:
+        raise InputError("The inputs name no sounds that can be read.")
     labels = [(label_of(piece.path),) for piece in pieces]
     examples = [
         Example(piece.path, label, piece.start, piece.end, content=piece.content)

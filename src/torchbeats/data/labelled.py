@@ -23,7 +23,9 @@ from torchbeats.data.label_sources import LabelReader, labels_in_paths
 from torchbeats.data.pieces import impossible
 from torchbeats.data.splits import purpose
 from torchbeats.data.windows import Windows
+from torchbeats.decoders import shard_of
 from torchbeats.errors import AudioError, InputError, quoted, some_of
+from torchbeats.remote import is_url
 
 
 @dataclass
@@ -238,7 +240,9 @@ def _identity(example: Example) -> Hashable:
 
 
 def _exists(example: Example) -> bool:
-    return example.content is not None or os.path.exists(example.path)
+    if example.content is not None or is_url(example.path):
+        return True
+    return os.path.exists(shard_of(example.path) or example.path)
 
 
 def _seconds(example: Example) -> float | None:

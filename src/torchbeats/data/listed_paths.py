@@ -33,8 +33,8 @@ class ListedPaths:
         self, text: str, number: int, folders: Sequence[str] = (), other_names: Sequence[str] = ()
     ) -> str | None:
         """A path that can be opened from here; None for a comment."""
-        if _URL.match(text.strip()):
-            return text.strip()
+        if url := next((name.strip() for name in (text, *other_names) if _URL.match(name.strip())), None):
+            return url
         readings = self._readings(text)
         for remark, name in [*readings, *(("", name.replace("\\", "/")) for name in other_names)]:
             if opened := self._existing(name, folders):

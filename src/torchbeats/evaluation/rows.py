@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,13 @@ import numpy as np
 from torchbeats.audio import Floats
 from torchbeats.data.example import Example
 from torchbeats.data.fingerprint import fingerprint
-from torchbeats.data.inputs import Piece
+from torchbeats.data.inputs import Piece, described
 from torchbeats.errors import InputError
 from torchbeats.files import replacing
 from torchbeats.inference import OnFailure, Progress, groups
 from torchbeats.plans import Plan
 from torchbeats.protocol import Model
+from torchbeats.remote import absolute
 from torchbeats.version import __version__
 
 NOT_FINITE = "the model gives numbers for it that are not finite"
@@ -84,7 +84,9 @@ def rows_of(
 
 def cache_key(examples: Sequence[Example], weights: str, settings: dict[str, Any]) -> str:
     """A name for what a model makes of sounds: another if any of what it depends on is. Arguments as for `cached`."""
-    pieces = [Piece(os.path.abspath(example.path), example.start, example.end, example.content) for example in examples]
+    pieces = described(
+        Piece(absolute(example.path), example.start, example.end, example.content) for example in examples
+    )
     key = {"torchbeats": __version__, "weights": weights, "sounds": fingerprint(pieces), **settings}
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -22,6 +22,7 @@ from torchbeats.files import readable, replacing
 from torchbeats.maps import media
 from torchbeats.maps.mapping import Map
 from torchbeats.plots.scatter import COLOURS, NO_GROUP
+from torchbeats.remote import is_url
 
 SPECTROGRAMS = 2_000
 TEMPLATE = Path(__file__).parents[1] / "assets" / "map.html"
@@ -104,9 +105,13 @@ def _media(
     """Data URIs of pictures and sounds, by the numbers of the points."""
     pictures: dict[int, str] = {}
     sounds: dict[int, str] = {}
+    silent = {name for name in result.missing if not (room > 0 and is_url(name))}  # to fetch sounds is to be asked for
     for number, (name, start, end) in enumerate(shown.stretches[:spectrograms]):
-        samples = None if name in result.missing else media.samples_of(name, start, end)
+        samples = None if name in silent else media.samples_of(name, start, end)
+        if samples is None and is_url(name):
+            silent.add(name)  # one that fails is not asked again
         if samples is not None:
+            result.missing.discard(name)
             pictures[number] = _uri("image/png", media.spectrogram(samples))
             if room > 0:
                 sound = _uri(*media.compressed(samples))

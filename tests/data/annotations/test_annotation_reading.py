@@ -310,3 +310,10 @@ def test_raven_of_several_recordings_without_offsets_says_so(folder):
     table = write(folder / "t.txt", tabs(RAVEN, "Begin File", "Species"), *rows)
     with pytest.warns(AudioWarning, match=r"no column File Offset \(s\): its times are taken as times in each"):
         assert len(read_annotations(table)) == 2
+
+
+@pytest.mark.parametrize(("write", "end"), [(write_raven, ".raven.txt"), (write_kaleidoscope, ".csv")])
+def test_urls_of_recordings_stay_as_they_are(tmp_path, write, end):
+    path = tmp_path / f"t{end}"
+    path.write_text("".join(write([Annotation("file:///no/such.wav", 1.0, 2.0, "x")])))
+    assert [row.path for row in read_annotations([path])] == ["file:///no/such.wav"]

@@ -15,6 +15,7 @@ from torchbeats.data.annotations.annotation import Annotation, seconds
 from torchbeats.data.annotations.dialects import Dialect, known_labels, texts
 from torchbeats.data.columns import LABEL_COLUMNS, key
 from torchbeats.files import csv_line, readable
+from torchbeats.remote import absolute, is_url
 
 _LABELS = ("manual_id", "auto_id", "top1_match", "common_name", "scientific_name", *LABEL_COLUMNS)
 _HEADER = (
@@ -59,8 +60,8 @@ def write_kaleidoscope(annotations: Iterable[Annotation]) -> Iterator[str]:
     """A table for Kaleidoscope, with the labels as those that a program chose."""
     yield csv_line(_HEADER)
     for row in annotations:
-        folder, name = os.path.split(os.path.abspath(row.path))
-        above, below = os.path.split(folder)
+        folder, name = os.path.split(absolute(row.path))
+        above, below = (folder, "") if is_url(row.path) else os.path.split(folder)  # a store's name is no folder
         duration = None if row.end is None else row.end - row.start
         low, high = ("" if edge is None else f"{edge:.3f}" for edge in (row.low, row.high))
         cells = (readable(above), readable(below), readable(name), "0", seconds(row.start), seconds(duration))

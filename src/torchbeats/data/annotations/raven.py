@@ -17,6 +17,7 @@ from torchbeats.data.annotations.dialects import Dialect, known_labels, known_pa
 from torchbeats.data.columns import key
 from torchbeats.errors import AudioError
 from torchbeats.files import one_line, readable
+from torchbeats.remote import absolute
 
 PATHS = ("begin_path", "begin_file")
 _MEASUREMENT = re.compile(r".*\([^()]*\)\s*")  # Raven writes the unit of a measurement behind its name
@@ -77,7 +78,7 @@ def write_raven(annotations: Iterable[Annotation]) -> Iterator[str]:
             seconds(offsets[path] + end),
             f"{LOWEST if row.low is None else row.low:.3f}",
             f"{HIGHEST if row.high is None else row.high:.3f}",
-            one_line(readable(os.path.abspath(path))),  # Raven knows no working directory
+            one_line(readable(absolute(path))),  # Raven knows no working directory
             one_line(readable(os.path.basename(path))),
             seconds(row.start),
             one_line(row.label),

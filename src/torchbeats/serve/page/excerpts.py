@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import math
 from functools import lru_cache
 
 import numpy as np
 import soundfile
 
+from torchbeats import audio
 from torchbeats.audio import Floats
-from torchbeats.data import pieces
-from torchbeats.data.inputs import Piece
 from torchbeats.patches import SAMPLE_RATE
 from torchbeats.plots.timeline import RANGE_DB, Spectrogram
 from torchbeats.tables.reading import Table
@@ -52,15 +50,7 @@ class Excerpts:
 
     def _samples(self, row: int) -> Floats:
         ((path, start, end),) = self._table.places(np.array([row]))
-        seconds = min(end - start, LONGEST_SECONDS)
-        blocks, held, most = list[Floats](), 0, math.ceil(seconds * SAMPLE_RATE)
-        # Times of a table end with its file, which may be a little before the last sample's whole length.
-        for block in pieces.stream(Piece(path, start)) if start else pieces.stream(Piece(path)):
-            blocks.append(block)
-            held += len(block)
-            if held >= most:
-                break
-        return np.concatenate(blocks)[:most]
+        return audio.excerpt(path, start, min(end - start, LONGEST_SECONDS))
 
 
 def spectrogram_png(samples: Floats) -> bytes:
