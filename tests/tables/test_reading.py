@@ -3,18 +3,34 @@
 import importlib.util
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from torchbeats.errors import InputError
 from torchbeats.inference import Group, Position
 from torchbeats.plans import Row
 from torchbeats.tables import reading, store
+from torchbeats.tables.formats import read_about
+from torchbeats.tables.parts import Parts, Summary
 from torchbeats.tables.reading import Table
 
 FORMATS = ["t.parquet", "t.npz"] + ["t.lance"] * (importlib.util.find_spec("lance") is not None)
 
 
-@pytest.fixture(params=FORMATS)
+def in_parts(one, folder):
+    """The same table in parts of 30 rows, in groups of 7."""
+    rows = pq.read_table(one)
+    parts, summaries = Parts(str(folder)), []
+    for number, first in enumerate(range(0, len(rows), 30)):
+        part = rows.slice(first, 30)
+        summaries.append(Summary(f"part-{number:06}-x.parquet", len(part), 6, 30.0, []))
+        groups = (part.slice(begin, 7) for begin in range(0, len(part), 7))
+        parts.write(summaries[-1].name, rows.schema, groups, iter([{}]))
+    parts.complete(rows.schema, read_about(one), summaries)
+    return folder
+
+
+@pytest.fixture(params=[*FORMATS, "parts"])
 def table(request, tmp_path, monkeypatch):
     """100 rows of 20 files, in many pieces however they are read; and their embeddings."""
     monkeypatch.setattr(store, "FLUSH_BYTES", 700)
@@ -22,12 +38,15 @@ def table(request, tmp_path, monkeypatch):
     values = np.random.default_rng(0).standard_normal((100, 6)).astype(np.float32)
     times = np.stack([np.arange(100) % 5, np.arange(100) % 5 + 1], 1) * 1.0
     paths = [f"{row // 5}.wav" for row in range(100)]
-    written = store.Store(
-        tmp_path / request.param, Row("embedding", (6,), np.dtype(np.float32), "window"), {"shape": [6]}
-    )
+    name = "t.parquet" if request.param == "parts" else request.param
+    if request.param == "parts":
+        pytest.importorskip("fsspec", reason="the extra ray is not installed")
+    written = store.Store(tmp_path / name, Row("embedding", (6,), np.dtype(np.float32), "window"), {"shape": [6]})
     written.append(Group(paths, times, values, times[:, 0] == 0, position=Position(20)))
     written.finish()
-    return Table(tmp_path / request.param), values
+    if request.param == "parts":
+        return Table(in_parts(tmp_path / name, tmp_path / "parts.parquet")), values
+    return Table(tmp_path / name), values
 
 
 @pytest.mark.parametrize(

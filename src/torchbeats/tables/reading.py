@@ -241,12 +241,16 @@ class Table:
     def _places_in_groups(
         self, columns: list[str], ordered: np.ndarray[Any, Any]
     ) -> Iterator[tuple[int, pa.Array, pa.Array, pa.Array]]:
-        with pq.ParquetFile(self.path, pre_buffer=False) as file:
-            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            edges = np.cumsum([0, *rows])
-            for group in np.unique(np.searchsorted(edges, ordered, "right") - 1).tolist():
-                table = file.read_row_group(group, columns)
-                yield (int(edges[group]), *(table[name].combine_chunks() for name in columns))
+        first = 0  # of a part's rows
+        for part in parquet_files(self.path):
+            with pq.ParquetFile(part, pre_buffer=False) as file:
+                rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                edges = first + np.cumsum([0, *rows])
+                within = ordered[np.searchsorted(ordered, edges[0]) : np.searchsorted(ordered, edges[-1])]
+                for group in np.unique(np.searchsorted(edges, within, "right") - 1).tolist():
+                    table = file.read_row_group(group, columns)
+                    yield (int(edges[group]), *(table[name].combine_chunks() for name in columns))
+                first = int(edges[-1])
 
     def _arrow(self, size: int) -> Iterator[tuple[list[str], Times, Floats]]:
         for batch in self.batches(["path", "start", "end", "embedding"], size):
