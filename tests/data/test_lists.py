@@ -158,7 +158,10 @@ def test_the_home_folder(folder, monkeypatch):
     assert "~ is read as the home folder, in 2 rows: ~/a.wav (line 2)" in said
 
 
-@pytest.mark.parametrize("url", ["https://example.org/a.wav", "s3://bucket/a.wav", "file:///x/a.wav", "HTTP://x/y?z=1"])
+@pytest.mark.parametrize(
+    "url",
+    ["https://example.org/a.wav", "s3://bucket/a.wav", "file:///x/a.wav", "HTTP://x/y?z=1", "filecache::s3://b/c"],
+)
 def test_urls_stay_whole(folder, url):
     for name, text in (("l.csv", f"path\n{url}\n"), ("l.txt", url), ("l.jsonl", json.dumps({"file": url}))):
         path = write(folder, name, text)

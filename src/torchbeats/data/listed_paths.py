@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torchbeats.data.annotations.recordings import Recordings
 from torchbeats.files import from_readable
+from torchbeats.remote import is_url
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: C:// is a drive
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
 
@@ -33,7 +33,7 @@ class ListedPaths:
         self, text: str, number: int, folders: Sequence[str] = (), other_names: Sequence[str] = ()
     ) -> str | None:
         """A path that can be opened from here; None for a comment."""
-        if url := next((name.strip() for name in (text, *other_names) if _URL.match(name.strip())), None):
+        if url := next((name.strip() for name in (text, *other_names) if is_url(name.strip())), None):
             return url
         readings = self._readings(text)
         for remark, name in [*readings, *(("", name.replace("\\", "/")) for name in other_names)]:

@@ -26,9 +26,10 @@ from torchbeats.extras import require
 from torchbeats.files import from_readable
 from torchbeats.inference import Group, OnFailure, Position
 from torchbeats.plans import Plan, plan_for
+from torchbeats.remote import is_url
 from torchbeats.tables import formats
 from torchbeats.tables.formats import BEGINS, COMMON, METADATA_KEY, Content
-from torchbeats.tables.parts import Parts, Summary, errors_of, is_url, part_name, write_errors
+from torchbeats.tables.parts import Parts, Summary, errors_of, part_name, write_errors
 from torchbeats.tables.store import difference, output_files
 from torchbeats.tables.unfinished import failure_lines
 from torchbeats.tables.writing import Display, TableResult, no_outputs, opened, settings_of, sounds_of

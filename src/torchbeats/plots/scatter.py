@@ -40,14 +40,14 @@ def draw_scatter(
     axes = figure.add_subplot()
     size = float(np.clip(20_000 / max(len(places), 1), 3, 60))
     for index in range(-1, len(names)):  # points without a group lie below the others
-        chosen = places[groups == index]
-        if not len(chosen):
+        members = places[groups == index]
+        if not len(members):
             continue
         words, _ = writable(names[index] if index >= 0 else "no label")
         colour = COLOURS[index] if index >= 0 else NO_GROUP
         alpha = 0.75 if index >= 0 else 0.3
-        label = f"{words} ({len(chosen):,})"
-        x, y = chosen.T
+        label = f"{words} ({len(members):,})"
+        x, y = members.T
         axes.scatter(x, y, s=size, c=colour, alpha=alpha, linewidths=0, label=label.lstrip("_"))
     legend = axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=10)
     for text in legend.get_texts():

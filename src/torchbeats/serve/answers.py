@@ -32,7 +32,7 @@ async def embeddings(
     service: Service, options: shapes.EmbeddingOptions, uploads: Sequence[Upload]
 ) -> shapes.Embeddings:
     """Embed sounds."""
-    served = service.chosen(options.model, service.embedder)
+    served = service.model_called(options.model, service.embedder)
     try:
         plan = EmbeddingPlan(options.pool.value, options.layer, options.hop, window=options.window)
     except SettingsError as error:
@@ -54,7 +54,7 @@ async def embeddings(
 
 async def tagged(service: Service, options: shapes.TagOptions, uploads: Sequence[Upload]) -> shapes.TagAnswer:
     """Tag sounds."""
-    served = service.chosen(options.model, service.tagger)
+    served = service.model_called(options.model, service.tagger)
     model = served.model
     plan = plan_for_tags(model, options.every, options.window, options.events)
     sounds = await service.decode(uploads)

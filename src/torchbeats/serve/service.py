@@ -89,7 +89,7 @@ class Service:
         self._searches = ThreadPoolExecutor(1, thread_name_prefix="search")
         self.batcher = Batcher(self.metrics)
 
-    def chosen(self, name: str | None, default: Served) -> Served:
+    def model_called(self, name: str | None, default: Served) -> Served:
         """The model that a request asks for.
 
         Raises:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from torchbeats.errors import StoreError
 from torchbeats.extras import require
 from torchbeats.files import replacing
+from torchbeats.remote import absolute, is_url
 from torchbeats.tables.formats import COMMON, METADATA_KEY, PARTS_KEY
 
 PART_KEY = b"torchbeats.part"  # of what a part says of its inputs
@@ -49,11 +50,6 @@ class Summary(NamedTuple):
     failures: list[tuple[str, str]]
     begun: float = 0.0
     ended: float = 0.0
-
-
-def is_url(name: str) -> bool:
-    """Whether a name is a URL that fsspec opens."""
-    return "://" in name
 
 
 def part_name(number: int, about: dict[str, Any], states: Iterable[bytes]) -> str:
@@ -83,7 +79,7 @@ class Parts:
 
     def __init__(self, folder: str) -> None:
         fsspec = require("fsspec", "ray")
-        self.folder = folder if is_url(folder) else os.path.abspath(folder)
+        self.folder = absolute(folder)
         try:
             self._files, self._path = fsspec.core.url_to_fs(self.folder)
         except (ValueError, ImportError) as error:
