@@ -75,8 +75,8 @@ def serve(
     """Serve a REST interface, shaped like OpenAI's, and a page for browsers, until Ctrl-C.
 
     POST /v1/embeddings, /v1/tags and, with --table, /v1/search; GET /v1/models, /health, /metrics and /openapi.json.
-    Sounds are sent along; no URL is fetched and no file of this machine is opened for a client, but those that the table
-    names.
+    Sounds are sent along; no URL is fetched and no file of this machine is opened for a client, but those that
+    the table names.
     """
     for package in ("fastapi", "uvicorn", "python_multipart"):
         require(package, "serve")
