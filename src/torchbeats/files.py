@@ -139,6 +139,16 @@ def refuse_inputs(outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[st
             raise SettingsError(f"The output {clash} is one of the inputs; name another.")
 
 
+def refuse_existing(output: str | os.PathLike[str], overwrite: bool) -> None:
+    """Say that an output exists, unless it is to be replaced.
+
+    Raises:
+        SettingsError: it exists, and nobody has asked to replace it.
+    """
+    if os.path.lexists(output) and not overwrite:
+        raise SettingsError(f"{os.fspath(output)} exists; use --overwrite to replace it.")
+
+
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """The same for all names of a file; None where there is none, which is for its reader to say."""
     try:
