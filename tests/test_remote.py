@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import sys
 import threading
 import zipfile
 from collections import Counter
@@ -201,6 +202,12 @@ def test_a_file_of_this_machine_may_be_called_like_a_url(tmp_path, monkeypatch):
     assert remote.is_url("s3://x/b.wav")
     assert not remote.is_url("C:\\sounds\\a.wav")
     assert not remote.is_url("C://sounds/a.wav")
+
+
+def test_without_fsspec(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(MissingPackageError, match=r"needs the package fsspec: pip install 'torchbeats\[remote\]'"):
+        remote.store_of("https://localhost:1/a.wav")
 
 
 def test_what_is_not_installed_or_not_known(monkeypatch):

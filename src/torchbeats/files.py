@@ -155,6 +155,16 @@ def is_called_like_url(path: str | os.PathLike[str]) -> bool:
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters at least: C:/ is a drive
 
 
+def refuse_existing(output: str | os.PathLike[str], overwrite: bool) -> None:
+    """Say that an output exists, unless it is to be replaced.
+
+    Raises:
+        SettingsError: it exists, and nobody has asked to replace it.
+    """
+    if os.path.lexists(output) and not overwrite:
+        raise SettingsError(f"{os.fspath(output)} exists; use --overwrite to replace it.")
+
+
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """The same for all names of a file; None where there is none, which is for its reader to say."""
     try:

@@ -204,5 +204,5 @@ def device_called(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)  # says at once if it is not there
     except (ValueError, RuntimeError, AssertionError) as error:  # PyTorch asserts that it has CUDA
-        raise SettingsError(f"There is no device {name} here: {str(error).splitlines()[0]}") from error
+        raise SettingsError(f"There is no device {name} here; name cpu, auto, or one that PyTorch finds.") from error
     return device

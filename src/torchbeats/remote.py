@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from torchbeats.errors import AudioError, MissingPackageError
+from torchbeats.extras import require
 
 # zip://inner.wav::s3://bucket/archive.zip is one, C:\sounds is none.
 _URL = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*::)*[A-Za-z][A-Za-z0-9+.-]+://")
@@ -63,8 +64,7 @@ def store_of(url: str) -> tuple[Any, str]:
         AudioError: there is no such store, or it cannot be reached.
         MissingPackageError: a package for it is not installed.
     """
-    import fsspec
-
+    fsspec = require("fsspec", EXTRA)
     # Not what a listing said a while ago: an update asks what there is now.
     files, path = attempt(url, lambda: fsspec.core.url_to_fs(url, use_listings_cache=False))
     return files, str(path)

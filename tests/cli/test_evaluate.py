@@ -120,6 +120,10 @@ def test_multi_label_list(run, multi, sounds, tmp_path):
     (sounds / "list.csv").write_text("path,labels,start,end,split\n" + "".join(",".join(row) + "\n" for row in rows))
     given = (sounds / "list.csv", "-m", multi, "--split", "test", "--window", "1", "-o", tmp_path)
     (tmp_path / "confusion.png").touch()
+    status, _, err = run(*given)
+    assert (status, err) == (2, f"Error: {tmp_path / 'confusion.png'} exists; use --overwrite to replace it.")
+    assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
+    given = (*given, "--overwrite")
     status, out, err = run(*given)
     assert status == 0
     assert err == "Note: 1 of 4 classes have no examples; means over classes leave them out."
@@ -209,6 +213,21 @@ def test_confusion_of_any_size_and_script(tmp_path, classes):
     assert (tmp_path / "c.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("classes", [2, 3, 12])
+def test_long_names_leave_the_confusion_its_room(tmp_path, classes):
+    """What is drawn ends before the picture does, and the matrix stays large enough for its colours' words."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.image import imread
+
+    names = [f"{number}: engine of a lorry that idles in the rain" for number in range(classes)]
+    plots.draw_confusion(np.eye(classes, dtype=int) * 7, names, tmp_path / "c.png")
+    picture = imread(tmp_path / "c.png")[..., :3]
+    edges = (picture[0], picture[-1], picture[:, 0], picture[:, -1])
+    assert all((edge == 1).all() for edge in edges)  # a word that is cut reaches the edge
+    blue = (picture[..., 2] - picture[..., 0]) > 0.2  # the diagonal, and the upper half of the colours
+    assert np.ptp(np.flatnonzero(blue.any(1))) > 0.8 * 100 * plots.SMALLEST
+
+
 def test_no_input_is_overwritten(run, tmp_path):
     data = tmp_path / "classes.csv"
     soundfile.write(tmp_path / "a.wav", noise(0.5), 16_000)
@@ -217,7 +236,7 @@ def test_no_input_is_overwritten(run, tmp_path):
     tagger = small_model(finetuned_model=True, predictor_class=1, problem_type="single_label")
     tagger.label_dict = {0: "cat"}
     torchbeats.save(tagger, tmp_path / "m.safetensors")
-    status, _, err = run(data, "-m", tmp_path / "m.safetensors", "-o", tmp_path)
+    status, _, err = run(data, "-m", tmp_path / "m.safetensors", "-o", tmp_path, "--overwrite")
     assert status == 2
     assert f"The output {data} is one of the inputs" in err
     assert data.read_bytes() == before

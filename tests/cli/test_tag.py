@@ -255,8 +255,17 @@ def test_picture_of_next_to_nothing(run, saved, tmp_path):
     (tmp_path / "bad.wav").write_text("no sound")
     assert run("tag", tmp_path / "x.wav", "-m", saved, "-o", tmp_path / "x.png") == (0, "", "")
     assert picture(tmp_path / "x.png").shape[1] == 1440
-    assert run("tag", tmp_path / "bad.wav", "-m", saved, "-o", tmp_path / "bad.png")[0] == 1
+    assert run("tag", tmp_path / "bad.wav", "-m", saved, "-o", tmp_path / "bad.png")[0] == 2
     assert not (tmp_path / "bad.png").exists()
+
+
+def test_where_no_file_can_be_read_there_is_no_output(run, saved, tmp_path):
+    (tmp_path / "bad.wav").write_text("no sound")
+    status, _, said = run("tag", tmp_path / "bad.wav", "-m", saved, "-o", tmp_path / "bad.csv")
+    assert status == 2
+    assert "Not one of the 1 files could be read" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.wav"]
+    assert run("tag", tmp_path / "bad.wav", "-m", saved)[0] == 2
 
 
 def test_without_matplotlib(run, saved, sounds, tmp_path, monkeypatch):

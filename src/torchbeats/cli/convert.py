@@ -9,7 +9,9 @@ import torch
 import typer
 
 from torchbeats.cli.console import remark
+from torchbeats.cli.tables import Overwrite
 from torchbeats.errors import SettingsError
+from torchbeats.files import refuse_existing
 from torchbeats.loading import load
 from torchbeats.weights import checkpoint, transformers_folder
 
@@ -29,7 +31,7 @@ def convert(
     half: Annotated[
         bool, typer.Option("--half", help="Store weights as float16: half the size. They are loaded as float32.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Convert a checkpoint of any published family to one file, or to a folder for transformers."""
     path, folder = Path(target), transformers_folder.is_folder(target)
@@ -37,11 +39,8 @@ def convert(
         raise SettingsError(
             f"The output must end in {', '.join(checkpoint.SUFFIXES)}, or in / for a folder; {target} does not."
         )
-    existing = transformers_folder.holds_model(path) if folder else [path.name] * path.exists()
-    if existing and not overwrite:
-        raise SettingsError(
-            f"{path.joinpath(*existing[:1]) if folder else path} exists; use --overwrite to replace it."
-        )
+    for output in (path / name for name in transformers_folder.holds_model(path)) if folder else (path,):
+        refuse_existing(output, overwrite)
     model = load(source, engine="torch")
     checkpoint.save(model, target, torch.float16 if half else None)
     labels = f", {len(model.label_dict)} labels" if model.label_dict else ""

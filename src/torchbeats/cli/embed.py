@@ -46,6 +46,7 @@ def embed(
     pool: Annotated[
         Pool,
         typer.Option(
+            metavar="POOLING",
             rich_help_panel=MODEL,
             help=f"Pooling. {'; '.join(f'{name}: {mode.about}' for name, mode in POOLINGS.items())}.",
         ),
@@ -57,7 +58,12 @@ def embed(
     engine: Engine = None,
     device: Device = "auto",
     dtype: Annotated[
-        Dtype, typer.Option(rich_help_panel=COMPUTING, help="Number format of the computation.")
+        Dtype,
+        typer.Option(
+            metavar="DTYPE",
+            rich_help_panel=COMPUTING,
+            help=f"Number format of the computation: {', '.join(DTYPES)}.",
+        ),
     ] = Dtype.float32,  # type: ignore[attr-defined]
     jobs: Jobs = None,
     follow_links: FollowLinks = False,

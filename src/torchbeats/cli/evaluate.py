@@ -24,14 +24,14 @@ from torchbeats.cli.labelled import (
     show,
     windows,
 )
-from torchbeats.cli.tables import MODEL, NAMES, OUTPUT, BatchSeconds, Device, Engine, Jobs, Views, Window
+from torchbeats.cli.tables import MODEL, NAMES, OUTPUT, BatchSeconds, Device, Engine, Jobs, Overwrite, Views, Window
 from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import MissingPackageError
 from torchbeats.evaluation import plots
 from torchbeats.evaluation.metrics import ClassFigures, Report, report
 from torchbeats.evaluation.rows import Rows, rows_of
 from torchbeats.extras import is_installed
-from torchbeats.files import csv_line, plain, readable, refuse_inputs, replacing, sha256, write_json
+from torchbeats.files import csv_line, plain, readable, refuse_existing, refuse_inputs, replacing, sha256, write_json
 from torchbeats.labels import names_and_aliases
 from torchbeats.loading import load
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, ScorePlan
@@ -80,6 +80,7 @@ def evaluate(
     engine: Engine = None,
     device: Device = "auto",
     jobs: Jobs = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Measure how well a fine-tuned model classifies labelled sounds.
 
@@ -88,6 +89,8 @@ def evaluate(
     AudioSet ids. The scores of a sound are the mean over its windows. A sound that cannot be read is reported and left
     out; the exit status is then 1.
     """
+    for file in (out / name for name in FILES) if out is not None else ():
+        refuse_existing(file, overwrite)
     plan = ScorePlan(window=window, batch_seconds=batch_seconds, views=views)
     weights = hub.resolve(model)
     network = load(weights, engine=engine and engine.value, device=device)

@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from torchbeats.cli.console import remark
-from torchbeats.cli.tables import NAMES
+from torchbeats.cli.tables import NAMES, Overwrite
 from torchbeats.errors import SettingsError
 from torchbeats.extras import require
+from torchbeats.files import refuse_existing
 from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.onnx import export as onnx_export
@@ -38,13 +39,17 @@ def export(
     ] = False,
     output: Annotated[
         list[OutputName] | None,
-        typer.Option(help="Output of the graph; may be given several times. Default: all that the model has."),
+        typer.Option(
+            metavar="OUTPUT",
+            help=f"Output of the graph: {', '.join(OUTPUTS)}; may be given several times. Default: all that the model "
+            "has.",
+        ),
     ] = None,
     layer: Annotated[
         int | None,
         typer.Option(help="Transformer layer to read: 0 is the input of the first layer. Default: the last layer."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Export a model to an ONNX file, which ONNX Runtime runs in any language.
 
@@ -53,8 +58,7 @@ def export(
     """
     if target.suffix != SUFFIX:
         raise SettingsError(f"The output must end in {SUFFIX}; {target} does not.")
-    if target.exists() and not overwrite:
-        raise SettingsError(f"{target} exists; use --overwrite to replace it.")
+    refuse_existing(target, overwrite)
     require("onnx", "onnx")
     takes = "fbank" if fbank else "waveform"
     names = [name.value for name in output] if output else None

@@ -23,7 +23,7 @@ from torchbeats.cli.labelled import (
     windows,
 )
 from torchbeats.cli.tables import HELD_OUT, MODEL, NAMES, OUTPUT, TRAINING, or_built_in
-from torchbeats.cli.training_options import TrainingDevice, device_settings, needed
+from torchbeats.cli.training_options import TRAINING_PACKAGES, TrainingDevice, device_settings, needed
 from torchbeats.data.folds import FOLDS, Design, design, groups_from, split
 from torchbeats.data.labelled import Labelled, read_labelled
 from torchbeats.errors import InputError, quoted, some_of
@@ -113,7 +113,8 @@ def finetune(
     Some sounds are held out, to measure the model and to choose the best epoch: those in the split validation (or else
     test) of a list, or a tenth of each class. A cross-validation gives figures, and a folder for each fold.
     """
-    require("lightning", "train")
+    for package in TRAINING_PACKAGES:
+        require(package, "train")
     from torchbeats.cli.training import Display, one_speaks, stopping
     from torchbeats.loading import load
     from torchbeats.model import BEATs

@@ -17,7 +17,7 @@ from torchbeats.data.labelled import read_labelled
 from torchbeats.data.windows import MIN_OVERLAP
 from torchbeats.errors import SettingsError, quoted
 from torchbeats.extras import require
-from torchbeats.files import csv_line, plain, readable, refuse_inputs, replacing
+from torchbeats.files import csv_line, plain, readable, refuse_existing, refuse_inputs, replacing
 from torchbeats.heads.fitting import FOLDS, Head, base_model, fit_head, whole_model
 from torchbeats.heads.labelling import label_windows
 from torchbeats.heads.suggesting import Suggestion, suggest
@@ -78,7 +78,7 @@ def fit(
     and likely ones of classes with few labels.
     """
     require("sklearn", "probe")
-    _check_output(output, [table, *map(Path, labels)], overwrite)
+    _check_output(output, [table, *map(Path, labels)], overwrite, suggestions=suggest_ > 0)
     stored = Table(table)
     labelled = read_labelled(labels, problem_type, label_column=label_column, sounds=sounds or ())
     if group_from is not None:
@@ -105,12 +105,13 @@ def fit(
     remark(f"{output}: {len(head.classes)} classes. Try it: torchbeats tag {table} -m {output}")
 
 
-def _check_output(output: Path, inputs: list[Path], overwrite: bool) -> None:
+def _check_output(output: Path, inputs: list[Path], overwrite: bool, suggestions: bool) -> None:
     if output.suffix != ".safetensors":
         raise SettingsError(f"The output must end in .safetensors; {output} does not.")
     refuse_inputs([output, output.with_suffix(SUGGESTIONS)], inputs)
-    if output.exists() and not overwrite:
-        raise SettingsError(f"{output} exists; use --overwrite to replace it.")
+    refuse_existing(output, overwrite)
+    if suggestions:
+        refuse_existing(output.with_suffix(SUGGESTIONS), overwrite)
 
 
 def _notes(unused: list[Any]) -> list[str]:

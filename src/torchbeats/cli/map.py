@@ -15,7 +15,7 @@ from torchbeats.data.labelled import read_labelled
 from torchbeats.data.windows import MIN_OVERLAP
 from torchbeats.errors import SettingsError
 from torchbeats.extras import require
-from torchbeats.files import refuse_inputs
+from torchbeats.files import refuse_existing, refuse_inputs
 from torchbeats.maps.grouping import CLUSTERS
 from torchbeats.maps.mapping import POINTS, make_map
 from torchbeats.maps.page import SPECTROGRAMS, write_page
@@ -134,7 +134,6 @@ def _check_output(output: Path, inputs: list[str], overwrite: bool) -> None:
     if output.is_dir():
         raise SettingsError(f"{output} is a folder; name a file.")
     refuse_inputs([output], inputs)
-    if output.exists() and not overwrite:
-        raise SettingsError(f"{output} exists; use --overwrite to replace it.")
+    refuse_existing(output, overwrite)
     if output.suffix.lower() == PICTURE:
         require("matplotlib", "plots")

@@ -31,7 +31,7 @@ def models() -> None:
     console.print()
     console.print(
         "Every checkpoint file, and owner/repo[/file][@revision] on the Hugging Face Hub, can be used in place of a "
-        "name. The classes of a tagger: torchbeats show NAME."
+        "name. The classes of any tagger: torchbeats show NAME."
     )
 
 

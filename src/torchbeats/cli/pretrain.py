@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from torchbeats.cli.console import remark
-from torchbeats.cli.training_options import TrainingDevice, device_settings, needed
+from torchbeats.cli.training_options import TRAINING_PACKAGES, TrainingDevice, device_settings, needed
 from torchbeats.config import SIZES
 from torchbeats.data.list_formats.formats import LIST_SUFFIXES
 from torchbeats.extras import require
@@ -64,7 +64,8 @@ def pretrain(
     the end model.safetensors, which `torchbeats embed --model` takes. To continue a run that was stopped or killed,
     give the same command again.
     """
-    require("lightning", "train")
+    for package in TRAINING_PACKAGES:
+        require(package, "train")
     from torchbeats.cli.training import Display, one_speaks, stopping
     from torchbeats.training.explaining import explained_yaml
     from torchbeats.training.run import Run

@@ -60,6 +60,7 @@ def probe(
     pool: Annotated[
         Pool,
         typer.Option(
+            metavar="POOLING",
             rich_help_panel=MODEL,
             help=f"Pooling. {'; '.join(f'{name}: {POOLINGS[name].about}' for name in WINDOW_POOLINGS)}.",
         ),

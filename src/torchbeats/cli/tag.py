@@ -34,7 +34,7 @@ from torchbeats.cli.tag_run import TABLE, TagRun
 from torchbeats.data.inputs import find_sounds
 from torchbeats.errors import SettingsError, quoted
 from torchbeats.extras import require
-from torchbeats.files import refuse_inputs
+from torchbeats.files import refuse_existing, refuse_inputs
 from torchbeats.labels import class_names
 from torchbeats.loading import load
 from torchbeats.model import BEATs
@@ -87,9 +87,11 @@ def tag(
         Format | None,
         typer.Option(
             "--format",
+            metavar="FORMAT",  # all names in one word would be broken anywhere
             rich_help_panel=OUTPUT,
-            help="Format, whatever the output is called. On standard output json is one object per line. Default: by "
-            "the output's ending; on standard output a table on a terminal, otherwise json.",
+            help=f"{', '.join(name.value for name in Format)}; whatever the output is called. On standard output json "
+            "is one object per line. Default: by the output's ending; on standard output a table on a terminal, "
+            "otherwise json.",
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, rich_help_panel=OUTPUT, help="Most labels per row.")] = TOP,
@@ -202,7 +204,7 @@ def tag(
         else:
             tagging.write(output, ending)
     if tagging.failed:
-        raise typer.Exit(1)
+        raise typer.Exit(2 if tagging.failed == len(sounds) else 1)
 
 
 def _ending(output: Path | None, form: Format | None) -> str:
@@ -231,8 +233,7 @@ def _check_output(output: Path | None, ending: str, inputs: list[str], overwrite
     if output.is_dir():
         raise SettingsError(f"{output} is a folder; name a file.")
     refuse_inputs([output], inputs)
-    if output.exists() and not overwrite:
-        raise SettingsError(f"{output} exists; use --overwrite to replace it.")
+    refuse_existing(output, overwrite)
     if ending == PICTURE:
         require("matplotlib", "plots")
 

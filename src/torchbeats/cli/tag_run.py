@@ -17,7 +17,7 @@ from torchbeats.cli.tables import display
 from torchbeats.data.annotations.annotation import Annotation
 from torchbeats.data.inputs import Piece
 from torchbeats.distributed.running import computed_on_ray
-from torchbeats.errors import SettingsError
+from torchbeats.errors import InputError, SettingsError
 from torchbeats.files import readable, replacing
 from torchbeats.inference import Group, Progress, groups
 from torchbeats.plans import ScorePlan
@@ -124,7 +124,9 @@ class TagRun:
             audio_progress(len(self.sounds), 0) as progress,
         ):
             file.writelines(texts(counted(self._tags(progress))))
-        if not count and (self.stored is not None or self.failed < len(self.sounds)):
+            if self.sounds and self.failed == len(self.sounds):
+                raise InputError(f"Not one of the {self.failed:,} files could be read, so {output} is not written.")
+        if not count:
             limit = f"of {self.threshold:g}" if isinstance(self.threshold, float) else "as high as its threshold"
             complain(f"No label has a probability {limit}; try a lower --threshold.", "Note")
         files = f"{len(self.sounds) - self.failed:,} of {len(self.sounds):,} files"

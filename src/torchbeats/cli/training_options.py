@@ -10,6 +10,8 @@ import typer
 from torchbeats.cli.tables import TRAINING
 from torchbeats.errors import SettingsError
 
+TRAINING_PACKAGES = ("lightning", "tensorboard")  # asked for before anything is read
+
 
 def device_settings(device: str | None) -> list[str]:
     """What ``--device`` stands for among the settings of a training; nothing where it is not given.

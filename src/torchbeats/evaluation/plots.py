@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from torchbeats.plots.fonts import writable
 
 NUMBERS_UP_TO = 20  # classes, for counts in the cells
 NAMES_UP_TO = 100  # classes, for names beside the rows and columns
+SMALLEST, LARGEST = 2.5, 20.0  # inches of the matrix's side
+AROUND = 1.8  # inches for the colours and the words at the axes
 
 
 def draw_confusion(counts: Array, names: Sequence[str], path: str | os.PathLike[str]) -> None:
@@ -24,14 +27,16 @@ def draw_confusion(counts: Array, names: Sequence[str], path: str | os.PathLike[
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = float(np.clip(2.5 + 0.4 * len(names), 4, 24))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure = Figure(layout="constrained")
+    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the class", shrink=0.8)
     axes.set(xlabel="predicted", ylabel="true")
+    beside = below = 0.0
     if len(names) <= NAMES_UP_TO:
         written = [writable(name) for name in names]
         size = 10 if len(names) <= NUMBERS_UP_TO else 7
@@ -41,9 +46,14 @@ def draw_confusion(counts: Array, names: Sequence[str], path: str | os.PathLike[
         for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
             for tick, (_, families) in zip(ticks, written, strict=True):
                 tick.set(parse_math=False, fontfamily=families, fontsize=size)
+        extent = partial(Text.get_window_extent, renderer=canvas.get_renderer())
+        beside = max(extent(tick).width for tick in axes.get_yticklabels()) / figure.dpi
+        below = max(extent(tick).height for tick in axes.get_xticklabels()) / figure.dpi
+    side = float(np.clip(0.4 * len(names), SMALLEST, LARGEST))  # whatever room the names take
+    figure.set_size_inches(side + beside + AROUND, side + below + AROUND / 2)
     if len(names) <= NUMBERS_UP_TO:
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 shade = "white" if shares[row, column] > 0.5 else "black"
                 axes.text(column, row, str(count), ha="center", va="center", color=shade, fontsize=9)
-    FigureCanvasAgg(figure).print_png(os.fspath(path))
+    canvas.print_png(os.fspath(path))

@@ -15,7 +15,7 @@ from torchbeats.data.annotations.audacity import write_audacity
 from torchbeats.data.annotations.raven import write_raven
 from torchbeats.data.clips import safe_name, write_clip
 from torchbeats.errors import AudioError, SettingsError
-from torchbeats.files import csv_line, readable, refuse_inputs, replacing
+from torchbeats.files import csv_line, readable, refuse_existing, refuse_inputs, replacing
 from torchbeats.search.searching import Match
 from torchbeats.tables.tags import ending_of
 
@@ -170,7 +170,8 @@ def check_output(out: Path, inputs: Sequence[str | os.PathLike[str]], overwrite:
     if is_file and out.is_dir():
         raise SettingsError(f"{out} is a folder; name a file.")
     refuse_inputs([out], inputs)
-    if not overwrite and (out.exists() if is_file else out.is_dir() and any(out.iterdir())):
-        state = "exists" if is_file else "is not empty"
-        raise SettingsError(f"{out} {state}; use --overwrite to replace what an earlier search wrote there.")
+    if is_file:
+        refuse_existing(out, overwrite)
+    elif out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise SettingsError(f"{out} is not empty; use --overwrite to replace what an earlier search wrote there.")
     return not is_file

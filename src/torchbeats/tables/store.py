@@ -97,9 +97,11 @@ class Store:
             Unfinished(self.out).discard()
 
     def _refusal(self, existing: dict[str, Any] | None) -> str:
+        only_files = existing is not None and {**existing, **_NOT_SETTINGS} == {**self.about, **_NOT_SETTINGS}
+        update = ", or --update to compute only files that differ" if only_files and not self._by_file else ""
         return (
             f"{self.out} exists and holds something else: {difference(existing, self.about)}. Name another output, "
-            "or use --overwrite."
+            f"or use --overwrite{update}."
         )
 
     def _continue_or_begin(self) -> None:
@@ -319,6 +321,9 @@ def output_files(out: str | os.PathLike[str]) -> list[Path]:
     """What a run writes: the table, and the list of the sounds that could not be read."""
     out = Path(out)
     return [out, out.with_suffix(out.suffix + ".errors.jsonl")]
+
+
+_NOT_SETTINGS = {"failed": None, "inputs": None}
 
 
 def _comparable(about: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 from torchbeats.weights import hub
 
 _ABOUT = {
     hub.BUILT_IN: "the default: a small model pre-trained on free audio, for first steps and tests",
-    hub.BUILT_IN_TAGGER: "of the same size, fine-tuned to tag coarse classes, which torchbeats show lists",
+    hub.BUILT_IN_TAGGER: "of the same size, fine-tuned to tag",
 }
 
 
@@ -41,7 +43,18 @@ def models() -> list[ModelEntry]:
 
 def _built_in(name: str) -> ModelEntry:
     file = hub.BUILT_INS[name]
-    return ModelEntry(name, file.stat().st_size, "see MODEL_CARD.md", True, True, str(file), _ABOUT[name])
+    classes = _classes(file)
+    about = f"{_ABOUT[name]} {len(classes)} classes: {', '.join(classes)}" if classes else _ABOUT[name]
+    return ModelEntry(name, file.stat().st_size, "see MODEL_CARD.md", True, True, str(file), about)
+
+
+def _classes(file: Path) -> list[str]:
+    """Labels of one of our own files, of which only the header is read."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="np") as opened:
+        labels: dict[str, str] = json.loads(opened.metadata()["torchbeats"]).get("labels") or {}
+    return list(labels.values())
 
 
 def _published(source: hub.Source) -> ModelEntry:
