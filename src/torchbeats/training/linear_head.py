@@ -90,7 +90,7 @@ class LinearHead(Callback):
         search = len(x) * min(x.shape) * classes <= SEARCH_WORK
         with (
             self.listener.work("Linear head", 1.0, "") as advance,
-            limited_threads(*x.shape, classes),
+            limited_threads(len(x), x.shape[1], classes),
         ):
             done = 0.0
 
