@@ -32,10 +32,10 @@ class Notes(Listener):
     """Keeps what it is told."""
 
     def __init__(self):
-        self.said, self.warned = [], []
+        self.noted, self.warned = [], []
 
-    def say(self, message):
-        self.said.append(message)
+    def note(self, message):
+        self.noted.append(message)
 
     def warn(self, message):
         self.warned.append(message)
@@ -108,7 +108,7 @@ def test_the_linear_head_is_kept_if_no_epoch_does_better(folder, tmp_path):
     start, notes = plain_model(), Notes()
     settings = settings_with("model.lr=0.3", "model.epochs=2", "model.average=0", "model.warmup=0", "model.pool=bands")
     result = torchbeats.load(Finetune(tmp_path / "run", start, training, held_out, settings, {}, notes).train())
-    assert notes.said[-1] == "Fine-tuning did not improve on the linear head; the linear head is kept."
+    assert notes.noted == ["Fine-tuning did not improve on the linear head; the linear head is kept."]
     for name, weight in start.state_dict().items():
         assert torch.equal(result.state_dict()[name], weight), name
     assert result.labels == training.classes

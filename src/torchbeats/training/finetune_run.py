@@ -127,7 +127,8 @@ class Finetune:
         trainer, weights = fit(task, self._feed(task), self.run_folder, state, t, reporter, callbacks)
         if trainer.is_global_zero:
             if validate is not None and validate.kept_linear_head:
-                self.run_folder.listener.say("Fine-tuning did not improve on the linear head; the linear head is kept.")
+                kept = "Fine-tuning did not improve on the linear head; the linear head is kept."
+                self.run_folder.listener.note(kept)
             if best.exists():
                 best.replace(final)
             else:
