@@ -89,15 +89,15 @@ class LinearHead(Callback):
         classes = len(labelled.classes)
         search = len(x) * min(x.shape) * classes <= SEARCH_WORK
         with (
-            self.listener.work("Linear head", 1.0, "") as advance,
+            self.listener.work("Linear head", 100.0, "%") as advance,
             limited_threads(len(x), x.shape[1], classes),
         ):
             done = 0.0
 
             def progress(fits: int, total: int) -> None:
                 nonlocal done
-                advance(fits / total - done, "")
-                done = fits / total
+                advance(100 * fits / total - done, "")
+                done = 100 * fits / total
 
             return fit_head(
                 x,
