@@ -207,6 +207,12 @@ def test_two_classes_and_absent_ones():
     assert (probabilities.argmax(1) == windows.targets()).mean() > 0.9
 
 
+def test_two_sounds_leave_one_class_to_each_fold():
+    windows = Labelled([Example(f"{name}.wav", (name,), group=name) for name in "ab"], ["a", "b"], "single_label")
+    head = fit_head(np.array([[-1.0, 0.0], [1.0, 0.0]], np.float32), windows)
+    assert head.linear.logits(np.array([[-1.0, 0.0], [1.0, 0.0]])).argmax(1).tolist() == [0, 1]
+
+
 def test_thresholds():
     truth = np.array([1, 1, 0, 1, 0, 0], bool)
     scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])

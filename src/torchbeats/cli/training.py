@@ -42,6 +42,10 @@ class Display(Listener):
         """Something good to know."""
         remark(message)
 
+    def note(self, message: str) -> None:
+        """Something about the result that whoever reads a log has to know too."""
+        complain(message, "Note")
+
     def warn(self, message: str) -> None:
         """Something that is wrong, though the run goes on."""
         complain(message, "Warning")

@@ -243,13 +243,14 @@ def _fits(
             warnings.simplefilter("ignore", ConvergenceWarning)  # a thousand steps are near enough
             if truth.ndim == 1:
                 present = np.unique(truth)
-                regression.fit(scaled, truth)
+                if len(present) > 1:  # of one alone there is nothing to weigh
+                    regression.fit(scaled, truth)
                 if len(present) == 2:  # scikit-learn gives one row, the second's log odds against the first
                     weight[present], bias[present] = (
                         np.concatenate([-regression.coef_, regression.coef_]) / 2,
                         (np.concatenate([-regression.intercept_, regression.intercept_]) / 2),
                     )
-                else:
+                elif len(present) > 2:
                     weight[present], bias[present] = regression.coef_, regression.intercept_
                 absent = np.setdiff1d(np.arange(classes), present)
                 bias[absent] = -20.0  # never learned, never said

@@ -22,7 +22,7 @@ from torchbeats.evaluation.rows import rows_of
 from torchbeats.files import replacing, write_json
 from torchbeats.model import BEATs
 from torchbeats.training.corpus import Failure
-from torchbeats.training.finetune_run import MAY_CHANGE, Finetune
+from torchbeats.training.finetune_run import MAY_CHANGE, Finetune, defaults_of_older_runs
 from torchbeats.training.folder import RunFolder
 from torchbeats.training.listener import Listener
 from torchbeats.training.processes import is_leader, join_processes, leader_finds
@@ -69,7 +69,7 @@ class CrossValidation:
         parts |= {f"held out {number}": fold.test.tolist() for number, fold in enumerate(plan.folds, start=1)}
         sounds = work_of(labelled.examples, parts)
         about = {**about, "held_out": plan.name, "sounds": sounds, "classes": labelled.classes, **settings.to_dict()}
-        self.run_folder.claim(about, FinetuneSettings().to_dict(), MAY_CHANGE)
+        self.run_folder.claim(about, defaults_of_older_runs(), MAY_CHANGE)
 
     def run(self) -> CrossValidated | None:
         """Do what is not done yet; returns the figures, in the process that leads."""

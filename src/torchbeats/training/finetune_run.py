@@ -15,6 +15,7 @@ import torch
 
 from torchbeats.data.labelled import Labelled
 from torchbeats.errors import InputError, quoted
+from torchbeats.extras import require
 from torchbeats.model import BEATs
 from torchbeats.training.batches import Batches
 from torchbeats.training.embeddings import COLUMNS
@@ -27,19 +28,25 @@ from torchbeats.training.examples import (
     class_weights,
 )
 from torchbeats.training.feed import Feed
-from torchbeats.training.finetuning import Finetuning, with_head
+from torchbeats.training.finetuning import Finetuning, keeps_head, with_head
 from torchbeats.training.folder import RunFolder
+from torchbeats.training.linear_head import LinearHead
 from torchbeats.training.listener import Listener
 from torchbeats.training.loop import fit
 from torchbeats.training.processes import join_processes, leader_finds, wait_for
 from torchbeats.training.reporter import Reporter
-from torchbeats.training.settings import FinetuneSettings
+from torchbeats.training.settings import FinetuneSettings, TuningSettings
 from torchbeats.training.validation import Validate
 from torchbeats.training.work import work_of
 from torchbeats.weights import checkpoint
 
 MAY_CHANGE = ("trainer", "data.workers")
 _COLUMNS = ("loss", "train_accuracy", "score", "accuracy", "mAP", "macro_f1", *COLUMNS)
+
+
+def defaults_of_older_runs() -> dict[str, Any]:
+    """The settings of runs that say nothing of them, as those which began before a setting was there."""
+    return FinetuneSettings(model=TuningSettings(head_first=False)).to_dict()
 
 
 class Finetune:
@@ -81,11 +88,14 @@ class Finetune:
         )
         about = {**about, "sounds": sounds, "classes": labelled.classes, "problem_type": labelled.problem_type}
         about |= settings.to_dict()
-        self.run_folder.claim(about, FinetuneSettings().to_dict(), MAY_CHANGE)
+        self.run_folder.claim(about, defaults_of_older_runs(), MAY_CHANGE)
         if without_examples := [name for name, count in labelled.counts().items() if not count]:
             self.run_folder.listener.warn(
                 f"There is nothing to train on for {quoted(without_examples)}; they will not be known."
             )
+        self.fits_head = settings.model.head_first and not keeps_head(model, labelled.classes, settings.model.pool)
+        if self.fits_head:
+            require("sklearn", "train")
         torch.manual_seed(settings.seed)
         self.model = with_head(model, labelled.classes, labelled.problem_type, settings.model)
         self.corpus = LabelledCorpus(labelled)
@@ -100,9 +110,10 @@ class Finetune:
         steps = max(1, round(settings.model.epochs * epoch))
         task = Finetuning(self.model, settings.model, settings.augment, steps, settings.seed)
         state, best = self.folder / "state.ckpt", self.folder / "best.safetensors"
+        head = LinearHead(task, self.labelled, settings, self.run_folder.listener) if self.fits_head else None
         validate = None
         if self.held_out is not None:
-            validate = Validate(task.tuned, self.held_out, settings, epoch, self.run_folder, best)
+            validate = Validate(task.tuned, self.held_out, settings, epoch, self.run_folder, best, head)
         reporter = Reporter(
             task,
             self.run_folder,
@@ -112,9 +123,12 @@ class Finetune:
             min(t.log_every, epoch),
             extra=lambda: {} if validate is None else validate.latest,
         )
-        callbacks = [] if validate is None else [validate]
+        callbacks = [callback for callback in (head, validate) if callback is not None]
         trainer, weights = fit(task, self._feed(task), self.run_folder, state, t, reporter, callbacks)
         if trainer.is_global_zero:
+            if validate is not None and validate.kept_linear_head:
+                kept = "Fine-tuning did not improve on the linear head; the linear head is kept."
+                self.run_folder.listener.note(kept)
             if best.exists():
                 best.replace(final)
             else:

@@ -36,11 +36,16 @@ def with_head(model: BEATs, labels: Sequence[str], problem_type: str, tuning: Tu
     )
     tuned = BEATs(cfg, freeze=False)
     names = dict(enumerate(labels))
-    keep = model.label_dict == names and model.cfg.predictor_pool == tuning.pool
+    keep = keeps_head(model, labels, tuning.pool)
     weights = {n: t for n, t in model.state_dict().items() if keep or not n.startswith("predictor.")}
     tuned.load_state_dict({**tuned.state_dict(), **weights})
     tuned.label_dict = names
     return tuned
+
+
+def keeps_head(model: BEATs, labels: Sequence[str], pool: str) -> bool:
+    """Whether a model has a head for these very labels, over the same pooling."""
+    return model.label_dict == dict(enumerate(labels)) and model.cfg.predictor_pool == pool
 
 
 class Finetuning(Task[LabelledBatch]):
@@ -89,6 +94,14 @@ class Finetuning(Task[LabelledBatch]):
     def tuned(self) -> BEATs:
         """What the training has come to so far: the moving average, or the model itself."""
         return self.model if self.average is None else cast("BEATs", self.average.module)
+
+    def set_head(self, weight: Tensor, bias: Tensor) -> None:
+        """Replace the head's weights ``(classes, D)`` and biases ``(classes,)``, in the moving average too."""
+        with torch.no_grad():
+            for model in (self.model, self.tuned()):
+                assert model.predictor is not None
+                model.predictor.weight.copy_(weight)
+                model.predictor.bias.copy_(bias)
 
     def finished(self, weights: Mapping[str, Tensor]) -> BEATs:
         """The fine-tuned model, with its labels."""

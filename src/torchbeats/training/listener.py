@@ -12,6 +12,9 @@ class Listener:
     def say(self, message: str) -> None:
         """Something good to know."""
 
+    def note(self, message: str) -> None:
+        """Something about the result that whoever reads a log has to know too."""
+
     def warn(self, message: str) -> None:
         """Something that is wrong, though the run goes on."""
 

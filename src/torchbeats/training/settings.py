@@ -213,6 +213,11 @@ class TuningSettings:
         0.99, "The result is a moving average of the weights, of which a step keeps this share; 0: the last weights."
     )
     patience: int = setting(0, "Epochs without a better validation before training ends early; 0: it does not.")
+    head_first: bool = setting(
+        True,
+        "Training begins with a linear head fitted on the frozen model's embeddings, which is kept if no epoch does "
+        "better on the sounds held out (LP-FT, arXiv 2202.10054); a head that knows the same classes stays.",
+    )
 
 
 @dataclass

@@ -19,6 +19,7 @@ from torchbeats.model import BEATs
 from torchbeats.plans import ScorePlan
 from torchbeats.training.corpus import Failure
 from torchbeats.training.folder import RunFolder
+from torchbeats.training.linear_head import LinearHead
 from torchbeats.training.settings import FinetuneSettings, LabelledDataSettings
 from torchbeats.weights import checkpoint
 
@@ -33,6 +34,7 @@ class Validate(Callback):
         every: steps of an epoch.
         folder: of the run.
         file: where the best goes.
+        head: what fits a linear head before the first step; its model is validated too, as epoch 0.
     """
 
     def __init__(
@@ -43,23 +45,29 @@ class Validate(Callback):
         every: int,
         folder: RunFolder,
         file: Path,
+        head: LinearHead | None = None,
     ) -> None:
         self.tuned, self.labelled, self.settings = tuned, labelled, settings
-        self.every, self.folder, self.file = every, folder, file
+        self.every, self.folder, self.file, self.head = every, folder, file, head
         self.best, self.since, self.latest = -math.inf, 0, dict[str, float]()
-        self.step = 0  # of the last validation; there is none before the first step
+        self.step = 0  # of the last validation; before the first step there is one of a fitted head only
+        self.kept_linear_head = False  # whether the best so far is the model before the first step
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on has to know."""
-        return {"best": self.best, "since": self.since, "latest": self.latest, "step": self.step}
+        return {"best": self.best, "since": self.since, "latest": self.latest, "step": self.step} | {
+            "kept_linear_head": self.kept_linear_head
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What `state_dict` gave."""
         self.best, self.since, self.latest = state_dict["best"], state_dict["since"], state_dict["latest"]
-        self.step = state_dict["step"]
+        self.step, self.kept_linear_head = state_dict["step"], state_dict.get("kept_linear_head", False)
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """A run that was stopped where its patience had ended is not to go on."""
+        """Validate a fitted head. A run that was stopped where its patience had ended is not to go on."""
+        if trainer.global_step == 0 and self.head is not None and self.head.fitted and trainer.is_global_zero:
+            self._evaluate(self.tuned())
         trainer.should_stop = self._is_enough()
 
     def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, *_: Any) -> None:
@@ -82,8 +90,13 @@ class Validate(Callback):
             self.folder.listener.warn(f"Nothing to validate on: {error}")
             return
         self.latest = _brief(report)
-        if self.latest["score"] > self.best or not self.file.exists():
-            self.best, self.since = self.latest["score"], 0
+        score = self.latest["score"]
+        if self.step == 0:
+            if math.isinf(score):  # nothing that could be compared; training decides
+                return
+            self.folder.listener.say(f"Held out, with the linear head alone: {score:.1%}")
+        if score > self.best or self.step == 0 or not self.file.exists():
+            self.best, self.since, self.kept_linear_head = score, 0, self.step == 0
             checkpoint.save(model, self.file)
             write_json(self.folder.path / "validation.json", figures(report))
         else:

@@ -1,0 +1,159 @@
+"""A fine-tuning begins with a linear head on frozen embeddings, and is never worse on held-out sounds than that."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+import torchbeats
+from helpers import small_model
+from torchbeats.data.folds import split
+from torchbeats.data.labelled import Example, Labelled, read_labelled
+from torchbeats.errors import SettingsError
+from torchbeats.evaluation.metrics import average_precision
+from torchbeats.evaluation.regression import regressions
+from torchbeats.evaluation.rows import rows_of
+from torchbeats.plans import EmbeddingPlan, ScorePlan
+from torchbeats.training import linear_head
+from torchbeats.training.finetune_run import Finetune
+from torchbeats.training.finetuning import Finetuning, with_head
+from torchbeats.training.linear_head import LinearHead, drawn
+from torchbeats.training.listener import Listener
+from torchbeats.training.settings import finetune_settings
+
+pytest.importorskip("sklearn")
+RATE = 16_000
+HERTZ = {"high": 3_000.0, "low": 200.0, "middle": 900.0}
+QUICK = ["data.seconds=1", "data.batch_seconds=8", "data.workers=0", "trainer.accelerator=cpu", "trainer.save_every=1"]
+
+
+class Notes(Listener):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.noted, self.warned = [], []
+
+    def note(self, message):
+        self.noted.append(message)
+
+    def warn(self, message):
+        self.warned.append(message)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tones")
+    for name, hertz in HERTZ.items():
+        (folder / name).mkdir()
+        for seed in range(8):
+            random = np.random.default_rng([seed, int(hertz)])
+            n = np.arange(round(0.5 * RATE))
+            tone = 0.2 * np.sin(2 * np.pi * hertz * random.uniform(0.8, 1.25) * n / RATE)
+            soundfile.write(folder / name / f"{seed}.wav", tone + 0.05 * random.standard_normal(len(n)), RATE)
+    return folder
+
+
+def plain_model():
+    torch.manual_seed(0)
+    return small_model(dropout=0.0, attention_dropout=0.0)
+
+
+def settings_with(*assignments):
+    return finetune_settings(None, [*QUICK, *assignments])
+
+
+def fitted(labelled, settings):
+    """A task whose head is the fitted one."""
+    model = with_head(plain_model(), labelled.classes, labelled.problem_type, settings.model)
+    task = Finetuning(model, settings.model, settings.augment, 10, 0)
+    linear = LinearHead(task, labelled, settings, Listener())._fit()
+    task.set_head(torch.from_numpy(linear.weight), torch.from_numpy(linear.bias))
+    return task
+
+
+def embeddings(model, labelled, pool):
+    return rows_of(labelled.examples, model.eval(), EmbeddingPlan(pool, window=1.0)).values
+
+
+@pytest.mark.parametrize("pool", ["mean", "statistics"])
+def test_the_head_says_of_the_training_sounds_what_the_regression_says(folder, pool, monkeypatch):
+    monkeypatch.setattr(linear_head, "SEARCH_WORK", 0)  # so that the regularisation is known
+    labelled = read_labelled([folder])
+    task = fitted(labelled, settings_with(f"model.pool={pool}"))
+    x = embeddings(task.model, labelled, pool)
+    ((_, expected),) = regressions(x, labelled.targets(), x, 3, [linear_head.USUAL_C])
+    for model in (task.model, task.tuned()):  # the moving average begins with it too
+        scores = rows_of(labelled.examples, model.eval(), ScorePlan(window=1.0)).values
+        assert (scores.argmax(1) == expected.argmax(1)).all()
+    assert (expected.argmax(1) == labelled.targets()).mean() > 0.8  # it has something to say
+
+
+def test_several_labels_a_sound_are_a_regression_each(folder, monkeypatch):
+    monkeypatch.setattr(linear_head, "SEARCH_WORK", 0)
+    examples = read_labelled([folder]).examples
+    examples = [e._replace(labels=("odd", *e.labels) if i % 2 else e.labels) for i, e in enumerate(examples)]
+    labelled = Labelled(examples, ["high", "low", "middle", "odd"], "multi_label")
+    task = fitted(labelled, settings_with())
+    x, truth = embeddings(task.model, labelled, "mean"), labelled.targets() > 0
+    ((_, expected),) = regressions(x, truth, x, 4, [linear_head.USUAL_C])
+    scores = rows_of(labelled.examples, task.model.eval(), ScorePlan(window=1.0)).values
+    for k in range(3):  # calibration keeps the order; two neighbours may change places, as the fits end apart
+        assert np.corrcoef(expected[:, k].argsort().argsort(), scores[:, k].argsort().argsort())[0, 1] > 0.99
+    assert average_precision(truth, scores)[:3].min() > 0.7  # shares of the sounds are 0.33
+
+
+def test_the_linear_head_is_kept_if_no_epoch_does_better(folder, tmp_path):
+    training, held_out, _ = split(read_labelled([folder]), 0.4, 0)
+    start, notes = plain_model(), Notes()
+    settings = settings_with("model.lr=0.3", "model.epochs=2", "model.average=0", "model.warmup=0", "model.pool=bands")
+    result = torchbeats.load(Finetune(tmp_path / "run", start, training, held_out, settings, {}, notes).train())
+    assert notes.noted == ["Fine-tuning did not improve on the linear head; the linear head is kept."]
+    for name, weight in start.state_dict().items():
+        assert torch.equal(result.state_dict()[name], weight), name
+    assert result.labels == training.classes
+    assert result.predictor.weight.any()
+
+
+def test_a_run_from_before_the_setting_goes_on_without_it_only(folder, tmp_path):
+    labelled = read_labelled([folder])
+    Finetune(tmp_path / "run", plain_model(), labelled, None, settings_with("model.head_first=false"), {})
+    file = tmp_path / "run" / "run.yaml"
+    about = yaml.safe_load(file.read_text("utf-8"))
+    del about["model"]["head_first"]
+    file.write_text(yaml.safe_dump(about, allow_unicode=True), "utf-8")
+    with pytest.raises(SettingsError, match=r"model\.head_first was False and is now True"):
+        Finetune(tmp_path / "run", plain_model(), labelled, None, settings_with(), {})
+    run = Finetune(tmp_path / "run", plain_model(), labelled, None, settings_with("model.head_first=false"), {})
+    assert not run.fits_head
+
+
+def test_a_head_for_the_same_classes_stays(folder, tmp_path):
+    labelled, settings = read_labelled([folder]), settings_with()
+    begun = with_head(plain_model(), labelled.classes, "single_label", settings.model)
+    assert not Finetune(tmp_path / "a", begun, labelled, None, settings, {}).fits_head
+    assert Finetune(tmp_path / "b", begun, labelled, None, settings_with("model.pool=bands"), {}).fits_head
+
+
+def test_sounds_that_do_not_suffice_leave_the_head_untrained(tmp_path):
+    (tmp_path / "junk.wav").write_text("junk")
+    labelled = Labelled([Example(str(tmp_path / "junk.wav"), (name,)) for name in "ab"], ["a", "b"], "single_label")
+    settings, notes = settings_with(), Notes()
+    task = Finetuning(
+        with_head(plain_model(), "ab", "single_label", settings.model), settings.model, settings.augment, 10, 0
+    )
+    task.model.train()
+    assert LinearHead(task, labelled, settings, notes)._fit() is None
+    assert "The head begins untrained" in notes.warned[0]
+    assert task.model.training
+
+
+def test_of_many_sounds_a_part_is_drawn_with_all_rare_ones():
+    examples = [Example(f"{i}.wav", ("rare" if i % 1000 == 7 else "often",)) for i in range(12_000)]
+    labelled = Labelled(examples, ["often", "rare"], "single_label")
+    rows = drawn(labelled, 100, 0)
+    assert len(rows) == len(set(rows)) == linear_head.MOST_SOUNDS
+    assert {i for i in range(12_000) if i % 1000 == 7} <= set(rows)
+    assert rows == drawn(labelled, 100, 0) != drawn(labelled, 100, 1)
+    assert len(drawn(labelled, 1_000_000, 0)) == linear_head.MOST_WORK / 2_000_000
+    assert drawn(labelled.subset([7, 8, 9]), 100, 0) == [0, 1, 2]
