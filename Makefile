@@ -6,12 +6,16 @@ READY  := $(VENV)/.ready
 # One more than cores, up to four: tests that start servers and trainings wait a good part of their time.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 
-.PHONY: demo test check test-oldest test-newest docs pictures fuzz kill wheel clean
+.PHONY: demo test test-all check test-oldest test-newest docs pictures fuzz kill wheel clean
 
 demo: $(READY)
 	$(BIN)/python examples/neighbours.py
 
 test: check
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+# With what `make test` leaves out, as it takes long.
+test-all: check
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(READY)

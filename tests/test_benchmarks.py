@@ -30,6 +30,7 @@ def test_probe_speed(monkeypatch, capsys):
     assert rows[0][3] == rows[2][3]  # the accuracy of the exact solution
 
 
+@pytest.mark.slow
 def test_serving(tmp_path, monkeypatch):
     for package in ("fastapi", "uvicorn", "python_multipart"):
         pytest.importorskip(package)

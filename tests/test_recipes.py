@@ -114,6 +114,7 @@ def test_fsdd_probes_and_fine_tunes_a_model(tmp_path, recordings):
     assert about["held_out"] == "each of 2 groups left out in turn"
 
 
+@pytest.mark.slow
 def test_fsdd_attentive_probe_of_several_seeds(tmp_path, recordings):
     torchbeats.save(small_model(dropout=0.0), tmp_path / "m.safetensors")
     places = ("--fsdd", recordings, "--out", tmp_path / "out", "--results", tmp_path / "results")

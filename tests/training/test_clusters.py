@@ -138,6 +138,7 @@ def test_two_nodes_compute_what_one_process_does(sounds, tmp_path, launch):
     close_to(tmp_path / "alone", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run_is_refused_once(sounds, tmp_path):
     run(sounds, tmp_path / "out", iterations=1)
     results = slurm(pretrain_command(sounds, tmp_path / "out", trainer__devices="auto", model__steps=7))

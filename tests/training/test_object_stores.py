@@ -141,6 +141,7 @@ def torchrun(out):
     return start([*agent, *pretrain_command(f"s3://{BUCKET}/s-{{00..01}}.tar", out, iterations=1, **over)])
 
 
+@pytest.mark.slow
 def test_a_process_of_two_is_killed_and_the_training_goes_on(store, tmp_path):
     ((status, error),) = finish([torchrun(tmp_path / "calm")])
     assert status == 0, error
