@@ -19,7 +19,7 @@ import torchbeats
 from helpers import noise, small_model, small_tokenizer, tone
 from pages import ROOT, Block, blocks, matches, pages, run_page, shell
 
-MOST_NOT_RUN = 20
+MOST_NOT_RUN = 22
 # What a page needs beside the package's own tests.
 NEEDS = {
     "docs/coming-from/research-code.md": ["peft"],

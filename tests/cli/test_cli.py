@@ -248,7 +248,7 @@ def test_what_cannot_be_done(run, model, sounds, faulty, tmp_path, line, said):
 def test_no_such_gpu(run, model, sounds, tmp_path):
     status, _, said = run("embed", sounds, "-o", tmp_path / "t.npz", "-m", model, "--device", "cuda")
     assert status == 2
-    assert "CUDA" in said or "NVIDIA" in said  # by how PyTorch was built
+    assert "There is no device cuda here" in said
 
 
 # --- convert and models

@@ -49,7 +49,7 @@ def test_quiet_drops_notes(tagged, option):
 def test_quiet_keeps_warnings_errors_and_what_could_not_be_read(run, tmp_path):
     (tmp_path / "bad.wav").write_bytes(b"no sound")
     status, _, error = run("tag", tmp_path / "bad.wav", "-q")
-    assert status == 1
+    assert status == 2
     assert "Skipped" in error
     status, _, error = run("tag", tmp_path / "bad.wav", "-m", tmp_path / "none.pt", "-q")
     assert status == 2
