@@ -1,9 +1,11 @@
 """What several test files need: reference numbers, small models, sounds, files of them, the command in a process."""
 
+import io
 import json
 import os
 import re
 import sys
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -116,6 +118,17 @@ def write_sounds(folder, lengths):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         soundfile.write(folder / name, noise(seconds, seed=seed), 16_000)
     return folder
+
+
+def shard_bytes(sounds):
+    """A WebDataset shard of ``{name: content}``."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as shard:
+        for name, content in sounds.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            shard.addfile(about, io.BytesIO(content))
+    return file.getvalue()
 
 
 def cut_short(path, part=0.6):

@@ -2,7 +2,6 @@
 
 import io
 import json
-import tarfile
 import warnings
 
 import fsspec
@@ -12,7 +11,7 @@ import pytest
 import soundfile
 
 import torchbeats
-from helpers import noise, small_model
+from helpers import noise, shard_bytes, small_model
 from torchbeats import AudioWarning, EmbeddingPlan, InputError, audio, remote, write_table
 from torchbeats.data import shards
 from torchbeats.data.inputs import find_audio, find_sounds
@@ -25,16 +24,6 @@ CONTENTS = {"a.wav": noise(1.0, seed=0), "b.wav": noise(2.0, seed=1), "c.wav": n
 def encoded(samples):
     file = io.BytesIO()
     soundfile.write(file, samples, 16_000, format="WAV", subtype="PCM_16")
-    return file.getvalue()
-
-
-def shard_of(sounds):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as shard:
-        for name, content in sounds.items():
-            about = tarfile.TarInfo(name)
-            about.size = len(content)
-            shard.addfile(about, io.BytesIO(content))
     return file.getvalue()
 
 
@@ -70,7 +59,7 @@ def rows(path):
 
 def test_a_shard_gives_what_its_files_give(place, sounds, tmp_path, model):
     put, start = place
-    put("s.tar", shard_of({**sounds, "a.json": b"{}", "b.txt": b"text"}))
+    put("s.tar", shard_bytes({**sounds, "a.json": b"{}", "b.txt": b"text"}))
     for name, content in sounds.items():
         (tmp_path / name).write_bytes(content)
     files = [tmp_path / name for name in sounds]
@@ -86,7 +75,7 @@ def test_a_shard_gives_what_its_files_give(place, sounds, tmp_path, model):
 def test_patterns(place, sounds, pattern):
     put, start = place
     for number, (name, content) in enumerate(sounds.items()):
-        put(f"s-{number:02}.tar", shard_of({name: content}))
+        put(f"s-{number:02}.tar", shard_bytes({name: content}))
     pieces = find_sounds([start + pattern])
     assert [piece.path for piece in pieces] == [f"{start}s-{i:02}.tar#{name}" for i, name in enumerate(sounds)]
     for piece, samples in zip(pieces, CONTENTS.values(), strict=True):
@@ -99,7 +88,7 @@ def test_patterns(place, sounds, pattern):
 def test_a_shard_that_breaks_off(place, sounds, tmp_path, model, where):
     """What lies before is embedded; the shard is among the failures; once it is whole, an update has the rest."""
     put, start = place
-    whole = shard_of(sounds)
+    whole = shard_bytes(sounds)
     third = sum(512 + -(-len(sounds[name]) // 512) * 512 for name in ("a.wav", "b.wav"))
     put("s.tar", whole[: third + {"in a sound": 5_000, "behind a header": 512, "in a header": 100}[where]])
     out = tmp_path / "t.parquet"
@@ -122,9 +111,9 @@ def test_a_shard_that_breaks_off(place, sounds, tmp_path, model, where):
 )
 def test_a_shard_of_no_use_costs_no_other(place, sounds, tmp_path, model, content, reason):
     put, start = place
-    put("good.tar", shard_of(sounds))
+    put("good.tar", shard_bytes(sounds))
     if content is not None:
-        put("bad.tar", shard_of({"readme.txt": b"text"}) if content == "none" else content)
+        put("bad.tar", shard_bytes({"readme.txt": b"text"}) if content == "none" else content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AudioWarning)
         result = write_table([f"{start}bad.tar", f"{start}good.tar"], tmp_path / "t.parquet", model, PLAN)
@@ -137,18 +126,18 @@ def test_a_shard_of_no_use_costs_no_other(place, sounds, tmp_path, model, conten
 def test_an_update_notices_another_shard(place, sounds, tmp_path, model):
     put, start = place
     for name in ("one", "two"):
-        put(f"{name}.tar", shard_of(sounds))
+        put(f"{name}.tar", shard_bytes(sounds))
     given, out = [f"{start}one.tar", f"{start}two.tar"], tmp_path / "t.parquet"
     write_table(given, out, model, PLAN)
     assert write_table(given, out, model, PLAN, update=True).complete
-    put("two.tar", shard_of({**sounds, "d.wav": sounds["a.wav"]}))
+    put("two.tar", shard_bytes({**sounds, "d.wav": sounds["a.wav"]}))
     result = write_table(given, out, model, PLAN, update=True)
     assert (result.kept, result.dropped, result.sounds) == (3, 3, 7)
 
 
 def test_large_shards_are_read_in_blocks(memory, sounds, monkeypatch):
     """No more than some blocks of a shard are in memory, and a sound is read alone."""
-    memory.pipe("/bucket/s.tar", shard_of(sounds))
+    memory.pipe("/bucket/s.tar", shard_bytes(sounds))
     monkeypatch.setattr(remote, "WHOLE_BYTES", 0)
     monkeypatch.setattr(remote, "BLOCK_BYTES", 2_000)
     monkeypatch.setattr(type(memory), "async_impl", True, raising=False)  # as stores on the net have it
@@ -173,13 +162,13 @@ def test_large_shards_are_read_in_blocks(memory, sounds, monkeypatch):
 
 
 def test_labels_need_files(tmp_path, sounds):
-    (tmp_path / "s.tar").write_bytes(shard_of(sounds))
+    (tmp_path / "s.tar").write_bytes(shard_bytes(sounds))
     with pytest.raises(InputError, match="holds sounds in itself"):
         find_audio([tmp_path / "s.tar"])
 
 
 def test_the_command(run, tmp_path, sounds):
-    (tmp_path / "s.tar").write_bytes(shard_of(sounds))
+    (tmp_path / "s.tar").write_bytes(shard_bytes(sounds))
     status, out, _ = run("tag", tmp_path / "s.tar", "--top", 1, "--format", "jsonl")
     assert status == 0
     assert [json.loads(line)["path"] for line in out.splitlines()] == [f"{tmp_path}/s.tar#{name}" for name in sounds]

@@ -5,7 +5,6 @@ import functools
 import http.server
 import io
 import json
-import tarfile
 import threading
 import time
 from itertools import islice
@@ -20,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import noise, tone
+from helpers import noise, shard_bytes, tone
 from torchbeats import AudioWarning, audio
 from torchbeats.errors import CorpusError, InputError
 from torchbeats.fbank import Fbank
@@ -49,16 +48,6 @@ def write(path, samples):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(wav_bytes(samples))
     return str(path)
-
-
-def shard_bytes(sounds):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as shard:
-        for name, content in sounds.items():
-            about = tarfile.TarInfo(name)
-            about.size = len(content)
-            shard.addfile(about, io.BytesIO(content))
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
