@@ -48,8 +48,11 @@ def write_csv(rows: Iterable[Tags]) -> Iterator[str]:
     """A line a label."""
     yield csv_line(("path", "start", "end", "label", "probability"))
     cells: dict[str, str] = {}  # of labels, which come again with every row
+    path, cell = None, ""  # of a file, whose rows follow each other
     for row in rows:
-        begin = csv_line((readable(row.path), row.start, row.end)).removesuffix("\n")
+        if row.path != path:
+            path, cell = row.path, csv_line((readable(row.path), "")).removesuffix("\n")
+        begin = f"{cell}{row.start},{row.end}"
         for label, _ in row.labels:
             if label not in cells:
                 cells[label] = csv_line(("", label)).removesuffix("\n")  # with the comma before it
