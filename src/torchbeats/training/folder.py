@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from torchbeats.errors import FileInUseError, SettingsError
-from torchbeats.files import held, remove_leftovers, replacing
+from torchbeats.files import held, refuse_inputs, remove_leftovers, replacing
 from torchbeats.training.corpus import Failure
 from torchbeats.training.listener import Listener
 from torchbeats.training.processes import is_leader, leader_first
@@ -39,8 +39,9 @@ class RunFolder:
             may_change: names, with dots, of what may be another when a run goes on.
 
         Raises:
-            SettingsError: the folder holds a run with other settings, or something else.
+            SettingsError: the folder holds a run with other settings, or something else; or it is a URL.
         """
+        refuse_inputs([self.path], [])
         leader_first(lambda: self._claim(about, defaults, may_change))
 
     def _claim(self, about: dict[str, Any], defaults: dict[str, Any], may_change: Sequence[str]) -> None:
