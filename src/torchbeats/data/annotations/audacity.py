@@ -1,6 +1,6 @@
 r"""Audacity's label tracks: start, end and label, divided by tabs; a line that begins with ``\`` has its frequencies.
 
-A track names no recording: it is that of the same name beside it. BirdNET-Analyzer writes its confidence behind a label.
+A track names no recording: it is that of the same name beside it. BirdNET writes a confidence behind the label.
 """
 
 from __future__ import annotations
