@@ -26,6 +26,12 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_a_command_of_one_word_lists_the_others(run):
+    status, out, _ = run()
+    assert status in (0, 2)
+    assert all(f" {command} " in out for command in ALL)
+
+
 @pytest.mark.parametrize("command", ALL)
 def test_help_has_whole_words_at_80_columns(run, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
