@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 import typer
 
-from torchbeats.cli.console import audio_progress, complain, remark, remind, skipped
+from torchbeats.cli.console import audio_progress, complain, none_read, remark, remind, skipped
 from torchbeats.data.list_formats.formats import LIST_SUFFIXES
 from torchbeats.distributed.cluster import ADDRESSES, AUTO
 from torchbeats.distributed.running import write_table_on_ray
@@ -223,9 +223,7 @@ def write(
         new = result.sounds - result.kept
         remark(f"{result.path}: {new:,} files computed, {result.kept:,} kept, rows of {result.dropped:,} dropped.")
     elif result.failures and isinstance(result.path, Path) and not result.path.exists():
-        complain(
-            f"Not one of the {result.sounds:,} files could be read, so there is no table; {result.errors} says why."
-        )
+        complain(f"{none_read(result.sounds)}, so there is no table; {result.errors} says why.")
         raise typer.Exit(2)
     elif result.failures:
         succeeded = result.sounds - result.failures
