@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import re
 import sys
@@ -148,6 +149,16 @@ def load_quietly(path):
 def plain(text):
     """Without the box that errors of usage come in, on one line."""
     return " ".join(re.sub("[─│╭╮╰╯]", " ", text).split())
+
+
+def forking():
+    """Where processes come from that are forked from one that has imported everything.
+
+    They take a tenth of the time of starting anew.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torchbeats.cli", "safetensors.torch", "soundfile", "soxr", "av", "helpers"])
+    return context
 
 
 def become_command(arguments, log):

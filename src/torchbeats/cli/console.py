@@ -106,10 +106,16 @@ def remind(note: str) -> None:
     complain(note, "Note")
 
 
-def say(line: str, hanging: int = 2) -> None:
-    """A line of a result on standard output; on a terminal, whole words on lines of which all but the first hang in."""
+def say(line: str, hanging: int = 2, flush: bool = False) -> None:
+    """A line of a result on standard output; on a terminal, whole words on lines of which all but the first hang in.
+
+    Args:
+        line: without its end.
+        hanging: spaces before the lines behind the first.
+        flush: at once, where somebody may wait for it.
+    """
     text = printable(line)
-    print(whole_words(text, hanging) if sys.stdout.isatty() else text)
+    print(whole_words(text, hanging) if sys.stdout.isatty() else text, flush=flush)
 
 
 def room() -> int:
