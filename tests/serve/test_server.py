@@ -30,7 +30,7 @@ def test_work_under_way_is_answered_when_it_is_stopped(start):
     for number in (signal.SIGTERM, signal.SIGINT):
         server = start("--no-page")
         httpx.post(f"{server.address}/v1/embeddings", json=CLIP, timeout=120)  # the decoders are there
-        body = {"input": [url(wav(noise(60.0, seed=seed))) for seed in range(2)]}
+        body = {"input": [url(wav(noise(30.0, seed=seed))) for seed in range(2)]}
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(httpx.post, f"{server.address}/v1/embeddings", json=body, timeout=120)
             assert wait_for(partial(is_in, "in_progress 1\n", server))
@@ -195,7 +195,7 @@ def test_pages_of_named_sites_may_ask(guarded):
     ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
     route = f"http://127.0.0.1:{guarded.port}/v1/embeddings"
     before = httpx.options(route, headers={**good, **ask})
-    assert (before.status_code, before.headers["access-control-allow-origin"]) == (204, good["Origin"])
+    assert (before.status_code, before.headers["access-control-allow-origin"]) == (204, good["Origin"])  # no token yet
     assert httpx.options(route, headers={**bad, **ask}).status_code == 403
     answer = httpx.post(route, json=CLIP, headers={**good, **right}, timeout=120)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, good["Origin"])
