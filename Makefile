@@ -35,7 +35,7 @@ pictures: $(READY)
 # The lowest versions that pyproject.toml promises, and the newest that there are. PyTorch comes with CUDA in both: gigabytes.
 OLDEST ?= python3.10
 TRIED  := train,probe,plots,onnx,search,remote
-# Of moto the part that is an object store: all of it wants a newer boto than s3fs of 2023, whose bounds spare pip a search.
+# Of moto the part that is an object store: all of it wants a newer boto than s3fs of 2023, which is named to spare a search.
 TOOLS  := pytest pytest-xdist hypothesis "kaldi-native-fbank>=1.20,<1.23" "moto[s3]>=5" flask flask-cors
 # What compiles a model or needs neighbours is left to `make test`.
 LEFT   := --ignore=tests/integrations --ignore=tests/test_compilers.py --ignore=tests/test_docs.py --ignore=tests/test_notebooks.py \
@@ -45,7 +45,7 @@ test-oldest: $(READY)
 	$(OLDEST) -m venv --clear build/oldest
 	$(BIN)/python tests/oldest.py > build/oldest.txt
 	build/oldest/bin/python -m pip install -q --upgrade pip
-	build/oldest/bin/python -m pip install -q -c build/oldest.txt -e ".[$(TRIED)]" $(TOOLS) "boto3<1.27" "urllib3<1.27"
+	build/oldest/bin/python -m pip install -q -c build/oldest.txt -e ".[$(TRIED)]" $(TOOLS) "boto3==1.28.17" "urllib3<1.27"
 	build/oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(LEFT)
 
 test-newest: $(READY)
