@@ -84,6 +84,11 @@ def skipped(path: str, reason: str) -> None:
     complain(f"{path}: {reason}.", "Skipped")
 
 
+def files(count: int) -> str:
+    """A number of files in words."""
+    return f"{count:,} file{'s' * (count != 1)}"
+
+
 def none_read(count: int) -> str:
     """What the sentence begins with that ends a command with nothing to show for it."""
     return "The file could not be read" if count == 1 else f"Not one of the {count:,} files could be read"
@@ -165,7 +170,7 @@ def audio_progress(total: int | Callable[[], int | None], done: int) -> Iterator
     """
     bar = Progress(
         BarColumn(),
-        TextColumn("{task.completed:,.0f}{task.fields[of]} files"),
+        TextColumn("{task.completed:,.0f} {task.fields[of]}"),
         TextColumn("{task.fields[audio]}"),
         TimeRemainingColumn(),
         console=console,
@@ -188,7 +193,7 @@ def audio_progress(total: int | Callable[[], int | None], done: int) -> Iterator
 
 
 def _of(total: int | None) -> str:
-    return "" if total is None else f" of {total:,}"
+    return "files" if total is None else f"of {files(total)}"
 
 
 @contextmanager

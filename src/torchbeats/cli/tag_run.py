@@ -12,7 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from torchbeats.audio import Floats
-from torchbeats.cli.console import audio_progress, complain, for_terminal, none_read, remark, skipped, whole_words
+from torchbeats.cli.console import (
+    audio_progress,
+    complain,
+    files,
+    for_terminal,
+    none_read,
+    remark,
+    skipped,
+    whole_words,
+)
 from torchbeats.cli.tables import display
 from torchbeats.data.annotations.annotation import Annotation
 from torchbeats.data.inputs import Piece
@@ -130,9 +139,9 @@ class TagRun:
         if not count:
             limit = f"of {self.threshold:g}" if isinstance(self.threshold, float) else "as high as its threshold"
             complain(f"No label has a probability {limit}; try a lower --threshold.", "Note")
-        files = f"{len(self.sounds) - self.failed:,} of {len(self.sounds):,} files"
+        done = f"{len(self.sounds) - self.failed:,} of {files(len(self.sounds))}"
         content = "labels" if self.events is None else "events"
-        remark(f"{output}: {content} of {files if self.stored is None else 'stored windows'}.")
+        remark(f"{output}: {content} of {done if self.stored is None else 'stored windows'}.")
 
     def draw(self, output: Path, every: float) -> None:
         """Draw a picture of the one recording."""
