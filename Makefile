@@ -6,22 +6,27 @@ READY  := $(VENV)/.ready
 # One more than cores, up to four: tests that start servers and trainings wait a good part of their time.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 
-.PHONY: demo test test-all check test-oldest test-newest docs pictures fuzz kill wheel clean
+.PHONY: demo test test-all check lint test-oldest test-newest docs pictures fuzz kill wheel clean
 
 demo: $(READY)
 	$(BIN)/python examples/neighbours.py
 
-test: check
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+# Types are checked while the tests run: each leaves a core to the other for a good part of its time.
+PYTEST = $(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(1); tests=$$?; wait $$types && exit $$tests
+
+test: lint
+	$(call PYTEST,-m "not slow")
 
 # With what `make test` leaves out, as it takes long.
-test-all: check
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+test-all: lint
+	$(call PYTEST)
 
-check: $(READY)
+check: lint
+	$(BIN)/mypy
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
 # The site, in build/docs; a link that leads nowhere ends the build.
 docs: $(READY)
