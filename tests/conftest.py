@@ -8,7 +8,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import multiprocessing
 import signal
 import sys
 import warnings
@@ -16,7 +15,7 @@ import warnings
 import pytest
 import torch
 
-from helpers import become_command, plain
+from helpers import become_command, forking, plain
 from torchbeats import cli
 
 torch.set_num_threads(1)
@@ -43,15 +42,10 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def fork():
-    """Begin the command in a process of its own; see `helpers.become_command`.
-
-    It is forked from a server that has imported everything, which takes a tenth of the time of starting anew.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchbeats.cli", "safetensors.torch", "soundfile", "soxr", "av", "helpers"])
+    """Begin the command in a process of its own; see `helpers.become_command` and `helpers.forking`."""
 
     def begin(arguments, log):
-        process = context.Process(target=become_command, args=(arguments, str(log)))
+        process = forking().Process(target=become_command, args=(arguments, str(log)))
         process.start()
         return process
 

@@ -31,6 +31,7 @@ _BLOCK = re.compile(
     r"(?:\n+```text\n(?P<output>.*?)^```$)?",
     re.MULTILINE | re.DOTALL,
 )
+_HANGS_TOGETHER = re.compile(r"<<\w|^ |^(cd|export|for|if|while|[A-Za-z_]+=)", re.MULTILINE)  # no line by itself
 _OPERATORS = {"|", "||", "&", "&&", ";", ">", ">>", "<", "<<", "(", ")"}
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -109,16 +110,16 @@ def run_page(page: str) -> dict:
 
 def shell(block: Block) -> None:
     """Run a block of shell; commands of ours within this process, which saves their start."""
-    commands = [_words(line) for line in _lines(block.code)]
-    if not all(words and words[0] == "torchbeats" for words in commands):
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            ["bash", "-euc", block.code], env={**os.environ, "PATH": path}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{block.place}: {done.stderr}"
-        print(done.stdout, end="")
-        return
-    for words in commands:
+    together = _HANGS_TOGETHER.search(block.code.replace("\\\n", " "))
+    for code in [block.code] if together else _lines(block.code):
+        words = [] if together else _words(code)
+        if not words or words[0] != "torchbeats":
+            path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            env = {**os.environ, "PATH": path}
+            done = subprocess.run(["bash", "-euc", code], env=env, capture_output=True, text=True)
+            assert done.returncode == 0, f"{block.place}: {done.stderr}"
+            print(done.stdout, end="")
+            continue
         error, argv, showwarning = io.StringIO(), sys.argv, warnings.showwarning
         status: object = None
         try:

@@ -10,7 +10,10 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-@pytest.mark.parametrize("name", ["throughput", "mixed_lengths", "long_recordings", "cold_start", "where_time_goes"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mixed_lengths", "long_recordings", "cold_start")]
+
+
+@pytest.mark.parametrize("name", ["throughput", "where_time_goes", *SLOW])
 def test_quick(name, tmp_path, monkeypatch):
     out = tmp_path / "table.md"
     monkeypatch.syspath_prepend(BENCHMARKS)

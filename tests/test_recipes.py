@@ -1,10 +1,14 @@
 """The recipes' own scripts, on data laid out as the real ones are."""
 
+import contextlib
 import csv
+import io
 import json
 import re
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ import soundfile
 
 import torchbeats
 from helpers import noise, small_model, tone
+from torchbeats import cli
 from torchbeats.data.folds import design, split
 from torchbeats.data.labelled import read_labelled
 from torchbeats.training.settings import finetune_settings, settings
@@ -19,11 +24,34 @@ from torchbeats.training.settings import finetune_settings, settings
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-def script(name, *arguments):
-    done = subprocess.run(
-        [sys.executable, RECIPES / name, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Run a recipe's script and its commands here: exit status, and what it wrote to standard output and error."""
+
+    def command(words, **_):
+        assert words[:3] == [sys.executable, "-m", "torchbeats"]
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+            patch.setattr(sys, "argv", words[2:])
+            patch.setattr(warnings, "showwarning", warnings.showwarning)
+            with pytest.raises(SystemExit) as end:
+                cli.main()
+        return subprocess.CompletedProcess(words, end.value.code or 0, out.getvalue())
+
+    def call(name, *arguments):
+        monkeypatch.setattr(subprocess, "run", command)
+        monkeypatch.setattr(sys, "argv", [str(RECIPES / name), *map(str, arguments)])
+        monkeypatch.syspath_prepend((RECIPES / name).parent)
+        status = 0
+        try:
+            runpy.run_path(str(RECIPES / name), run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+            if isinstance(status, str):  # as the interpreter would
+                print(status, file=sys.stderr)
+                status = 1
+        return status, *capsys.readouterr()
+
+    return call
 
 
 def write(path, samples):
@@ -31,7 +59,7 @@ def write(path, samples):
     soundfile.write(path, samples, 16_000)
 
 
-def test_esc50_becomes_a_list_with_its_folds(tmp_path):
+def test_esc50_becomes_a_list_with_its_folds(script, tmp_path):
     meta = tmp_path / "ESC-50" / "meta" / "esc50.csv"
     meta.parent.mkdir(parents=True)
     rows = [(f"{fold}-100-A-{i}.wav", fold, i, name, False, 100 * fold + i, "A")
@@ -50,7 +78,7 @@ def test_esc50_becomes_a_list_with_its_folds(tmp_path):
     assert (status, "There is no" in said) == (1, True)
 
 
-def test_audioset_segments_find_their_files(tmp_path):
+def test_audioset_segments_find_their_files(script, tmp_path):
     clips = tmp_path / "clips"
     for name in ("--PJHxphWEs.wav", "a/Y-0123456789_30.000.flac", "b/Yabcdefghij.wav", "unwanted.wav"):
         write(clips / name, tone(0.3))
@@ -94,11 +122,9 @@ def recordings(tmp_path):
     return tmp_path / "recordings"
 
 
-def test_fsdd_probes_and_fine_tunes_a_model(tmp_path, recordings):
+def test_fsdd_probes_and_fine_tunes_a_model(script, tmp_path, recordings):
     torchbeats.save(small_model(dropout=0.0), tmp_path / "m.safetensors")
-    quick = [
-        f"--set={one}" for one in ("model.epochs=12", "model.lr=3e-3", "data.workers=0", "trainer.accelerator=cpu")
-    ]
+    quick = [f"--set={one}" for one in ("model.epochs=6", "model.lr=3e-3", "data.workers=0", "trainer.accelerator=cpu")]
     places = ("--fsdd", recordings, "--out", tmp_path / "out", "--results", tmp_path / "results")
     status, said, error = script(
         "fsdd/run.py", *places, "--model", tmp_path / "m.safetensors", "--only", "model", "--seeds", 1, *quick
@@ -115,7 +141,7 @@ def test_fsdd_probes_and_fine_tunes_a_model(tmp_path, recordings):
 
 
 @pytest.mark.slow
-def test_fsdd_attentive_probe_of_several_seeds(tmp_path, recordings):
+def test_fsdd_attentive_probe_of_several_seeds(script, tmp_path, recordings):
     torchbeats.save(small_model(dropout=0.0), tmp_path / "m.safetensors")
     places = ("--fsdd", recordings, "--out", tmp_path / "out", "--results", tmp_path / "results")
     command = ("fsdd/attentive.py", *places, "--model", tmp_path / "m.safetensors", "--steps", 30, "--seeds")

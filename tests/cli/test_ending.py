@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import torchbeats
-from helpers import small_model, small_tokenizer, write_sounds
-from torchbeats import files
+from helpers import forking, small_model, small_tokenizer, write_sounds
+from torchbeats import cli, files
 from torchbeats.errors import DiskFullError, Stopped
 from torchbeats.interrupts import as_exceptions, is_the_command, postponed
 from torchbeats.tables import unfinished
@@ -154,7 +154,19 @@ def test_ignored_signals_stay_ignored(models, tmp_path):
     assert process.wait(60) == 0
 
 
+def into_a_closed_pipe(command, both, log):
+    """In a new process: be the command, whose reader has gone; standard error goes there as well, or to a file."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    os.dup2(writing, 1)
+    os.dup2(writing if both else os.open(log, os.O_WRONLY | os.O_CREAT, 0o600), 2)
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+    sys.argv = ["torchbeats", *map(str, command)]
+    cli.main()
+
+
 def test_a_closed_pipe_is_silent(models, tmp_path):
+    """The first two to the very end of the interpreter; the others as far as the exit status."""
     sounds = write_sounds(tmp_path / "sounds", {"a.wav": 30.0})
     labelled = write_sounds(tmp_path / "labelled", {f"{n}/{i}.wav": 0.5 for n in ("cat", "dog") for i in range(4)})
     model = models / "model.safetensors"
@@ -167,7 +179,14 @@ def test_a_closed_pipe_is_silent(models, tmp_path):
         (["embed", sounds / "none.wav", "-m", model, "-o", tmp_path / "t.parquet"], True),
         (["pretrain", sounds, "-o", tmp_path / "run", "--show"], False),
     ]
-    for command, both in commands:
+    for command, both in commands[2:]:
+        log = tmp_path / "log"
+        process = forking().Process(target=into_a_closed_pipe, args=(command, both, log))
+        process.start()
+        process.join(120)
+        assert process.exitcode == 141, command
+        assert both or not log.read_text(), command
+    for command, both in commands[:2]:
         reading, writing = os.pipe()
         os.close(reading)
         more = {"stdout": writing, "stderr": writing if both else subprocess.PIPE, "text": True}

@@ -26,6 +26,12 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_a_command_of_one_word_lists_the_others(run):
+    status, out, _ = run()
+    assert status in (0, 2)
+    assert all(f" {command} " in out for command in ALL)
+
+
 @pytest.mark.parametrize("command", ALL)
 def test_help_has_whole_words_at_80_columns(run, monkeypatch, command):
     monkeypatch.setenv("COLUMNS", "80")
@@ -106,3 +112,24 @@ def test_no_such_device_is_a_sentence(run, folder, tmp_path):
     status, _, err = run("embed", folder / "sounds", "-o", tmp_path / "t.parquet", "--device", "toaster")
     assert status == 2
     assert err.endswith("There is no device toaster here; name cpu, auto, or one that PyTorch finds.")
+
+
+def on_a_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda self: True, raising=False)
+
+
+def test_results_have_whole_words_at_80_columns(run, folder, monkeypatch):
+    on_a_terminal(monkeypatch, 80)
+    for command in (["tag", folder / "sounds", "--every", "0.5", "--top", "9"], ["show", "beats-nano-tagger"]):
+        status, out, _ = run(*command)
+        assert status == 0
+        assert max(map(len, out.splitlines())) <= 80
+        assert "silence, speech" in " ".join(out.split()) or command[0] == "tag"
+    broken = [line for line in run("finetune", "--show")[1].splitlines() if len(line) > 80]
+    assert broken == []
+
+
+def test_one_file_that_cannot_be_read_is_one(run, tmp_path):
+    _, _, said = run("embed", tmp_path / "none.wav", "-o", tmp_path / "t.parquet")
+    assert "Error: The file could not be read, so there is no table" in said

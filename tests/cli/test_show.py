@@ -1,8 +1,6 @@
 """``torchbeats show``: what a file of ours holds."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -63,12 +61,12 @@ def test_anything_else(tmp_path):
             describe(tmp_path / name)
 
 
-def test_the_command(table):
-    command = [sys.executable, "-m", "torchbeats", "show", str(table("t.parquet"))]
-    piped = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert json.loads(piped)["rows"] == 1
-    people = subprocess.run([*command, "--format", "table"], capture_output=True, text=True, check=True).stdout
+def test_the_command(run, table):
+    command = ["show", table("t.parquet")]
+    status, piped, _ = run(*command)
+    assert (status, json.loads(piped)["rows"]) == (0, 1)
+    _, people, _ = run(*command, "--format", "table")
     assert "\nsettings:\n  torchbeats: " in people
-    missing = subprocess.run([*command[:-1], "none.pt"], capture_output=True, text=True, check=False)
-    assert (missing.returncode, missing.stdout) == (2, "")
-    assert "Traceback" not in missing.stderr
+    status, out, said = run("show", "none.pt")
+    assert (status, out) == (2, "")
+    assert "Traceback" not in said

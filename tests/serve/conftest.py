@@ -19,9 +19,7 @@ def start():
 
     yield begin
     for server in servers:
-        if server.process.poll() is None:
-            server.process.kill()
-            server.process.wait()
+        server.kill()
 
 
 @pytest.fixture(scope="session")

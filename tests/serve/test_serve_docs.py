@@ -18,11 +18,10 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "serve.md"
 
 
-def test_blocks_of_the_page(start, table, tmp_path, monkeypatch):
+def test_blocks_of_the_page(server, tmp_path, monkeypatch):
     pytest.importorskip("openai")
     if shutil.which("curl") is None:
         pytest.skip("needs the program curl")
-    server = start("--no-page", "--table", table)
     soundfile.write(tmp_path / "bird.wav", tone(3.0), 16_000)
     soundfile.write(tmp_path / "rain.flac", noise(1.0), 16_000)
     monkeypatch.chdir(tmp_path)
@@ -46,7 +45,6 @@ def test_blocks_of_the_page(start, table, tmp_path, monkeypatch):
                 assert "error" not in answer, done.stdout
                 answers += 1
     assert answers >= 10
-    server.stop()
 
 
 def test_options_that_the_page_names_are_there(run):

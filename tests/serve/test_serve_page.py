@@ -311,39 +311,39 @@ def test_rows_and_results_that_there_are_not(server):
     assert httpx.get(f"{server.address}/v1/nothing").json()["error"]["code"] == "not_found"
 
 
-def test_an_upload_lies_in_a_private_folder_that_is_gone_afterwards(start, table):
-    server = begin(start, table, env={"TORCHBEATS_TOKEN": "secret"})
-    with httpx.Client(base_url=server.address, timeout=60) as client:
+def sent(server):
+    """The folder of a server in which a file lies that was sent to its page."""
+    (path,) = httpx.post(f"{server.address}/gradio_api/upload", files={"files": ("a.wav", b"abc")}, timeout=60).json()
+    return Path(path).parents[1]
+
+
+def test_an_upload_lies_in_a_private_folder_that_is_gone_with_the_server_or_the_next(start, table):
+    first = start("--table", table, "--decoders", 1, env={"TORCHBEATS_TOKEN": "secret"})
+    right = {"Authorization": "Bearer secret"}
+    with httpx.Client(base_url=first.address, timeout=60) as client:
         assert client.get("/").status_code == 401
+        early = client.get("/", headers=right)  # before the page is there
+        assert early.status_code == 200 or (early.status_code, 'http-equiv="refresh"' in early.text) == (503, True)
+        assert wait_for(lambda: "gradio" in client.get("/", headers=right).text, 120)
         assert client.post("/gradio_api/upload", files={"files": ("a.wav", b"abc")}).status_code == 401
         answer = client.get("/?token=secret&__theme=dark")
         assert (answer.status_code, answer.headers["location"]) == (303, "/?__theme=dark")
         assert client.cookies[COOKIE] != "secret"
         assert client.get("/").status_code == 200  # by the cookie
+        client.post("/v1/search", json={"like": [0]})
         (path,) = client.post("/gradio_api/upload", files={"files": ("../../a.wav", b"abc")}).json()
     folder = Path(path).parents[1]
     assert folder.name.startswith("torchbeats-serve-")
     assert folder.stat().st_mode & 0o077 == 0
-    assert server.stop() == 0
-    assert not folder.exists()
-
-
-def test_what_a_killed_server_leaves_goes_with_the_next(start, table):
-    first = start("--table", table, "--decoders", 1)
-    early = httpx.get(first.address, timeout=60)  # before the page is there
-    assert early.status_code in (200, 503)
-    assert early.status_code == 200 or 'http-equiv="refresh"' in early.text
-    assert wait_for(lambda: "gradio" in httpx.get(first.address, timeout=60).text, 120)
-    httpx.post(f"{first.address}/v1/search", json={"like": [0]}, timeout=60)
-    answer = httpx.post(f"{first.address}/gradio_api/upload", files={"files": ("a.wav", b"abc")}, timeout=60)
-    folder = Path(answer.json()[0]).parents[1]
-    first.process.kill()
-    first.process.wait()
+    first.kill()
     assert wait_for(lambda: not group_is_alive(first.process.pid))  # its decoders end by themselves
     assert folder.exists()
     second = begin(start, table)
     assert not folder.exists()
+    folder = sent(second)
+    assert folder.exists()
     assert second.stop() == 0
+    assert not folder.exists()
 
 
 def test_gradio_is_imported_for_the_page_alone():

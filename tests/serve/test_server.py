@@ -4,8 +4,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from helpers import noise, plain
+from helpers import noise
 from live_server import group_is_alive, url, wait_for, wav
 
 CLIP = {"input": url(wav(noise(0.5)))}
@@ -32,7 +30,7 @@ def test_work_under_way_is_answered_when_it_is_stopped(start):
     for number in (signal.SIGTERM, signal.SIGINT):
         server = start("--no-page")
         httpx.post(f"{server.address}/v1/embeddings", json=CLIP, timeout=120)  # the decoders are there
-        body = {"input": [url(wav(noise(60.0, seed=seed))) for seed in range(2)]}
+        body = {"input": [url(wav(noise(30.0, seed=seed))) for seed in range(2)]}
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(httpx.post, f"{server.address}/v1/embeddings", json=body, timeout=120)
             assert wait_for(partial(is_in, "in_progress 1\n", server))
@@ -46,11 +44,10 @@ def test_work_under_way_is_answered_when_it_is_stopped(start):
         assert wait_for(lambda server=server: not group_is_alive(server.process.pid))
 
 
-def test_two_at_one_port(server):
-    command = [sys.executable, "-m", "torchbeats", "serve", "--no-page", "--port", str(server.port)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert f"Port {server.port} at 127.0.0.1 is taken" in plain(done.stderr)
+def test_two_at_one_port(run, server):
+    status, _, error = run("serve", "--no-page", "--port", server.port)
+    assert status == 2
+    assert f"Port {server.port} at 127.0.0.1 is taken" in error
 
 
 @pytest.mark.parametrize(
@@ -72,10 +69,20 @@ def test_what_cannot_be_served_is_said(run, arguments, sentence):
     assert sentence in error
 
 
-def test_a_token_guards_all_but_health(start):
-    server = start("--no-page", "--host", "0.0.0.0", env={"TORCHBEATS_TOKEN": "secret-1"})
+@pytest.fixture(scope="module")
+def guarded(start):
+    """A server that others on the network may use who have its token, and pages of one site."""
+    server = start(
+        *("--no-page", "--host", "0.0.0.0", "--cors", "https://sounds.example"),
+        env={"TORCHBEATS_TOKEN": "secret-1"},
+    )
+    yield server
     assert "secret-1" not in server.said
-    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client:
+    assert server.stop() == 0
+
+
+def test_a_token_guards_all_but_health(guarded):
+    with httpx.Client(base_url=f"http://127.0.0.1:{guarded.port}", timeout=60) as client:
         assert client.get("/health").status_code == 200
         for route in ("/v1/models", "/metrics", "/openapi.json", "/"):
             answer = client.get(route)
@@ -88,7 +95,6 @@ def test_a_token_guards_all_but_health(start):
         right = {"Authorization": "Bearer secret-1"}
         assert client.get("/v1/models", headers=right).status_code == 200
         assert client.post("/v1/embeddings", json=CLIP, headers=right).status_code == 200
-    assert server.stop() == 0
 
 
 def talk(server, data, slowly=b"", seconds=60.0):
@@ -183,15 +189,14 @@ def test_an_answer_that_takes_too_long(start):
     assert server.stop() == 0
 
 
-def test_pages_of_named_sites_may_ask(start):
-    server = start("--no-page", "--cors", "https://sounds.example")
+def test_pages_of_named_sites_may_ask(guarded):
     good, bad = {"Origin": "https://sounds.example"}, {"Origin": "https://other.example"}
+    right = {"Authorization": "Bearer secret-1"}
     ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
-    route = f"{server.address}/v1/embeddings"
+    route = f"http://127.0.0.1:{guarded.port}/v1/embeddings"
     before = httpx.options(route, headers={**good, **ask})
-    assert (before.status_code, before.headers["access-control-allow-origin"]) == (204, good["Origin"])
+    assert (before.status_code, before.headers["access-control-allow-origin"]) == (204, good["Origin"])  # no token yet
     assert httpx.options(route, headers={**bad, **ask}).status_code == 403
-    answer = httpx.post(route, json=CLIP, headers=good, timeout=120)
+    answer = httpx.post(route, json=CLIP, headers={**good, **right}, timeout=120)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, good["Origin"])
-    assert httpx.post(route, json=CLIP, headers=bad).status_code == 403
-    server.stop()
+    assert httpx.post(route, json=CLIP, headers={**bad, **right}).status_code == 403

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import math
 import os
 import re
 import signal
+import sys
 import time
 
 import pytest
@@ -12,13 +14,15 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from helpers import noise, pretrain_command, tiny_run
+from helpers import forking, noise, pretrain_command, tiny_run
 from launchers import NAMES, finish, free_port, start
 from torchbeats import cli
 from torchbeats.cli import console
 from torchbeats.errors import SettingsError
 from torchbeats.training.environment import environment_for
+from torchbeats.training.pretraining import Pretraining
 from torchbeats.training.processes import Launched, is_leader, launched
+from torchbeats.training.reporter import Reporter
 from torchbeats.training.run import Run
 from torchbeats.training.settings import TrainerSettings, settings
 
@@ -101,6 +105,12 @@ def sounds(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, sounds):
+    """What one process computes."""
+    return run(sounds, tmp_path_factory.mktemp("alone") / "run").parent
+
+
 def torchrun(arguments):
     """Two nodes, each with an agent and a process of its own."""
     agent = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
@@ -108,19 +118,80 @@ def torchrun(arguments):
     return finish([start([*agent, f"--node-rank={node}", "-m", "torchbeats", *arguments]) for node in range(2)])
 
 
-def slurm(arguments, **values):
-    """Two tasks on two nodes, by SLURM's variables; rank 1 is there first."""
+def become_one_of_several(arguments, values, log, bad_step, stops_at):
+    """In a new process: be the command, as a launcher would start it; what befalls it comes at a step."""
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    torch.set_num_threads(1)
+    for name in [name for name in os.environ if name in NAMES or name.startswith("SLURM")]:
+        del os.environ[name]
+    os.environ.update({name: str(value) for name, value in values.items()})
+    step = Pretraining.step
+
+    def broken(self, batch):
+        scalars = step(self, batch)
+        if self.global_step + 1 == bad_step:
+            scalars["loss"] = scalars["loss"] * math.nan
+        return scalars
+
+    def before(self, trainer, *_):
+        if trainer.global_step + 1 == stops_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Pretraining.step = broken
+    Reporter.on_train_batch_start = before
+    sys.argv = ["torchbeats", *map(str, arguments)]
+    cli.main()
+
+
+def together(arguments, folder, variables, *, bad_step=(None, None), stops_at=(None, None)):
+    """Two processes of the command: their exit statuses, and all that they said.
+
+    They are forked, as each would take seconds to import everything.
+
+    Args:
+        arguments: of the command.
+        folder: for what they say.
+        variables: of a rank's environment.
+        bad_step: at which the loss of each is not finite.
+        stops_at: the step that each gets SIGTERM before.
+    """
+    log = folder / f"said-{free_port()}"
+    context = forking("torchbeats.training.run", "tensorboard", "test_clusters")
+    processes = [
+        context.Process(
+            target=become_one_of_several, args=(arguments, variables(rank), log, bad_step[rank], stops_at[rank])
+        )
+        for rank in range(2)
+    ]
+    for process in reversed(processes):  # rank 1 is there first
+        process.start()
+    for process in processes:
+        process.join(240)
+        process.kill()
+    return [process.exitcode for process in processes], log.read_text()
+
+
+def tasks(**values):
+    """The variables of two of SLURM's tasks on two nodes."""
     about = {
         "SLURM_JOB_ID": 4711,
         "SLURM_NTASKS": 2,
         "SLURM_NNODES": 2,
         "SLURM_LOCALID": 0,
         "SLURM_NODELIST": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "SLURM_JOB_NAME": "train",
+        **values,
     }
-    about |= {"MASTER_PORT": free_port(), "SLURM_JOB_NAME": "train", **values}
-    return finish(
-        [start(["-m", "torchbeats", *arguments], **about, SLURM_PROCID=rank, SLURM_NODEID=rank) for rank in (1, 0)]
-    )
+    return lambda rank: {**about, "SLURM_PROCID": rank, "SLURM_NODEID": rank}
+
+
+def workers_of_torchrun():
+    """The variables of two processes of torchrun on one machine."""
+    about = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1"}
+    about["MASTER_PORT"] = free_port()
+    return lambda rank: {**about, "RANK": rank, "LOCAL_RANK": rank}
 
 
 def close_to(alone, together):
@@ -129,67 +200,42 @@ def close_to(alone, together):
         torch.testing.assert_close(load_file(together / "model.safetensors")[name], tensor, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("launch", [torchrun, slurm])
-def test_two_nodes_compute_what_one_process_does(sounds, tmp_path, launch):
-    run(sounds, tmp_path / "alone")
-    arguments = pretrain_command(sounds, tmp_path / "out", trainer__devices="auto", trainer__nodes=2)
-    for status, error in launch(arguments):
+def test_two_nodes_of_torchrun_compute_what_one_process_does(sounds, alone, tmp_path):
+    for status, error in torchrun(pretrain_command(sounds, tmp_path, trainer__devices="auto", trainer__nodes=2)):
         assert status == 0, error
-    close_to(tmp_path / "alone", tmp_path / "out")
+    close_to(alone, tmp_path)
 
 
-@pytest.mark.slow
+def test_two_tasks_of_slurm_compute_what_one_process_does(sounds, alone, tmp_path):
+    arguments = pretrain_command(sounds, tmp_path / "out", trainer__devices="auto", trainer__nodes=2)
+    statuses, said = together(arguments, tmp_path, tasks())
+    assert statuses == [0, 0], said
+    close_to(alone, tmp_path / "out")
+
+
 def test_a_folder_of_another_run_is_refused_once(sounds, tmp_path):
     run(sounds, tmp_path / "out", iterations=1)
-    results = slurm(pretrain_command(sounds, tmp_path / "out", trainer__devices="auto", model__steps=7))
-    assert [status for status, _ in results] == [2, 2]
-    assert sum(error.count("holds a run with other settings") for _, error in results) == 1
+    arguments = pretrain_command(sounds, tmp_path / "out", trainer__devices="auto", model__steps=7)
+    statuses, said = together(arguments, tmp_path, tasks())
+    assert statuses == [2, 2]
+    assert said.count("holds a run with other settings") == 1
 
 
 # --- two processes of torchrun, one of which has a bad batch, or is stopped -------------------------------------------
 
-# Each process is the command; what befalls it is in the environment, and its exit status is written down.
+# Each process is the command; its exit status is written down.
 PROCESS = """
-import math, os, signal, sys, time
+import os, time
 from torchbeats import cli
-from torchbeats.training.pretraining import Pretraining
 from torchbeats.training.reporter import Reporter
 
-rank, bad, stops = os.environ["RANK"], os.environ.get("BAD_STEP"), os.environ.get("STOPS", "").split(",")
-step = Pretraining.step
-
-def broken(self, batch):
-    scalars = step(self, batch)
-    if rank == "1" and str(self.global_step + 1) == bad:
-        scalars["loss"] = scalars["loss"] * math.nan
-    return scalars
-
-def before(self, trainer, *_):
-    time.sleep(float(os.environ.get("SLOW", 0)))
-    if f"{rank}:{trainer.global_step + 1}" in stops:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-Pretraining.step = broken
-Reporter.on_train_batch_start = before
+Reporter.on_train_batch_start = lambda *_: time.sleep(0.3)
 try:
     cli.main()
 except SystemExit as leaving:
-    open(os.path.join(os.environ["STATUS"], rank), "w").write(str(leaving.code or 0))
+    open(os.path.join(os.environ["STATUS"], os.environ["RANK"]), "w").write(str(leaving.code or 0))
     raise
 """
-
-
-def two_processes(tmp_path, arguments, **values):
-    """torchrun with two processes of the command."""
-    script = tmp_path / "process.py"
-    script.write_text(PROCESS)
-    agent = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-    values = {"STATUS": tmp_path, **values}
-    return start([*agent, f"--master-port={free_port()}", str(script), *arguments], **values)
-
-
-def statuses(tmp_path):
-    return [(tmp_path / rank).read_text() for rank in "01"]
 
 
 def steps(folder):
@@ -200,11 +246,10 @@ def steps(folder):
 def test_a_batch_that_is_not_finite_in_one_process_is_left_out_by_both(sounds, tmp_path):
     out = tmp_path / "out"
     arguments = pretrain_command(sounds, out, trainer__devices="auto", iterations=1)
-    ((status, error),) = finish([two_processes(tmp_path, arguments, BAD_STEP=3)])
-    assert status == 0, error
-    assert statuses(tmp_path) == ["0", "0"]
+    statuses, said = together(arguments, tmp_path, workers_of_torchrun(), bad_step=(None, 3))
+    assert statuses == [0, 0], said
     assert all(tensor.isfinite().all() for tensor in load_file(out / "model.safetensors").values())
-    told = [line for line in error.splitlines() if "not finite" in line]
+    told = [line for line in said.splitlines() if "not finite" in line]
     assert len(told) == 1
     assert "step 3: the loss or its gradient is not finite" in told[0]
     listed = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
@@ -213,33 +258,34 @@ def test_a_batch_that_is_not_finite_in_one_process_is_left_out_by_both(sounds, t
     assert steps(out) == [2, 4, 6]  # no step was taken by one process alone
 
 
-@pytest.mark.parametrize("stops", ["0:3,1:3", "1:3"], ids=["both", "one of them"])
-def test_processes_stop_together(sounds, tmp_path, stops):
+@pytest.mark.parametrize("stops_at", [(3, 3), (None, 3)], ids=["both", "one of them"])
+def test_processes_stop_together(sounds, alone, tmp_path, stops_at):
     out = tmp_path / "out"
     arguments = pretrain_command(sounds, out, trainer__devices="auto", iterations=1)
-    ((_, error),) = finish([two_processes(tmp_path, arguments, STOPS=stops)])
-    assert statuses(tmp_path) == ["143", "143"]
-    assert error.count("Stopped at step 3; the same command goes on.") == 1
+    statuses, said = together(arguments, tmp_path, workers_of_torchrun(), stops_at=stops_at)
+    assert statuses == [143, 143]
+    assert said.count("Stopped at step 3; the same command goes on.") == 1
     state = torch.load(out / "iteration-1" / "model.ckpt", weights_only=True)
     assert state["global_step"] == 3
-    run(sounds, tmp_path / "alone", iterations=1)
-    ((status, error),) = finish([two_processes(tmp_path, arguments)])
-    assert status == 0, error
-    close_to(tmp_path / "alone", out)
+    statuses, said = together(arguments, tmp_path, workers_of_torchrun())
+    assert statuses == [0, 0], said
+    close_to(alone / "iteration-1", out)
 
 
 def test_torchrun_is_stopped(sounds, tmp_path):
     """It hands the signal on to its processes, and waits for them."""
-    out = tmp_path / "out"
+    out, script = tmp_path / "out", tmp_path / "process.py"
+    script.write_text(PROCESS)
+    agent = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
     arguments = pretrain_command(sounds, out, trainer__devices="auto", iterations=1, model__steps=100)
-    process = two_processes(tmp_path, arguments, SLOW=0.3)
+    process = start([*agent, f"--master-port={free_port()}", str(script), *arguments], STATUS=tmp_path)
     until = time.monotonic() + 200
     while not (out / "metrics.csv").exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     ((status, error),) = finish([process])
     assert status != 0
-    assert statuses(tmp_path) == ["143", "143"]
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["143", "143"]
     step = int(re.search(r"Stopped at step (\d+); the same command goes on", error)[1])
     assert torch.load(out / "iteration-1" / "model.ckpt", weights_only=True)["global_step"] == step
 

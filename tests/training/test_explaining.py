@@ -29,8 +29,9 @@ def test_every_setting_has_a_sentence(kind):
 def test_what_is_shown_is_what_a_file_may_hold(size, tmp_path):
     """With its comments it is the same settings, whatever the values look like."""
     run_settings = settings(size, None, ["trainer.strategy='a # b: c'", "data.crop_seconds=[1, 2.5]"])
-    text = explained_yaml(run_settings)
-    assert yaml.safe_load(text) == run_settings.to_dict()
+    text = explained_yaml(run_settings, room=80)
+    assert yaml.safe_load(explained_yaml(run_settings)) == yaml.safe_load(text) == run_settings.to_dict()
+    assert all(len(line) <= 80 for line in text.splitlines() if "#" in line.replace("a # b", ""))
     (tmp_path / "shown.yaml").write_text(text)
     assert settings(file=tmp_path / "shown.yaml") == run_settings
 

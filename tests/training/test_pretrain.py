@@ -7,7 +7,6 @@ that has imported everything.
 import csv
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import signal
@@ -26,7 +25,7 @@ import yaml
 from safetensors.torch import load_file
 
 import torchbeats
-from helpers import noise, pretrain_command, small_model, tiny_run, tone
+from helpers import forking, noise, pretrain_command, small_model, tiny_run, tone
 from torchbeats import cli
 from torchbeats.errors import CheckpointError
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer
@@ -374,9 +373,7 @@ def test_accumulated_batches(sounds, tmp_path):
 @pytest.fixture(scope="module")
 def server():
     """Forks processes that have imported everything already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchbeats.training.run", "torchbeats.cli", "tensorboard", "test_pretrain"])
-    return context
+    return forking("torchbeats.training.run", "tensorboard", "test_pretrain")
 
 
 def in_a_process(arguments, state):

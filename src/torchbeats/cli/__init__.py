@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Annotated
 
 import typer
@@ -97,7 +98,7 @@ def main() -> None:
 def with_address(arguments: list[str]) -> list[str]:
     """The arguments, with an address behind a ``--ray`` that has none: no other option may lack a value."""
     result = list[str]()
-    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for word, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
         result.append(word)
         if word == "--ray" and following.startswith("-"):
             result.append(AUTO)

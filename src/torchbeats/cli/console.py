@@ -7,6 +7,8 @@ of Rich, and without what a terminal would obey.
 from __future__ import annotations
 
 import hashlib
+import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import rich.console
+from rich.cells import cell_len
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -81,6 +84,16 @@ def skipped(path: str, reason: str) -> None:
     complain(f"{path}: {reason}.", "Skipped")
 
 
+def files(count: int) -> str:
+    """A number of files in words."""
+    return f"{count:,} file{'s' * (count != 1)}"
+
+
+def none_read(count: int) -> str:
+    """What the sentence begins with that ends a command with nothing to show for it."""
+    return "The file could not be read" if count == 1 else f"Not one of the {count:,} files could be read"
+
+
 def remark(message: str) -> None:
     """Something good to know, for a person at a terminal."""
     if has_viewer() and not _errors_only:
@@ -98,9 +111,36 @@ def remind(note: str) -> None:
     complain(note, "Note")
 
 
-def say(line: str, flush: bool = False) -> None:
-    """A line of a result on standard output; at once, where somebody may wait for it."""
-    print(printable(line), flush=flush)
+def say(line: str, hanging: int = 2, flush: bool = False) -> None:
+    """A line of a result on standard output; on a terminal, whole words on lines of which all but the first hang in.
+
+    Args:
+        line: without its end.
+        hanging: spaces before the lines behind the first.
+        flush: at once, where somebody may wait for it.
+    """
+    text = printable(line)
+    print(whole_words(text, hanging) if sys.stdout.isatty() else text, flush=flush)
+
+
+def room() -> int:
+    """Characters in a line of the terminal that standard output is; 0: it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
+def whole_words(line: str, hanging: int) -> str:
+    """A line as a terminal has room for it, broken between words; the lines behind the first are indented."""
+    width = shutil.get_terminal_size().columns
+    if cell_len(line) <= width:
+        return line
+    words = re.findall(r" *[^ ]+", line)  # a line's end stays with its last word
+    lines = [words[0]]
+    for word in words[1:]:
+        if cell_len(lines[-1]) + cell_len(word) <= width:
+            lines[-1] += word
+        else:
+            lines.append(" " * hanging + word.lstrip(" "))
+    return "\n".join(lines)
 
 
 def say_json(value: Any) -> None:
@@ -130,7 +170,7 @@ def audio_progress(total: int | Callable[[], int | None], done: int) -> Iterator
     """
     bar = Progress(
         BarColumn(),
-        TextColumn("{task.completed:,.0f}{task.fields[of]} files"),
+        TextColumn("{task.completed:,.0f} {task.fields[of]}"),
         TextColumn("{task.fields[audio]}"),
         TimeRemainingColumn(),
         console=console,
@@ -153,7 +193,7 @@ def audio_progress(total: int | Callable[[], int | None], done: int) -> Iterator
 
 
 def _of(total: int | None) -> str:
-    return "" if total is None else f" of {total:,}"
+    return "files" if total is None else f"of {files(total)}"
 
 
 @contextmanager

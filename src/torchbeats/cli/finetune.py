@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from torchbeats.cli.console import Console, complain, remark
+from torchbeats.cli.console import Console, complain, remark, room
 from torchbeats.cli.labelled import (
     OPTIONAL_DATA,
     Format,
@@ -128,7 +128,7 @@ def finetune(
     options = [f"{name}={value}" for name, value in options_given.items() if value is not None]
     run_settings = finetune_settings(config, [*(set_ or ()), *options, *device_settings(device)], seed=seed)
     if show_settings:
-        print(explained_yaml(run_settings), end="")
+        print(explained_yaml(run_settings, room()), end="")
         return
     data, out = needed(data, out)
     cut = windows(run_settings.data.seconds, min_overlap, fully_annotated)

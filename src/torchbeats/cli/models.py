@@ -27,7 +27,7 @@ def models() -> None:
         cached = "built in" if entry.built_in else "cached" if entry.cached else "not cached"
         console.print(Text.assemble((entry.name, "bold"), f"  {_size(entry)}, {entry.licence}, {cached}"))
         console.print(Padding(Text(entry.about), (0, 4)))
-        console.print(Padding(Text(entry.source, "dim"), (0, 4)))
+        console.print(Text(f"    {entry.source}", "dim"), soft_wrap=True)  # one word, to be copied
     console.print()
     console.print(
         "Every checkpoint file, and owner/repo[/file][@revision] on the Hugging Face Hub, can be used in place of a "

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from torchbeats.cli.console import remark
+from torchbeats.cli.console import remark, room
 from torchbeats.cli.training_options import TRAINING_PACKAGES, TrainingDevice, device_settings, needed
 from torchbeats.config import SIZES
 from torchbeats.data.list_formats.formats import LIST_SUFFIXES
@@ -75,7 +75,7 @@ def pretrain(
     assignments = [*(set_ or ()), *device_settings(device)]
     run_settings = settings(size.value, config, assignments, iterations=iterations, seed=seed)
     if show:
-        print(explained_yaml(run_settings), end="")
+        print(explained_yaml(run_settings, room()), end="")
         return
     data, out = needed(data, out)
     with stopping():

@@ -28,7 +28,7 @@ def show(
         say_json(description)
         return
     for line in _lines(description):
-        say(line)
+        say(line, hanging=len(line) - len(line.lstrip()) + 4)
 
 
 def _lines(values: dict[str, Any], indent: str = "") -> list[str]:

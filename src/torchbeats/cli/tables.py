@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 import typer
 
-from torchbeats.cli.console import audio_progress, complain, remark, remind, skipped
+from torchbeats.cli.console import audio_progress, complain, files, none_read, remark, remind, skipped
 from torchbeats.data.list_formats.formats import LIST_SUFFIXES
 from torchbeats.distributed.cluster import ADDRESSES, AUTO
 from torchbeats.distributed.running import write_table_on_ray
@@ -221,17 +221,15 @@ def write(
         complain(f"{result.path} is complete already; there is nothing to do.", "Note")
     elif update and (result.kept or result.dropped) and not result.failures:
         new = result.sounds - result.kept
-        remark(f"{result.path}: {new:,} files computed, {result.kept:,} kept, rows of {result.dropped:,} dropped.")
+        remark(f"{result.path}: {files(new)} computed, {result.kept:,} kept, rows of {result.dropped:,} dropped.")
     elif result.failures and isinstance(result.path, Path) and not result.path.exists():
-        complain(
-            f"Not one of the {result.sounds:,} files could be read, so there is no table; {result.errors} says why."
-        )
+        complain(f"{none_read(result.sounds)}, so there is no table; {result.errors} says why.")
         raise typer.Exit(2)
     elif result.failures:
         succeeded = result.sounds - result.failures
         listed = f"{result.errors} lists those that could not be read"
-        complain(f"{result.path} has {succeeded:,} of {result.sounds:,} files; {listed}.")
+        complain(f"{result.path} has {succeeded:,} of {files(result.sounds)}; {listed}.")
     else:
-        remark(f"{result.path}: {what} of {result.sounds:,} files.")
+        remark(f"{result.path}: {what} of {files(result.sounds)}.")
     if result.failures:
         raise typer.Exit(1)

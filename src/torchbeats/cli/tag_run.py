@@ -12,7 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from torchbeats.audio import Floats
-from torchbeats.cli.console import audio_progress, complain, for_terminal, remark, skipped
+from torchbeats.cli.console import (
+    audio_progress,
+    complain,
+    files,
+    for_terminal,
+    none_read,
+    remark,
+    skipped,
+    whole_words,
+)
 from torchbeats.cli.tables import display
 from torchbeats.data.annotations.annotation import Annotation
 from torchbeats.data.inputs import Piece
@@ -27,6 +36,7 @@ from torchbeats.tables.tags import FORMATS, NAMED, write_event_table, write_tabl
 from torchbeats.tagging import Tags, likeliest, scored, tags
 
 TABLE = "table"  # for a terminal; no file has this format
+LABELS_FROM = len("    0:00.00 –   0:01.00  ")  # where a line of it has its labels
 
 
 @dataclass
@@ -101,8 +111,8 @@ class TagRun:
             texts = write_events(self.events(self._tags()))
         else:
             texts = (FORMATS[ending].write if ending else partial(write_table, by_file=by_file))(self._tags())
-        for text in texts:
-            out.write(for_terminal(text))
+        for text in map(for_terminal, texts):
+            out.write(whole_words(text, LABELS_FROM) if terminal and form == TABLE else text)
             out.flush()
 
     def write(self, output: Path, ending: str) -> None:
@@ -125,13 +135,13 @@ class TagRun:
         ):
             file.writelines(texts(counted(self._tags(progress))))
             if self.sounds and self.failed == len(self.sounds):
-                raise InputError(f"Not one of the {self.failed:,} files could be read, so {output} is not written.")
+                raise InputError(f"{none_read(self.failed)}, so {output} is not written.")
         if not count:
             limit = f"of {self.threshold:g}" if isinstance(self.threshold, float) else "as high as its threshold"
             complain(f"No label has a probability {limit}; try a lower --threshold.", "Note")
-        files = f"{len(self.sounds) - self.failed:,} of {len(self.sounds):,} files"
+        done = f"{len(self.sounds) - self.failed:,} of {files(len(self.sounds))}"
         content = "labels" if self.events is None else "events"
-        remark(f"{output}: {content} of {files if self.stored is None else 'stored windows'}.")
+        remark(f"{output}: {content} of {done if self.stored is None else 'stored windows'}.")
 
     def draw(self, output: Path, every: float) -> None:
         """Draw a picture of the one recording."""

@@ -29,10 +29,11 @@ NEMO = "audio_filepath"  # NeMo's path: a duration without a start is that of a 
 _START = (
     *("start", "begin", "onset", "start_time", "begin_time", "onset_time", "time_start", "time_begin", "t_start"),
     *("starts", "begins", "t0", "tmin", "segment_start", "clip_start", "event_onset", "event_start", "start_offset"),
+    "window_start",
 )
 _END = (
     *("end", "stop", "finish", "end_time", "stop_time", "finish_time", "time_end", "time_stop", "t_end", "ends"),
-    *("t1", "tmax", "segment_end", "clip_end", "event_offset", "event_end", "end_offset"),
+    *("t1", "tmax", "segment_end", "clip_end", "event_offset", "event_end", "end_offset", "window_end"),
 )
 _DURATION = ("duration", "dur", "segment_duration", "clip_duration", "event_duration", "duration_time")
 _OFFSET = ("offset", "offset_time")  # the end of what has an onset; the start of what has a duration

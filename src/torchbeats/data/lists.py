@@ -220,6 +220,8 @@ def _rows(result: SoundList, raw: RawList, labels: bool, recordings: Recordings)
             left_out["whose path has a NUL character"].append(number)
         elif isinstance(sound, str) and _is_pipe(sound):
             left_out["since commands are never run (|)"].append(number)
+        elif labels and result.dialect is not None and (reason := result.dialect.left_out(values)):
+            left_out[reason].append(number)
         else:
             if isinstance(sound, str) and len(sound) > LONGEST_PATH:
                 raise ValueError(f"{result.place(number)} holds a path of {len(sound):,} characters.")

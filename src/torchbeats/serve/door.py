@@ -94,8 +94,9 @@ class Door:
         body = _Body(receive, self, scope[DEADLINE], headers.get("content-length"))
         counted = path.startswith("/v1/") and scope["method"] == "POST"
         try:
-            self._access.check(path, query, headers)
-            if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            asks_first = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+            self._access.check(path, query, headers, asks_first)
+            if asks_first:
                 await _send_empty(noted, 204, self._preflight(headers))
                 return
             cookie = self._access.cookie_for(query, headers) if scope["method"] == "GET" and not ours else None

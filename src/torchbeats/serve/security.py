@@ -61,13 +61,14 @@ class Access:
     token: str | None = None
     origins: tuple[str, ...] = ()
 
-    def check(self, path: str, query: str, headers: dict[str, str]) -> None:
+    def check(self, path: str, query: str, headers: dict[str, str], asks_first: bool = False) -> None:
         """Raise a `RequestError` where a request is not let in.
 
         Args:
             path: of its URL.
             query: of its URL.
             headers: by their names in lower case.
+            asks_first: a browser asks whether a site's page may send a request; it never has the token.
         """
         host = headers.get("host", "")
         # A site's name that is made to resolve to this machine would make its pages pages of this server.
@@ -80,7 +81,7 @@ class Access:
             raise RequestError(
                 403, "wrong_origin", "Pages of other sites may not use this server; --cors names those that may."
             )
-        if self.token is None or path in OPEN or self._is_known(self._brought(query, headers)):
+        if self.token is None or path in OPEN or asks_first or self._is_known(self._brought(query, headers)):
             return
         raise RequestError(
             401,

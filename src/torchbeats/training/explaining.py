@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -29,12 +30,28 @@ def explanations(settings: Any, prefix: str = "") -> Iterator[Explanation]:
             yield Explanation(prefix + field.name, str(field.type), value, field.metadata["meaning"])
 
 
-def explained_yaml(settings: Any) -> str:
-    """All settings as YAML that ``--config`` takes, with a comment for each."""
+def explained_yaml(settings: Any, room: int = 0) -> str:
+    """All settings as YAML that ``--config`` takes, with a comment for each.
+
+    Args:
+        settings: a dataclass of groups of them.
+        room: characters in a line, where comments are to be broken between words; 0: none is broken.
+    """
     lines: list[tuple[str, str]] = []
     _add(lines, settings, "")
     width = min(max(len(line) for line, _ in lines), 40)
-    return "".join(f"{line:<{width}}  # {meaning}\n" for line, meaning in lines)
+    result = []
+    for line, meaning in lines:
+        if room < width + 30:
+            result.append(f"{line:<{width}}  # {meaning}\n")
+            continue
+        comments = textwrap.wrap(meaning, room - width - 4)
+        firsts = [line, *[""] * (len(comments) - 1)]
+        if len(line) > width:
+            result.append(f"{line}\n")
+            firsts[0] = ""
+        result += [f"{first:<{width}}  # {comment}\n" for first, comment in zip(firsts, comments, strict=True)]
+    return "".join(result)
 
 
 def _add(lines: list[tuple[str, str]], settings: Any, indent: str) -> None:

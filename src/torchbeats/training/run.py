@@ -134,7 +134,9 @@ class Run:
 
     def _measure(self, file: Path) -> None:
         data = self.settings.data
-        with self.listener.work("Measuring loudness", data.statistics_seconds, "s of sound") as advance:
+        there_is = float(self.corpus.seconds.sum())  # not a number where that of some is not known
+        total = data.statistics_seconds if math.isnan(there_is) else min(data.statistics_seconds, there_is)
+        with self.listener.work("Measuring loudness", total, "s of sound") as advance:
 
             def on_batch(batch: Batch) -> None:
                 advance(float(batch.samples.sum()) / SAMPLE_RATE, "")

@@ -2,6 +2,8 @@
 
 import warnings
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from helpers import write_sounds
@@ -219,6 +221,40 @@ def test_birdnet_by_scientific_name(folder):
     header = "Start (s),End (s),Scientific name,Common name,Confidence"
     table = write(folder / "b.BirdNET.results.csv", header, "0,3,Turdus merula,Amsel,0.9")
     assert read_annotations(table, label_column="Scientific name")[0].label == "Turdus merula"
+
+
+def test_birdnet_label_track_with_confidence(folder):
+    track = write(folder / "b.BirdNET.results.txt", tabs("0.0", "3.0", "Turdus merula_Amsel", "0.9"))
+    assert read_annotations(track) == [Annotation(str(folder / "b.wav"), 0.0, 3.0, "Turdus merula_Amsel", peak=0.9)]
+
+
+def test_birdnet_parquet(folder):
+    columns = {"Start (s)": [0.0], "End (s)": [3.0], "Scientific name": ["T"], "Common name": ["Amsel"]}
+    table = pa.table({**columns, "Confidence": [0.9], "File": ["/home/me/b.wav"]})
+    pq.write_table(table, folder / "BirdNET_CombinedTable.parquet")
+    (found,) = read_annotations(folder / "BirdNET_CombinedTable.parquet")
+    assert found == Annotation(str(folder / "b.wav"), 0.0, 3.0, "Amsel", peak=0.9)
+
+
+# --- Perch Hoplite
+
+
+def test_hoplite_annotations_that_are_not_positive_are_left_out(folder):
+    table = write(
+        folder / "hoplite_annotations.csv",
+        "recording,start_offset_s,end_offset_s,label,label_type",
+        *("sub/c.wav,1.0,2.5,wren,positive", "b.wav,0,5,wren,negative", "b.wav,0,5,robin,uncertain"),
+    )
+    with pytest.warns(AudioWarning, match="2 rows left out, whose label_type is not positive: line 3, line 4"):
+        found = read_annotations(table)
+    assert brief(found, folder) == [("sub/c.wav", 1.0, 2.5, "wren")]
+    assert len(find_sounds([table])) == 2  # which may be embedded all the same
+
+
+def test_hoplite_detections(folder):
+    header = "idx,project,filename,window_start,window_end,label,logits"
+    table = write(folder / "inference.csv", header, "7,p,sub/c.wav,0.0,5.0,wren,1.25")
+    assert brief(read_annotations(table), folder) == [("sub/c.wav", 0.0, 5.0, "wren")]
 
 
 # --- folders, and where recordings are

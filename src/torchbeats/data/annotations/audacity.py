@@ -1,6 +1,6 @@
 r"""Audacity's label tracks: start, end and label, divided by tabs; a line that begins with ``\`` has its frequencies.
 
-A track names no recording: it is that of the same name beside it.
+A track names no recording: it is that of the same name beside it. BirdNET writes a confidence behind the label.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torchbeats.data.annotations.annotation import Annotation, seconds
 from torchbeats.data.annotations.dialects import Dialect
 from torchbeats.files import one_line
 
-COLUMNS = ["start", "end", "label", "low_freq_hz", "high_freq_hz"]
+COLUMNS = ["start", "end", "label", "low_freq_hz", "high_freq_hz", "confidence"]
 _NUMBER = re.compile(r"\s*[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 AUDACITY = Dialect("Audacity", lambda keys: False, lambda names: ["label"], lambda names: [], lambda values: [])
@@ -43,10 +43,9 @@ def read_track(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if _is_label(cells):
             if previous:
                 yield previous
-            previous = (
-                number,
-                {"start": _float(cells[0]), "end": _float(cells[1]), "label": "\t".join(cells[2:]).strip()},
-            )
+            score = {"confidence": _float(cells.pop())} if len(cells) > 3 and _NUMBER.fullmatch(cells[-1]) else {}
+            times = {"start": _float(cells[0]), "end": _float(cells[1])}
+            previous = (number, {**times, "label": "\t".join(cells[2:]).strip(), **score})
         elif previous and cells[0].strip() == "\\" and len(cells) > 2 and _is_label(cells[1:]):
             low, high = map(_float, cells[1:3])
             previous[1].update(low_freq_hz=_frequency(low), high_freq_hz=_frequency(high))

@@ -21,6 +21,7 @@ class Dialect:
         paths: of a row, by keys, what the recording may be called, the likeliest first.
         empty_labels: labels that say that there is nothing, in lower case.
         hertz: the frequencies of a row are in so many hertz, by the keys of the table's columns.
+        left_out: why a row does not say that its label is there; None if it does.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Dialect:
     paths: Callable[[Mapping[str, Any]], list[str]]
     empty_labels: frozenset[str] = frozenset()
     hertz: Callable[[set[str]], float] = lambda keys: 1.0
+    left_out: Callable[[Mapping[str, Any]], str | None] = lambda values: None
 
 
 def known_labels(names: Sequence[str], keys: Sequence[str] = LABEL_COLUMNS) -> list[str]:

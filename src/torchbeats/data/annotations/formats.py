@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from torchbeats.data.annotations.birdnet import BIRDNET
 from torchbeats.data.annotations.dialects import Dialect
+from torchbeats.data.annotations.hoplite import HOPLITE
 from torchbeats.data.annotations.kaleidoscope import KALEIDOSCOPE
 from torchbeats.data.annotations.raven import RAVEN
 from torchbeats.data.columns import key
 
-DIALECTS = (RAVEN, KALEIDOSCOPE, BIRDNET)
+DIALECTS = (RAVEN, KALEIDOSCOPE, BIRDNET, HOPLITE)
 
 
 def dialect_of(names: Sequence[str]) -> Dialect | None:

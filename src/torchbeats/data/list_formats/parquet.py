@@ -28,8 +28,8 @@ def read_parquet(path: Path, labels: bool | str) -> RawList:
         columns.paths = [stored]
     names = [] if stored else columns.paths[:1]
     if labels:
-        flat = [name for name in columns.unused if not pa.types.is_nested(schema.field(name).type)]
-        names += [*columns.partitions.values(), *((columns.label,) if columns.label else flat)]
+        names += [*columns.partitions.values(), *((columns.label,) if columns.label else ())]
+        names += [name for name in columns.unused if _is_flat(schema.field(name).type)]
         names += [name for name in schema.names if isinstance(labels, str) and key(name) == key(labels)]
     names += [time.name for time in columns.times]
     selected = [name for name in dict.fromkeys(names) if name != stored]
@@ -63,6 +63,13 @@ def read_parquet(path: Path, labels: bool | str) -> RawList:
                     yield number, values
 
     return RawList(schema.names, rows(), "row", path=stored, label_names=_label_names(schema))
+
+
+def _is_flat(kind: Any) -> bool:
+    """Whether a column has a number or a word a row: no embeddings, and no contents of files."""
+    import pyarrow as pa
+
+    return not (pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _holds_sounds(table: Any, name: str) -> bool:
