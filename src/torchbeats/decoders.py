@@ -20,7 +20,7 @@ import numpy as np
 from torchbeats import remote
 from torchbeats.containers import Content, SoundChunk, break_off, sound_chunk
 from torchbeats.errors import AudioError
-from torchbeats.files import special_kind
+from torchbeats.files import is_called_like_url, special_kind, with_both_slashes
 
 if TYPE_CHECKING:
     import soundfile
@@ -176,6 +176,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise AudioError(path, f"it is {error}, not a file") from None
     except OSError as error:
         reason = "it is a folder, not a file" if os.path.isdir(path) else f"it cannot be opened: {error.strerror}"
+        if is_called_like_url(path):
+            reason = f"it is no file of this machine; if it is a URL, write it as {with_both_slashes(path)}"
         raise AudioError(path, reason) from error
     except ValueError as error:  # a NUL in the name
         raise AudioError(path, f"it cannot be opened: {error}") from error

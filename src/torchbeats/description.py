@@ -8,7 +8,7 @@ from typing import Any
 
 from torchbeats import yaml_text
 from torchbeats.errors import InputError
-from torchbeats.files import is_called_like_url
+from torchbeats.files import is_called_like_url, with_both_slashes
 from torchbeats.loading import load
 from torchbeats.protocol import Model
 from torchbeats.weights import hub
@@ -64,7 +64,7 @@ def _table(path: Path) -> dict[str, Any]:
 
     about_table = summary(path)
     if about_table is None and is_called_like_url(path):
-        raise InputError(f"{path} is a URL, and a table is read from this machine: download it.")
+        raise InputError(f"{with_both_slashes(path)} is a URL, and a table is read from this machine: download it.")
     if about_table is None:
         raise InputError(f"{path} cannot be read, or is no table that torchbeats wrote.")
     return {"kind": "table", "path": str(path), **about_table}

@@ -19,6 +19,7 @@ from torchbeats.data.list_formats.raw_list import NUL, RawList, note
 from torchbeats.data.listed_paths import ListedPaths
 from torchbeats.data.stored import StoredSound
 from torchbeats.errors import InputError, quoted, some_of
+from torchbeats.files import is_called_like_url, with_both_slashes
 
 LONGEST_PATH = 4096  # characters; no system opens longer ones
 
@@ -114,6 +115,10 @@ def _errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
+        if is_called_like_url(path):
+            raise InputError(
+                f"The list {with_both_slashes(path)} must be a file of this machine: download it. It may hold URLs."
+            ) from None
         raise InputError(f"There is no list {path}.") from None
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"The list {path} cannot be read: {error}") from error
