@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import re
 from bisect import bisect_left
@@ -407,6 +408,8 @@ def _indexed_seconds(sound: AudioStream, seconds: float, size: int) -> float:
 def _least_bits(sound: AudioStream) -> float:
     """The fewest bits that a second of this sound is expected to take; a header that promises more is not believed."""
     codec, rate = sound.codec_context, sound.codec_context.sample_rate
+    if codec.format is None:  # no channels, or too many for its decoder: only decoding tells what there is
+        return math.inf
     if codec.name.startswith("pcm_"):
         return 0.9 * rate * codec.channels * codec.format.bytes * 4  # some formats store half of what they decode to
     if codec.name in LOSSLESS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -138,6 +138,8 @@ def _open(path: Path, labels: bool | str, recordings: Recordings | None) -> tupl
         names = ", ".join(name[:40] for name in columns.names[:20]) or "none"
         raise ValueError(f"it needs a column called {' or '.join(PATH_COLUMNS[:6])}; it has {names}.")
     result = SoundList(path, columns, [], raw.unit, raw.label_names, dialect)
+    if repeated := [name for name, count in Counter(raw.names).items() if name and count > 1]:
+        result.note(f"there is more than one column {quoted(repeated)}; of each the last is read.")
     if not columns.paths:
         result.recording = recordings.named_like(path)
     if labels:
