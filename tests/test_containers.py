@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -185,6 +186,18 @@ def test_rates_that_cannot_be_are_refused_in_compressed_files(tmp_path, rate):
     for read in (load, duration):
         with pytest.raises(AudioError, match=f"sample rate is {rate} Hz"):
             read(tmp_path / "clip.flac")
+
+
+@pytest.mark.parametrize("channels", [0, 32_767])
+def test_channels_that_cannot_be_are_refused_with_a_sentence(tmp_path, channels):
+    content = bytearray(wav())
+    content[22:24] = struct.pack("<H", channels)
+    content[32:34] = struct.pack("<H", 2 * channels)
+    (tmp_path / "clip.wav").write_bytes(content)
+    with pytest.raises(AudioError, match="could not be decoded"):
+        load(tmp_path / "clip.wav")
+    with suppress(AudioError):
+        assert duration(tmp_path / "clip.wav") is None
 
 
 @pytest.mark.parametrize("rate", [100, 4_000_000])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import re
 from bisect import bisect_left
@@ -20,7 +21,7 @@ import numpy as np
 from torchbeats import remote
 from torchbeats.containers import Content, SoundChunk, break_off, sound_chunk
 from torchbeats.errors import AudioError
-from torchbeats.files import special_kind
+from torchbeats.files import is_called_like_url, special_kind, with_both_slashes
 
 if TYPE_CHECKING:
     import soundfile
@@ -176,6 +177,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise AudioError(path, f"it is {error}, not a file") from None
     except OSError as error:
         reason = "it is a folder, not a file" if os.path.isdir(path) else f"it cannot be opened: {error.strerror}"
+        if is_called_like_url(path):
+            reason = f"it is no file of this machine; if it is a URL, write it as {with_both_slashes(path)}"
         raise AudioError(path, reason) from error
     except ValueError as error:  # a NUL in the name
         raise AudioError(path, f"it cannot be opened: {error}") from error
@@ -405,6 +408,8 @@ def _indexed_seconds(sound: AudioStream, seconds: float, size: int) -> float:
 def _least_bits(sound: AudioStream) -> float:
     """The fewest bits that a second of this sound is expected to take; a header that promises more is not believed."""
     codec, rate = sound.codec_context, sound.codec_context.sample_rate
+    if codec.format is None:  # no channels, or too many for its decoder: only decoding tells what there is
+        return math.inf
     if codec.name.startswith("pcm_"):
         return 0.9 * rate * codec.channels * codec.format.bytes * 4  # some formats store half of what they decode to
     if codec.name in LOSSLESS:

@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from torchbeats import yaml_text
 from torchbeats.errors import InputError
-from torchbeats.files import is_called_like_url
+from torchbeats.files import is_called_like_url, with_both_slashes
 from torchbeats.loading import load
 from torchbeats.protocol import Model
 from torchbeats.weights import hub
 
+RUN_SETTINGS = "run.yaml"
+_MOST_BYTES = 2**24  # inputs and classes may be many
+_MOST_VALUES = 10**6
 _RESULTS = ("model.safetensors", "validation.json", "metrics.csv", "skipped.jsonl")
 
 
@@ -39,23 +43,36 @@ def describe(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     return _model(os.fspath(name_or_path), load(name_or_path))
 
 
+def settings_of_run(path: Path) -> dict[str, Any]:
+    """What the folder of a run says that it computes.
+
+    Raises:
+        InputError: that cannot be read.
+    """
+    file = path / RUN_SETTINGS
+    try:
+        values = yaml_text.read(file, _MOST_BYTES, _MOST_VALUES)
+    except ValueError as error:
+        raise InputError(f"{file} {error}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{file} holds no settings of a run.")
+    return values
+
+
 def _table(path: Path) -> dict[str, Any]:
     from torchbeats.tables.formats import summary
 
     about_table = summary(path)
     if about_table is None and is_called_like_url(path):
-        raise InputError(f"{path} is a URL, and a table is read from this machine: download it.")
+        raise InputError(f"{with_both_slashes(path)} is a URL, and a table is read from this machine: download it.")
     if about_table is None:
         raise InputError(f"{path} cannot be read, or is no table that torchbeats wrote.")
     return {"kind": "table", "path": str(path), **about_table}
 
 
 def _run(path: Path) -> dict[str, Any]:
-    import yaml
-
-    settings = path / "run.yaml"
-    if not settings.exists():
-        raise InputError(f"The folder {path} holds no run: it has no run.yaml.")
+    if not (path / RUN_SETTINGS).exists():
+        raise InputError(f"The folder {path} holds no run: it has no {RUN_SETTINGS}.")
     results = [name for name in _RESULTS if (path / name).exists()]
     results += sorted(str(file.relative_to(path)) for file in path.glob("iteration-*/*.safetensors"))
     results += sorted(f"{folder.name}/" for folder in path.glob("fold-*"))
@@ -64,7 +81,7 @@ def _run(path: Path) -> dict[str, Any]:
         "path": str(path),
         "complete": (path / "model.safetensors").exists() or (path / "validation.json").exists(),
         "results": results,
-        "settings": yaml.safe_load(settings.read_text("utf-8")),
+        "settings": settings_of_run(path),
     }
 
 

@@ -152,6 +152,12 @@ def is_called_like_url(path: str | os.PathLike[str]) -> bool:
     return _URL.match(text) is not None and not os.path.lexists(text.partition("/")[0])
 
 
+def with_both_slashes(url: str | os.PathLike[str]) -> str:
+    """A URL, for which `is_called_like_url` holds, as it has to be written."""
+    scheme, _, rest = os.fspath(url).partition(":/")
+    return f"{scheme}://{rest.lstrip('/')}"
+
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters at least: C:/ is a drive
 
 

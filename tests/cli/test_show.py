@@ -51,6 +51,15 @@ def test_a_run(tmp_path):
     assert about["results"] == ["iteration-1/model.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [("[1]", "holds no settings"), ("a: [", "is not YAML"), ("\n" * (2**24 + 1), "16,384 kB")]
+)
+def test_a_run_with_other_settings(tmp_path, content, said):
+    (tmp_path / "run.yaml").write_text(content)
+    with pytest.raises(InputError, match=said):
+        describe(tmp_path)
+
+
 def test_anything_else(tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         describe(tmp_path)

@@ -77,11 +77,48 @@ def test_files_that_macos_leaves_are_told_in_one_line(folder):
     assert lines[0].endswith(" and 2 more.")  # of the five that two inputs met
 
 
-def test_links_to_files_are_files_and_a_link_to_nothing_is_read_to_say_so(folder):
-    (folder / "link.wav").symlink_to(folder / "a.wav")
-    (folder / "nothing.wav").symlink_to(folder / "none")
+ALIASES = "Links to files that are here by another name were left out, as they are the same sounds: "
+
+
+def test_a_link_to_nothing_is_read_to_say_so(folder):
+    (folder / "nothing.wav").symlink_to(folder / "none.wav")
     (folder / "self.wav").symlink_to(folder / "self.wav")
-    assert noted([folder]) == (at(folder, "a.wav", "link.wav", "nothing.wav", "self.wav", "sub/b.wav"), [])
+    (folder / "elsewhere.wav").symlink_to("../none/x.wav")
+    assert noted([folder]) == (at(folder, "a.wav", "elsewhere.wav", "nothing.wav", "self.wav", "sub/b.wav"), [])
+
+
+def test_a_file_that_links_lead_to_comes_once_by_its_own_name(folder):
+    for link, target in [("0.wav", "a.wav"), ("1.wav", "sub/b.wav"), ("sub/z.wav", "../1.wav")]:
+        (folder / link).symlink_to(target)
+    paths, lines = noted([folder])
+    assert paths == at(folder, "a.wav", "sub/b.wav")
+    assert lines == [ALIASES + ", ".join(at(folder, "0.wav", "1.wav", "sub/z.wav")) + "."]
+
+
+def test_a_file_that_only_links_lead_to_comes_once(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "c.wav").touch()
+    (folder / ".store").mkdir()
+    (folder / ".store" / "d.wav").touch()
+    (folder / "e").touch()  # is not called like a sound
+    for name, target in [("1.wav", "../elsewhere/c.wav"), ("2.wav", ".store/d.wav"), ("3.wav", "e")]:
+        (folder / name).symlink_to(target)
+        (folder / "sub" / name).symlink_to(folder / target)
+    paths, lines = noted([folder])
+    assert paths == at(folder, "1.wav", "2.wav", "3.wav", "a.wav", "sub/b.wav")
+    assert lines == [ALIASES + ", ".join(at(folder, "sub/1.wav", "sub/2.wav", "sub/3.wav")) + "."]
+
+
+@pytest.mark.parametrize("link", ["0.wav", "z.wav", "sub/0.wav", "z/0.wav"])
+def test_a_file_that_comes_by_a_link_to_its_folder_too(folder, tmp_path, link):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "c.wav").touch()
+    (folder / "t").symlink_to(tmp_path / "elsewhere")
+    (folder / "z").mkdir()
+    (folder / link).symlink_to(tmp_path / "elsewhere" / "c.wav")
+    paths, lines = noted([folder], follow_links=True)
+    assert {*paths} in ({*at(folder, "a.wav", "sub/b.wav", name)} for name in (link, "t/c.wav"))
+    assert (len(paths), len(lines)) == (3, 1)
 
 
 def test_links_to_folders_are_named_or_followed(folder, tmp_path):

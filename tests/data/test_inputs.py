@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from torchbeats.data.columns import PATH_COLUMNS
-from torchbeats.data.inputs import find_audio
+from torchbeats.data.inputs import find_audio, find_sounds
 from torchbeats.errors import InputError
 
 HERE = ["a.wav", "b.FLAC", "d/c.mp3", "d/e/f.opus", "d/e/deep video.MKV", "g.wav"]
@@ -43,6 +43,20 @@ def test_folder_is_searched_in_a_fixed_order(folder):
     assert find_audio([f"{folder}/"]) == expected
     os.chdir(folder)
     assert find_audio(["."]) == [f"./{os.path.relpath(path, folder)}" for path in expected]
+
+
+def test_a_file_by_several_names_comes_once(folder, tmp_path):
+    (folder / "link.wav").symlink_to("a.wav")
+    (tmp_path / "list.csv").write_text("path,start\nsounds/d/../a.wav,\nsounds/a.wav,0.5\nsounds/link.wav,0.5\n")
+    os.link(folder / "g.wav", folder / "hard.wav")
+    lines = []
+    given = [*at(folder, "a.wav", "./d/../a.wav", "link.wav", "g.wav", "hard.wav"), tmp_path / "list.csv"]
+    sounds = [(sound.path, sound.start) for sound in find_sounds(given, notes=lines.append)]
+    assert sounds == [(path, 0.0) for path in at(folder, "a.wav", "g.wav", "hard.wav")] + [(f"{folder}/a.wav", 0.5)]
+    assert len(lines) == 1
+    assert lines[0].startswith("Other names of files that were named before were left out: ")
+    assert lines[0].count("a.wav") == 2
+    assert lines[0].endswith(" and 1 more.")
 
 
 def test_hidden_folder_is_searched_when_it_is_named(folder):

@@ -122,11 +122,19 @@ def test_times_with_a_decimal_comma(folder):
     ]
 
 
-@pytest.mark.parametrize("column", ["start_sample", "begin_frame", "time", "duration", "Stop Time (min)"])
+@pytest.mark.parametrize(
+    "column", ["start_sample", "begin_frame", "time", "duration", "Stop Time (min)", "Zeit (s)", "Ende [MS]"]
+)
 def test_columns_that_look_like_times_are_named(folder, column):
     result, said = read(write(folder, "l.csv", f"path,{column},x\na.wav,3,4\n"))
     assert result == [Piece(str(folder / "a.wav"))]
     assert f"the columns '{column}' look like times, and are not used: whole files are taken" in said
+
+
+def test_a_column_that_is_there_twice_is_named(folder):
+    result, said = read(write(folder, "l.csv", "path,start,start\na.wav,0.25,0.5\n"))
+    assert result == [Piece(str(folder / "a.wav"), 0.5)]
+    assert "there is more than one column 'start'; of each the last is read" in said
 
 
 def test_comments_and_quotes_in_plain_lists(folder):

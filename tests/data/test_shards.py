@@ -106,6 +106,28 @@ def test_a_shard_that_breaks_off(place, sounds, tmp_path, model, where):
     assert (result.failures, len(set(rows(out)[0]))) == (0, 3)
 
 
+@pytest.mark.parametrize("behind", ["nothing", "an empty block", "many empty blocks", "another archive"])
+def test_what_lies_behind_an_end_is_not_passed_over_silently(place, sounds, behind):
+    put, start = place
+    whole = shard_bytes(sounds)
+    second = 512 + -(-len(sounds["a.wav"]) // 512) * 512
+    holes = {"an empty block": bytes(512), "many empty blocks": bytes(10**5)}
+    hole = holes.get(behind)
+    content = (
+        whole[:second] + hole + whole[second:] if hole else whole + (whole if "archive" in behind else bytes(10**6))
+    )
+    put("s.tar", content)
+    *good, last = find_sounds([f"{start}s.tar"])
+    if behind == "nothing":
+        assert [sound.content.name for sound in (*good, last)] == list(sounds)
+        return
+    assert [sound.content.name for sound in good] == list(sounds)[: 1 if hole else 3]
+    with pytest.raises(
+        AudioError, match=r"it ends at byte \d+, and what lies behind is not read; the \d sounds before"
+    ):
+        last.content.open()
+
+
 @pytest.mark.parametrize(
     ("content", "reason"), [(b"no archive" * 99, "breaks off"), (None, "is no such|cannot be"), ("none", "no sounds")]
 )

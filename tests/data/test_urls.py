@@ -17,9 +17,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers import small_model, write_sounds
-from torchbeats import AudioWarning, EmbeddingPlan, InputError, MissingPackageError, audio, remote, write_table
+from torchbeats import (
+    AudioError,
+    AudioWarning,
+    EmbeddingPlan,
+    InputError,
+    MissingPackageError,
+    audio,
+    remote,
+    write_table,
+)
 from torchbeats.data import inputs, urls
 from torchbeats.data.inputs import Piece, find_audio, find_sounds
+from torchbeats.data.labelled import read_labelled
 from torchbeats.training.corpus import index
 
 NAMES = {"a.wav": 1.0, "b/c.wav": 2.0, "b/d.flac": 1.5, "z.wav": 0.6}
@@ -174,6 +184,20 @@ def test_what_names_no_sounds_is_said_at_once(bucket, folder, url, reason):
     with pytest.raises(InputError, match=reason) as caught:
         find_sounds([url])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["https", "s3", "memory"])
+def test_a_url_that_lacks_a_slash_is_told_as_it_has_to_be_written(tmp_path, scheme):
+    url = f"{scheme}:/example.org/a.wav"
+    (tmp_path / "l.csv").write_text(f"path,label\n{url},x\n")
+    for given in ([url], [tmp_path / "l.csv"]):
+        (sound,) = find_sounds(given)
+        assert sound.path == url
+        with pytest.raises(AudioError, match=f"if it is a URL, write it as {scheme}://example.org/a.wav"):
+            next(audio.stream(sound.path))
+    for name in (f"{scheme}:/example.org/x/", f"{scheme}://example.org/x/", f"{scheme}:/example.org/l.csv"):
+        with pytest.raises(InputError, match=f"{scheme}://example.org/.*this machine"):
+            read_labelled([name])
 
 
 def test_without_credentials(server, monkeypatch, tmp_path):

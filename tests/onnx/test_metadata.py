@@ -111,6 +111,26 @@ def test_settings_that_lie(proto, tmp_path, about, said):
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("sample_rate", "8000", "sample_rate '8000'; BEATs models hear 16000"),
+        ("sample_rate", LONG, "sample_rate 'xxx"),
+        ("labels", '["cat", "hen", "dog"]', "name its classes twice, and not alike"),
+        ("labels", '["cat"]', "name its classes twice"),
+        ("labels", "[" * 10**5, "name its classes twice"),
+        ("labels", LONG, "name its classes twice"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_what_other_programs_are_told_is_no_lie(proto, tmp_path, name, value, said):
+    other = onnx.ModelProto()
+    other.CopyFrom(proto)
+    next(entry for entry in other.metadata_props if entry.key == name).value = value
+    onnx.save(other, tmp_path / "m.onnx")
+    assert said in refused(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "null", "5", "[" * 10**6, '{"version": ' + "9" * 10**5 + "}", '{"version": 1}', " " * 10**7],
     ids=lambda text: repr(text[:20]),

@@ -577,13 +577,17 @@ SIDECARS = {
     "no config.yaml": (lambda f: (openbeats_finetuned(f)[0], (f / "config.yaml").unlink())[0], "needs its config.yaml"),
     "config.yaml is no YAML": (
         lambda f: (openbeats_finetuned(f)[0], (f / "config.yaml").write_text("a: [1"))[0],
-        "cannot be read",
+        "is not YAML",
     ),
     "config.yaml runs code": (
         lambda f: (openbeats_finetuned(f)[0], (f / "config.yaml").write_text("a: !!python/object/apply:os.getcwd []"))[
             0
         ],
-        "cannot be read",
+        "is not YAML",
+    ),
+    "config.yaml a bomb": (
+        lambda f: (openbeats_finetuned(f)[0], (f / "config.yaml").write_text("[" + "1," * 4_000_000 + "]"))[0],
+        "holds more than 150,000 values",
     ),
     "config.yaml a list": (
         lambda f: (openbeats_finetuned(f)[0], (f / "config.yaml").write_text("[1]"))[0],

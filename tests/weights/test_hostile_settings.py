@@ -116,3 +116,27 @@ def test_kinds(tmp_path, kind):
 @pytest.mark.parametrize("version", [True, 1.0, 2, 10**30, [], None, LONG], ids=lambda version: repr(version)[:20])
 def test_versions(tmp_path, version):
     assert "newer torchbeats" in refused(tmp_path, "m.safetensors", version=version)
+
+
+def bomb(levels):
+    value = ["x"]
+    for _ in range(levels):
+        value = [value] * 9
+    return value
+
+
+def within_itself():
+    value = {}
+    value["again"] = [value]
+    return value
+
+
+@pytest.mark.parametrize(("levels", "make"), [(60, bomb), (0, lambda _: within_itself())])
+def test_a_setting_that_unfolds_without_end(tmp_path, levels, make):
+    """Nothing is built from it, but it would be kept, and written."""
+    assert "'extra' holds more than 100,000 values" in refused(
+        tmp_path, "m.pt", config={**SMALL, **HEAD, "extra": make(levels)}
+    )
+    theirs(tmp_path / "m.pt", {"config": {**SMALL, **HEAD, "extra": bomb(3)}, "labels": None})
+    torchbeats.save(torchbeats.load(tmp_path / "m.pt"), tmp_path / "m.safetensors")
+    assert torchbeats.load(tmp_path / "m.safetensors").cfg.extra == bomb(3)

@@ -113,23 +113,24 @@ def finetune(
     Some sounds are held out, to measure the model and to choose the best epoch: those in the split validation (or else
     test) of a list, or a tenth of each class. A cross-validation gives figures, and a folder for each fold.
     """
-    for package in TRAINING_PACKAGES:
-        require(package, "train")
-    from torchbeats.cli.training import Display, one_speaks, stopping
-    from torchbeats.loading import load
-    from torchbeats.model import BEATs
-    from torchbeats.training.cross_validation import CrossValidation
     from torchbeats.training.explaining import explained_yaml
-    from torchbeats.training.finetune_run import Finetune
     from torchbeats.training.settings import finetune_settings
 
-    one_speaks()
     options_given = {"model.epochs": epochs, "model.freeze": freeze, "trainer.precision": precision}
     options = [f"{name}={value}" for name, value in options_given.items() if value is not None]
     run_settings = finetune_settings(config, [*(set_ or ()), *options, *device_settings(device)], seed=seed)
     if show_settings:
         print(explained_yaml(run_settings, room()), end="")
         return
+    for package in TRAINING_PACKAGES:  # they take seconds to import, which a slip in the settings need not wait for
+        require(package, "train")
+    from torchbeats.cli.training import Display, one_speaks, stopping
+    from torchbeats.loading import load
+    from torchbeats.model import BEATs
+    from torchbeats.training.cross_validation import CrossValidation
+    from torchbeats.training.finetune_run import Finetune
+
+    one_speaks()
     data, out = needed(data, out)
     cut = windows(run_settings.data.seconds, min_overlap, fully_annotated)
     labelled = read_labelled(

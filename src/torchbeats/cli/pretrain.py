@@ -64,19 +64,20 @@ def pretrain(
     the end model.safetensors, which `torchbeats embed --model` takes. To continue a run that was stopped or killed,
     give the same command again.
     """
-    for package in TRAINING_PACKAGES:
-        require(package, "train")
-    from torchbeats.cli.training import Display, one_speaks, stopping
     from torchbeats.training.explaining import explained_yaml
-    from torchbeats.training.run import Run
     from torchbeats.training.settings import settings
 
-    one_speaks()
     assignments = [*(set_ or ()), *device_settings(device)]
     run_settings = settings(size.value, config, assignments, iterations=iterations, seed=seed)
     if show:
         print(explained_yaml(run_settings, room()), end="")
         return
+    for package in TRAINING_PACKAGES:  # they take seconds to import, which a slip in the settings need not wait for
+        require(package, "train")
+    from torchbeats.cli.training import Display, one_speaks, stopping
+    from torchbeats.training.run import Run
+
+    one_speaks()
     data, out = needed(data, out)
     with stopping():
         model = Run(out, data, run_settings, teacher, Display()).train()

@@ -46,6 +46,9 @@ _LIKE_TIME = frozenset((
     *("start", "begin", "onset", "offset", "end", "stop", "finish", "duration", "dur", "time", "times"),
     *("seconds", "secs", "sec", "ms", "msec", "t0", "t1", "tmin", "tmax"),
 ))  # fmt: skip
+_UNIT_BEHIND = re.compile(
+    r"[(\[](s|secs?|seconds?|ms|milliseconds?)[)\]]\s*", re.IGNORECASE
+)  # in any language: Zeit (s)
 _INDEX = re.compile(r"|unnamed_\d+|index|index_level_\d+|id|row|number")  # what pandas and spreadsheets add
 
 
@@ -54,6 +57,10 @@ def key(name: str) -> str:
     """A column's name without what differs from writer to writer: "Begin Time (s)" is begin_time_s."""
     separated = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
     return re.sub(r"[\W_]+", "_", separated.lower()).strip("_")
+
+
+def _is_like_time(name: str) -> bool:
+    return bool(_LIKE_TIME & set(key(name).split("_"))) or _UNIT_BEHIND.search(name) is not None
 
 
 class Time(NamedTuple):
@@ -100,7 +107,7 @@ class Columns:
             self.start = self.end = self.duration = None
         used = {time.name for time in self.times}
         remaining = (name for name in self.names if name not in used and name not in self.paths and name != self.label)
-        self.not_understood = [name for name in remaining if _LIKE_TIME & set(key(name).split("_"))]
+        self.not_understood = [name for name in remaining if _is_like_time(name)]
 
     @property
     def times(self) -> list[Time]:

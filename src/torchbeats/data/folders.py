@@ -18,6 +18,7 @@ class Omissions:
     Attributes:
         links: links to folders, which were not followed.
         repeated: folders that a link leads to, but which had been searched already; among them every loop.
+        aliases: links to files that the search finds anyway, or has found by another link.
         unsearchable: folders that cannot be searched, each with the reason.
         special: named pipes, devices and sockets that are called like sounds.
         metadata: ``._*`` files, in which macOS keeps attributes of the file of the same name.
@@ -25,6 +26,7 @@ class Omissions:
 
     links: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
+    aliases: list[str] = field(default_factory=list)
     unsearchable: list[str] = field(default_factory=list)
     special: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
@@ -34,6 +36,7 @@ class Omissions:
         kinds = [
             (self.links, "Links to folders were not followed (--follow-links, in Python follow_links=True)"),
             (self.repeated, "Links to folders that had been searched already were not followed"),
+            (self.aliases, "Links to files that are here by another name were left out, as they are the same sounds"),
             (self.unsearchable, "Folders that could not be searched"),
             (self.special, "Named pipes, devices and sockets were left out"),
             (self.metadata, "Files with attributes from macOS (._*) were left out"),
@@ -45,7 +48,8 @@ def sounds_in_folder(folder: str, omissions: Omissions, *, follow_links: bool = 
     """The files in a folder, and in all folders below it, that are called like sounds.
 
     A folder's own files come before those below it, each by name. Hidden files and folders are left out. Only regular
-    files count, and links to them; a link to nothing counts as well, so that reading it says what is wrong.
+    files count, and links to them; a link to nothing counts as well, so that reading it says what is wrong. A file that
+    links lead to comes once, by its own name if it has one here; hard links are files of their own.
 
     Args:
         folder: where the search starts; itself it may be a link.
@@ -61,6 +65,7 @@ def sounds_in_folder(folder: str, omissions: Omissions, *, follow_links: bool = 
     own = Omissions()
     empty = True
     visited: set[tuple[int, int]] = set()
+    aliases = _Aliases(folder, visited)
     pending = [folder]
     while pending:
         parent = pending.pop()
@@ -68,13 +73,17 @@ def sounds_in_folder(folder: str, omissions: Omissions, *, follow_links: bool = 
             if follow_links and not _first_visit(parent, visited):
                 own.repeated.append(parent)
                 continue
-            names, below = _entries(parent, own, follow_links)
+            names, links, below = _entries(parent, own, follow_links)
         except OSError as error:
             own.unsearchable.append(f"{parent} ({error.strerror})")
             continue
         for name in names:
+            path = os.path.join(parent, name)
+            if aliases.comes_otherwise(path, name in links):
+                own.aliases.append(path)
+                continue
             empty = False
-            yield os.path.join(parent, name)
+            yield path
         pending += reversed(below)
     _add(own, omissions)
     if empty:
@@ -82,9 +91,53 @@ def sounds_in_folder(folder: str, omissions: Omissions, *, follow_links: bool = 
         raise InputError(f"There is no sound file in the folder {folder}, nor in any below it. {reasons}".rstrip())
 
 
-def _entries(parent: str, omissions: Omissions, follow_links: bool) -> tuple[list[str], list[str]]:
-    """Names of the sounds in a folder, and paths of the folders in it; names alone, as there may be a million."""
-    own, sounds, below = Omissions(), list[str](), list[str]()
+class _Aliases:
+    """Tells whether a file comes by another name too, where links lead to it; of all other files it keeps nothing.
+
+    Args:
+        folder: that is searched.
+        visited: identities of the folders that were searched, if links to folders are followed.
+    """
+
+    def __init__(self, folder: str, visited: set[tuple[int, int]]) -> None:
+        self._root, self._visited = os.path.realpath(folder), visited
+        self._linked: set[tuple[int, int]] = set()
+
+    def comes_otherwise(self, path: str, is_link: bool) -> bool:
+        """Whether the file at a path is one that has come, or will, by another name."""
+        if not is_link and not self._linked:
+            return False
+        try:
+            identity = _identity(path)
+            if identity in self._linked or (is_link and self._is_found(os.path.realpath(path))):
+                return True
+        except OSError:  # a link to nothing, which reading will tell
+            return False
+        if is_link:
+            self._linked.add(identity)
+        return False
+
+    def _is_found(self, target: str) -> bool:
+        """Whether the search comes by a file under this name, no part of which is a link."""
+        if os.path.splitext(target)[1].lower() not in AUDIO_SUFFIXES or os.path.basename(target).startswith("."):
+            return False
+        if _identity(os.path.dirname(target)) in self._visited:
+            return True
+        parts = os.path.relpath(target, self._root).split(os.sep)
+        return not any(part.startswith(".") for part in parts)  # hidden, or outside: ../
+
+
+def _identity(path: str) -> tuple[int, int]:
+    about = os.stat(path)
+    return about.st_dev, about.st_ino
+
+
+def _entries(parent: str, omissions: Omissions, follow_links: bool) -> tuple[list[str], set[str], list[str]]:
+    """Names of the sounds in a folder, those of them that are links, and paths of the folders in it.
+
+    Names alone, as there may be a million.
+    """
+    own, sounds, links, below = Omissions(), list[str](), set[str](), list[str]()
     with os.scandir(parent) as listing:
         for entry in listing:
             if _is_folder(entry):
@@ -93,15 +146,16 @@ def _entries(parent: str, omissions: Omissions, follow_links: bool) -> tuple[lis
                 (own.links if entry.is_symlink() and not follow_links else below).append(entry.path)
             elif _is_sound(entry, own):
                 sounds.append(entry.name)
+                if entry.is_symlink():
+                    links.add(entry.name)
     for paths in (sounds, below, *vars(own).values()):
         paths.sort()
     _add(own, omissions)
-    return sounds, below
+    return sounds, links, below
 
 
 def _first_visit(folder: str, visited: set[tuple[int, int]]) -> bool:
-    about = os.stat(folder)
-    identity = (about.st_dev, about.st_ino)
+    identity = _identity(folder)
     if identity in visited:
         return False
     visited.add(identity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -21,7 +21,7 @@ from torchbeats.data.shards import ShardSound, UnreadableShard
 from torchbeats.data.sources import SoundSource
 from torchbeats.data.stored import StoredSound
 from torchbeats.data.urls import RemoteSound
-from torchbeats.errors import AudioError, InputError
+from torchbeats.errors import AudioError, InputError, some_of
 from torchbeats.files import special_kind
 from torchbeats.remote import is_url
 
@@ -129,7 +129,7 @@ def iterate_sounds(
     sounds = described(chain.from_iterable(_expand(name, omissions, follow_links) for name in names))
     one_folder = len(names) == 1 and os.path.isdir(names[0])  # a search comes by every file once
     empty = True
-    for sound in sounds if one_folder else distinct(sounds):
+    for sound in sounds if one_folder else distinct(sounds, notes):
         empty = False
         yield sound
     for line in omissions.lines():
@@ -162,14 +162,36 @@ def _looked_up(sounds: list[Piece]) -> list[Piece]:
     ]
 
 
-def distinct(sounds: Iterable[Piece]) -> Iterator[Piece]:
-    """Each sound once. Of those that have been, hashes of 64 bits are kept."""
-    seen: set[int] = set()
+def distinct(sounds: Iterable[Piece], notes: Callable[[str], None] | None = None) -> Iterator[Piece]:
+    """Each sound once, whatever its names. Of those that have been, hashes of 64 bits are kept.
+
+    Args:
+        sounds: some of which may be the same.
+        notes: called at the end with a sentence about names of files that had come by other names.
+    """
+    seen: dict[int, int] = {}
+    aliases: list[str] = []
     for sound in sounds:
-        identity = hash(repr(sound))
+        name, identity = hash(repr(sound)), hash(_identity(sound))
         if identity not in seen:
-            seen.add(identity)
+            seen[identity] = name
             yield sound
+        elif seen[identity] != name:
+            aliases.append(sound.path)
+    if aliases and notes is not None:
+        notes(f"Other names of files that were named before were left out: {some_of(aliases, 3)}.")
+
+
+def _identity(sound: Piece) -> Hashable:
+    """Equal for two names of the same piece of the same file; hard links are files of their own."""
+    if sound.content is not None:
+        return repr(sound)
+    try:
+        about = os.stat(sound.path)
+        file: Hashable = (about.st_dev, about.st_ino) if about.st_nlink == 1 else os.path.realpath(sound.path)
+    except (OSError, ValueError):
+        file = os.path.abspath(sound.path)
+    return file, sound.start, sound.end
 
 
 def _expand(name: str, omissions: Omissions, follow_links: bool) -> Iterator[Piece]:

@@ -22,6 +22,7 @@ from torchbeats.data.shards import UnreadableShard
 from torchbeats.data.splits import purpose
 from torchbeats.data.windows import Windows
 from torchbeats.errors import InputError, quoted
+from torchbeats.files import is_called_like_url, with_both_slashes
 
 
 @dataclass
@@ -88,6 +89,11 @@ class LabelReader:
             yield LabelSource(examples, [example.path for example in examples])
         elif path.suffix.lower() in LIST_SUFFIXES:
             yield self._from_list(path, self.recordings)
+        elif is_called_like_url(name):
+            raise InputError(
+                f"{with_both_slashes(name)} is a URL; labels are read from folders and lists of this machine. A list "
+                "may hold the URLs of sounds."
+            )
         else:
             raise InputError(f"{name} is neither a folder of class folders nor a list ({', '.join(LIST_SUFFIXES)}).")
 

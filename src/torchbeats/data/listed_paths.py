@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torchbeats.data.annotations.recordings import Recordings
-from torchbeats.files import from_readable
+from torchbeats.files import from_readable, is_called_like_url
 from torchbeats.remote import is_url
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
@@ -46,7 +46,7 @@ class ListedPaths:
         if text.lstrip().startswith("#"):
             return None
         remark, name = readings[-1]
-        if _DRIVE.match(name):
+        if _DRIVE.match(name) or is_called_like_url(name):  # what is wrong with a URL is told where it is opened
             return name
         if remark:
             self._count(remark, number, text.strip(), name)

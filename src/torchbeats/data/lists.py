@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from torchbeats.data.list_formats.raw_list import NUL, RawList, note
 from torchbeats.data.listed_paths import ListedPaths
 from torchbeats.data.stored import StoredSound
 from torchbeats.errors import InputError, quoted, some_of
+from torchbeats.files import is_called_like_url, with_both_slashes
 
 LONGEST_PATH = 4096  # characters; no system opens longer ones
 
@@ -114,6 +115,10 @@ def _errors(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
+        if is_called_like_url(path):
+            raise InputError(
+                f"The list {with_both_slashes(path)} must be a file of this machine: download it. It may hold URLs."
+            ) from None
         raise InputError(f"There is no list {path}.") from None
     except (OSError, ValueError, csv.Error) as error:
         raise InputError(f"The list {path} cannot be read: {error}") from error
@@ -133,6 +138,8 @@ def _open(path: Path, labels: bool | str, recordings: Recordings | None) -> tupl
         names = ", ".join(name[:40] for name in columns.names[:20]) or "none"
         raise ValueError(f"it needs a column called {' or '.join(PATH_COLUMNS[:6])}; it has {names}.")
     result = SoundList(path, columns, [], raw.unit, raw.label_names, dialect)
+    if repeated := [name for name, count in Counter(raw.names).items() if name and count > 1]:
+        result.note(f"there is more than one column {quoted(repeated)}; of each the last is read.")
     if not columns.paths:
         result.recording = recordings.named_like(path)
     if labels:

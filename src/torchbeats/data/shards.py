@@ -16,6 +16,7 @@ from torchbeats.decoders import opened
 from torchbeats.errors import AudioError, InputError, MissingPackageError
 
 MOST_BYTES = 2**28  # of a sound in a shard, which is read into memory
+MOST_PADDING = 2**21  # bytes of nothing behind an archive; tar fills up blocks of 10 kB, or what it is told
 
 
 class ShardSound(NamedTuple):
@@ -156,3 +157,6 @@ def _members(shard: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     file.seek(archive.offset)
     if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a bad header for the end of the archive
         raise AudioError(shard, f"it breaks off or is damaged at byte {archive.offset}")
+    for _ in range(MOST_PADDING // 2**16):
+        if any(file.read(2**16)):  # a hole, or another archive joined to it
+            raise AudioError(shard, f"it ends at byte {archive.offset}, and what lies behind is not read")

@@ -11,9 +11,10 @@ from typing import Any
 
 from torchbeats.config import BEATsConfig
 from torchbeats.errors import CheckpointError, some_of
+from torchbeats.labels import class_names
 from torchbeats.onnx.network import INPUTS
 from torchbeats.onnx.outputs import BY_OUTPUT, POOLINGS, STEP_COUNTS
-from torchbeats.patches import N_MELS, PatchGrid
+from torchbeats.patches import N_MELS, SAMPLE_RATE, PatchGrid
 from torchbeats.protocol import PROBABILITIES
 from torchbeats.weights.families import (
     METADATA_KEY,
@@ -63,6 +64,11 @@ def description_of(
     if METADATA_KEY not in metadata:
         raise CheckpointError(path, "this ONNX file was not written by `torchbeats export`.")
     about = _parsed(path, metadata[METADATA_KEY])
+    if (rate := metadata.get("sample_rate", str(SAMPLE_RATE))) != str(SAMPLE_RATE):
+        raise CheckpointError(
+            path,
+            f"its metadata say sample_rate {reprlib.repr(rate)}; BEATs models hear {SAMPLE_RATE} samples a second.",
+        )
     check_version(path, about["version"])
     if about["kind"] != "beats":
         raise CheckpointError(
@@ -70,6 +76,7 @@ def description_of(
         )
     config = settings_that_fit(path, about["config"], BEATsConfig, {})
     label_dict = labels_by_index(path, about["labels"], config) if config.finetuned_model else None
+    _check_names(path, metadata.get("labels"), label_dict, config)
     result = Description(config, label_dict, _layer(path, about["layer"], config), about["takes"])
     _check_inputs(path, result.takes, inputs)
     _check_outputs(path, result, outputs)
@@ -86,6 +93,21 @@ def _parsed(path: str | os.PathLike[str], text: str) -> dict[str, Any]:
         return {name: about[name] for name in ("version", "kind", "config", "labels", "layer", "takes")}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(path, f"the metadata that describes the model is damaged ({error!r:.100}).") from error
+
+
+def _check_names(
+    path: str | os.PathLike[str], text: str | None, label_dict: dict[int, str] | None, config: BEATsConfig
+) -> None:
+    """Compare the classes' names for other programs with those of the model."""
+    expected = class_names(label_dict, config.predictor_class)
+    if text is None or text == json.dumps(expected, ensure_ascii=False):
+        return
+    try:
+        names = json.loads(text) if len(text) <= LARGEST else None
+    except (ValueError, RecursionError):
+        names = None
+    if names != expected:
+        raise CheckpointError(path, "its metadata name its classes twice, and not alike.")
 
 
 def _layer(path: str | os.PathLike[str], layer: Any, config: BEATsConfig) -> int | None:

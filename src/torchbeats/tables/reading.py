@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from torchbeats.audio import Floats
 from torchbeats.errors import InputError
-from torchbeats.files import from_readable, is_called_like_url
+from torchbeats.files import from_readable, is_called_like_url, with_both_slashes
 from torchbeats.inference import Flags, Times
 from torchbeats.tables.formats import BEGINS, DAMAGE, SUFFIXES, open_lance, parquet_files, summary
 
@@ -119,7 +119,7 @@ class Table:
         self.path = Path(path)
         about_table = summary(self.path) if self.path.suffix in SUFFIXES else None
         if about_table is None and is_called_like_url(path):
-            raise InputError(f"{os.fspath(path)} is a URL, and a table is read from this machine: download it.")
+            raise InputError(f"{with_both_slashes(path)} is a URL, and a table is read from this machine: download it.")
         if about_table is None:
             raise InputError(f"{self.path} cannot be read, or is no table that torchbeats wrote.")
         if "embedding" not in about_table["columns"]:

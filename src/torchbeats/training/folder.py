@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from torchbeats.description import RUN_SETTINGS, settings_of_run
 from torchbeats.errors import FileInUseError, SettingsError
 from torchbeats.files import held, refuse_inputs, remove_leftovers, replacing
 from torchbeats.training.corpus import Failure
@@ -45,9 +46,9 @@ class RunFolder:
         leader_first(lambda: self._claim(about, defaults, may_change))
 
     def _claim(self, about: dict[str, Any], defaults: dict[str, Any], may_change: Sequence[str]) -> None:
-        file = self.path / "run.yaml"
+        file = self.path / RUN_SETTINGS
         if file.exists():
-            existing = _filled(yaml.safe_load(file.read_text("utf-8")), defaults)
+            existing = _filled(settings_of_run(self.path), defaults)
             changed = [
                 f"{name} was {_shortened(old)} and is now {_shortened(new)}"
                 for name, old, new in _differences(existing, about)

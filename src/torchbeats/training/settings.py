@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torchbeats.config import PATCH_NORMALISATIONS, SIZES, BEATsConfig, TokenizersConfig
+from torchbeats.config import PATCH_NORMALISATIONS, SIZES, BEATsConfig, TokenizersConfig, shown
 from torchbeats.errors import SettingsError
 from torchbeats.pooling import WINDOW_POOLINGS
 from torchbeats.training.yaml_values import read_yaml, read_yaml_file
@@ -290,7 +289,7 @@ def settings(
         if assignment.startswith("size="):
             size = assignment[len("size=") :]
     if size not in list(PRESETS):  # of a list, so that what cannot be a key is none
-        raise SettingsError(f"There is no size called {size!r}; choose one of {', '.join(PRESETS)}.")
+        raise SettingsError(f"There is no size called {shown(size)}; choose one of {', '.join(PRESETS)}.")
     result = Settings(size=size)
     _merge(result, PRESETS[size], "")
     _apply(result, values, assignments, named)
@@ -323,22 +322,25 @@ def _apply(target: Any, values: Any, assignments: Iterable[str], named: Mapping[
 def _merge(target: Any, values: Any, prefix: str) -> None:
     """Set fields of a settings object from a dictionary, both nested."""
     if not isinstance(values, Mapping):
-        raise SettingsError(f"{prefix.rstrip('.') or 'The file'} must hold names and values, not {values!r}.")
+        raise SettingsError(f"{prefix.rstrip('.') or 'The file'} must hold names and values, not {shown(values)}.")
     kinds = typing.get_type_hints(type(target))
     for name, value in values.items():
         if name not in kinds:
-            raise SettingsError(
-                f"There is no setting {prefix}{name}; there are {', '.join(prefix + n for n in kinds)}."
-            )
+            raise _no_setting(prefix, name, kinds)
         current = getattr(target, name)
         if dataclasses.is_dataclass(current):
             _merge(current, value, f"{prefix}{name}.")
         elif isinstance(current, dict):
             if not isinstance(value, Mapping):
-                raise SettingsError(f"{prefix}{name} must hold names and values, not {reprlib.repr(value)}.")
+                raise SettingsError(f"{prefix}{name} must hold names and values, not {shown(value)}.")
             current.update(value)
         else:
             setattr(target, name, _as(kinds[name], value, prefix + name))
+
+
+def _no_setting(prefix: str, name: Any, known: Iterable[str]) -> SettingsError:
+    name = name if isinstance(name, str) and len(name) < 80 else shown(name)
+    return SettingsError(f"There is no setting {prefix}{name}; there are {', '.join(prefix + n for n in known)}.")
 
 
 def _as(kind: Any, value: Any, name: str) -> Any:
@@ -350,7 +352,7 @@ def _as(kind: Any, value: Any, name: str) -> Any:
     choices = typing.get_args(kind) if origin in (typing.Union, types.UnionType) else (kind,)
     limit = LARGEST_SEED if name == "seed" else LARGEST
     if isinstance(value, (int, float)) and not abs(value) <= limit:
-        raise SettingsError(f"{name} must be a number of at most {limit}, not {reprlib.repr(value)}.")
+        raise SettingsError(f"{name} must be a number of at most {limit}, not {shown(value)}.")
     if float in choices and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if int in choices and isinstance(value, float) and value.is_integer():
@@ -359,16 +361,14 @@ def _as(kind: Any, value: Any, name: str) -> Any:
         return value
     if str in choices and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
-    raise SettingsError(
-        f"{name} must be of type {' or '.join(c.__name__ for c in choices)}, not {reprlib.repr(value)}."
-    )
+    raise SettingsError(f"{name} must be of type {' or '.join(c.__name__ for c in choices)}, not {shown(value)}.")
 
 
 def _check(settings: Settings) -> None:
     """Refuse values that would only fail later, or quietly do nothing."""
-    if unknown := sorted(settings.config.keys() - {field.name for field in dataclasses.fields(BEATsConfig)}):
-        names = ", ".join(f"config.{field.name}" for field in dataclasses.fields(BEATsConfig))
-        raise SettingsError(f"There is no setting config.{unknown[0]}; there are {names}.")
+    known = [field.name for field in dataclasses.fields(BEATsConfig)]
+    if unknown := [name for name in settings.config if name not in known]:
+        raise _no_setting("config.", unknown[0], known)
     try:
         settings.beats_config().check()
     except (TypeError, ValueError) as error:

@@ -18,6 +18,7 @@ The formats are told apart by what is in the file, never by its name:
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import reprlib
@@ -36,6 +37,7 @@ from torchbeats.errors import CheckpointError, some_of
 from torchbeats.weights import espnet, front_end, integrity, kinds, sidecars, trainers, transformers_folder
 
 METADATA_KEY = "torchbeats"  # of the JSON in our safetensors files' metadata
+MOST_VALUES = 100_000  # of a setting that no model is built from, and which is kept
 FORMAT_VERSION = 1
 POSITION_TABLE = re.compile(r"encoder\.layers\.\d+\.self_attn\.relative_attention_bias\.weight")
 # What no shape tells, where no config does: every publisher of such files has these.
@@ -279,6 +281,9 @@ def settings_that_fit(path: str | os.PathLike[str], cfg: Any, kind: Any, tensors
     _check_mapping(path, cfg)
     if clashes := [name for name in cfg if callable(getattr(kind, name, None))]:
         raise CheckpointError(path, f"its config has settings that no model has: {some_of(clashes)}.")
+    for name, value in cfg.items():
+        if _values(value, {}) > MOST_VALUES:
+            raise CheckpointError(path, f"its setting {shown(name)} holds more than {MOST_VALUES:,} values.")
     front_end.check_settings(path, cfg)
     config = kind(cfg)
     layers, stated = _layers(tensors), getattr(config, "encoder_layers", None)
@@ -299,6 +304,23 @@ def settings_that_fit(path: str | os.PathLike[str], cfg: Any, kind: Any, tensors
                 f"{name} says {tensor.size(axis)}.",
             )
     return config
+
+
+def _values(item: Any, counts: dict[int, float]) -> float:
+    """How many values there are in one, with what is in it several times counted so often.
+
+    A pickle of a kilobyte can name a list of nine lists of nine lists of …, which takes no room until it is written.
+    """
+    if not isinstance(item, (list, tuple, set, frozenset, Mapping)):
+        return 1
+    if id(item) not in counts:
+        counts[id(item)] = math.inf  # until it is known: what is within itself has no end
+        children = [*item.keys(), *item.values()] if isinstance(item, Mapping) else item
+        try:
+            counts[id(item)] = 1 + sum(_values(child, counts) for child in children)
+        except RecursionError:
+            return math.inf
+    return counts[id(item)]
 
 
 def _check_mapping(path: str | os.PathLike[str], cfg: Any) -> None:
