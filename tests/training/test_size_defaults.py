@@ -1,6 +1,8 @@
 """Settings by the size of the data, and the search of learning rates."""
 
-import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ from torchbeats.data.folds import split
 from torchbeats.data.labelled import Example, Labelled, read_labelled
 from torchbeats.errors import SettingsError
 from torchbeats.training import search
-from torchbeats.training.defaults import TABLE, DataSize, by_size
+from torchbeats.training.defaults import TABLE, DataSize
+from torchbeats.training.explaining import reason
 from torchbeats.training.finetune_run import Finetune
 from torchbeats.training.listener import Listener
-from torchbeats.training.reporter import duration
+from torchbeats.training.reporter import Reporter, duration
 from torchbeats.training.search import seconds_of
 from torchbeats.training.settings import finetune_settings
 
@@ -44,9 +47,12 @@ def test_settings_by_size_can_be_followed_and_say_why(row):
     clips = 50_000 if row is TABLE[-1] else row.below - 1
     settings = finetune_settings(size=size(clips))
     assert (settings.model.lr, settings.model.patience) == (row.lr, row.patience)
-    sentence = by_size(size(clips))[1]
-    assert sentence.startswith(f"{clips:,} clips of 5.0 s, 10 classes")
-    assert f"{row.lr:g}" in sentence
+    sentence = reason(size(clips), settings.model)
+    assert sentence.startswith(f"{clips:,} clips of 5.0 s, 10 classes: settings as for ")
+    assert f"learning rate {row.lr:g}" in sentence
+    cells = (f"{row.epochs:g}", row.patience, row.lr, row.layer_decay, row.average, row.clips_a_batch)
+    line = " | ".join(map(str, (*cells, f"{100 * row.validation:.0f} %")))
+    assert line in (Path(__file__).parents[2] / "docs" / "finetuning.md").read_text("utf-8")
 
 
 def test_what_is_given_wins():
@@ -77,6 +83,20 @@ def test_durations():
     assert [duration(seconds) for seconds in (50, 720, 12_240)] == ["50 s", "12 min", "3.4 h"]
 
 
+@pytest.mark.parametrize(("seconds_a_step", "said"), [(7.2, "about 2.0 h to go, 988 steps of 7.20 s"), (0.01, None)])
+def test_behind_a_few_steps_a_line_says_how_long_it_will_take(seconds_a_step, said, tmp_path, monkeypatch):
+    now, listener = [0.0], Said()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    folder = SimpleNamespace(path=tmp_path, listener=listener)
+    reporter = Reporter(SimpleNamespace(), folder, "Fine-tuning", {}, [], 50)
+    reporter._begun = 0
+    for reporter._done in range(1, 40):
+        now[0] += seconds_a_step if reporter._done > 1 else 100  # the first is no measure
+        reporter._estimate(1_000)
+    assert len(listener.lines) == (said is not None)
+    assert said is None or said in listener.lines[0]
+
+
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tones")
@@ -91,7 +111,7 @@ def parts(tmp_path_factory):
 
 def test_a_search_that_is_stopped_goes_on_and_its_best_is_trained_with(parts, tmp_path, monkeypatch):
     training, held_out, _ = parts
-    monkeypatch.setattr(search, "_seconds_an_epoch", lambda run, model: 1.0)
+    monkeypatch.setattr(search, "_seconds_an_epoch", lambda run, folder: 1.0)
     settings = finetune_settings(None, [*QUICK, "model.epochs=2", "model.lr=1e-3", "model.layer_decay=0.75"])
 
     def tune(name, said):
@@ -131,7 +151,7 @@ def test_a_search_that_is_stopped_goes_on_and_its_best_is_trained_with(parts, tm
 
 def test_a_search_in_too_short_a_time_tries_nothing(parts, tmp_path, monkeypatch):
     training, held_out, _ = parts
-    monkeypatch.setattr(search, "_seconds_an_epoch", lambda run, model: 1e6)
+    monkeypatch.setattr(search, "_seconds_an_epoch", lambda run, folder: 1e6)
     said, settings = Said(), finetune_settings(None, [*QUICK, "model.epochs=1"])
     Finetune(tmp_path / "run", small_model(), training, held_out, settings, {}, said, tune=1.0).train()
     assert any("too short" in line for line in said.lines)
@@ -139,10 +159,20 @@ def test_a_search_in_too_short_a_time_tries_nothing(parts, tmp_path, monkeypatch
         Finetune(tmp_path / "none", small_model(), training, None, settings, {}, said, tune=1.0)
 
 
-def test_an_epoch_is_timed_and_nothing_is_left_of_it(parts, tmp_path):
-    training, held_out, _ = parts
-    run = Finetune(tmp_path / "run", small_model(), training, held_out, finetune_settings(None, QUICK), {}, tune=1.0)
-    (tmp_path / "run" / "search").mkdir()
-    assert 0 < search._seconds_an_epoch(run, run._begun()[0]) < 600
-    assert not list((tmp_path / "run" / "search").iterdir())
-    assert json.loads((tmp_path / "run" / "begun.json").read_text()) == {"pool": "bands"}
+def test_an_epoch_is_timed_and_nothing_is_left_of_it(tmp_path, monkeypatch):
+    now, lengths = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def train(folder, settings, validated):
+        folder.mkdir()
+        lengths.append(settings.model.epochs)
+        now[0] += 50 + 2 * round(settings.model.epochs * 40)  # a start, and two seconds a step
+
+    run = search.Searched(finetune_settings(), 40, 400, 60, train)
+    assert search._seconds_an_epoch(run, tmp_path / "timing") == pytest.approx(2 * 40 * (1 + 60 / 3 / 400))
+    assert [round(40 * epochs) for epochs in lengths] == [2, 8]
+    assert not list(tmp_path.iterdir())
+    run.settings.model.epochs = 6
+    plans = [search._plan(run, tmp_path, budget) for budget in (1e6, 84 * 5, 84 * 4 / 2, 1)]
+    assert plans[0] == {"trials": 5, "epochs": 6}  # never longer than what it is for
+    assert plans[1:] == [{"trials": 5, "epochs": 1}, {"trials": 5, "epochs": 0.25}, {"trials": 0, "epochs": 0}]

@@ -135,8 +135,8 @@ def finetune(
     from torchbeats.loading import load
     from torchbeats.model import BEATs
     from torchbeats.training.cross_validation import CrossValidation
-    from torchbeats.training.defaults import DataSize, by_size
-    from torchbeats.training.explaining import explained_yaml
+    from torchbeats.training.defaults import DataSize
+    from torchbeats.training.explaining import explained_yaml, reason
     from torchbeats.training.finetune_run import Finetune
     from torchbeats.training.search import seconds_of
     from torchbeats.training.settings import finetune_settings
@@ -158,10 +158,11 @@ def finetune(
     labelled = _usable(labelled, group_from)
     size = DataSize.of(labelled, run_settings.data.seconds)
     run_settings = finetune_settings(config, assignments, size, seed=seed)
+    why = reason(size, run_settings.model)
     if show_settings:
-        print(f"# {by_size(size)[1]}\n{explained_yaml(run_settings)}", end="")
+        print(f"# {why}\n{explained_yaml(run_settings)}", end="")
         return
-    remark(by_size(size)[1])
+    remark(why)
     cross = cross_validate or folds is not None
     plan = design(labelled, folds, group_from is not None, run_settings.seed) if cross else None
     parts = None if cross else split(labelled, run_settings.data.validation, run_settings.seed)

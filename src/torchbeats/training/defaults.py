@@ -56,7 +56,7 @@ class DataSize(NamedTuple):
         return cls(count, len(labelled.classes), float(np.mean(lengths)) if lengths else longest, longest)
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """Settings for data of less than so many clips."""
 
     below: float
@@ -71,18 +71,23 @@ class _Row(NamedTuple):
 
 # The table, as docs/finetuning.md has it.
 TABLE = (
-    _Row(200, epochs=40, patience=10, lr=2e-4, layer_decay=0.75, average=0.95, clips_a_batch=8, validation=0.2),
-    _Row(1_000, epochs=30, patience=8, lr=5e-4, layer_decay=0.75, average=0.98, clips_a_batch=8, validation=0.2),
-    _Row(10_000, epochs=15, patience=4, lr=1e-3, layer_decay=0.85, average=0.99, clips_a_batch=16, validation=0.1),
-    _Row(float("inf"), epochs=8, patience=3, lr=1e-3, layer_decay=0.9, average=0.999, clips_a_batch=32, validation=0.1),
+    Row(200, epochs=40, patience=10, lr=2e-4, layer_decay=0.75, average=0.95, clips_a_batch=8, validation=0.2),
+    Row(1_000, epochs=30, patience=8, lr=5e-4, layer_decay=0.75, average=0.98, clips_a_batch=8, validation=0.2),
+    Row(10_000, epochs=15, patience=4, lr=1e-3, layer_decay=0.85, average=0.99, clips_a_batch=16, validation=0.1),
+    Row(float("inf"), epochs=8, patience=3, lr=1e-3, layer_decay=0.9, average=0.999, clips_a_batch=32, validation=0.1),
 )
 
 
-def by_size(size: DataSize) -> tuple[dict[str, Any], str]:
-    """Settings for data of this size, nested as `FinetuneSettings` is, and a sentence about them."""
-    row = next(row for row in TABLE if size.clips < row.below)
+def row_for(size: DataSize) -> Row:
+    """The row of the table for data of this size."""
+    return next(row for row in TABLE if size.clips < row.below)
+
+
+def by_size(size: DataSize) -> dict[str, Any]:
+    """Settings for data of this size, nested as `FinetuneSettings` is."""
+    row = row_for(size)
     batch = min(_MOST_SECONDS, row.clips_a_batch * size.seconds)
-    values = {
+    return {
         "data": {"batch_seconds": round(max(size.longest, batch), 1), "validation": row.validation},
         "model": {
             "epochs": row.epochs,
@@ -92,10 +97,3 @@ def by_size(size: DataSize) -> tuple[dict[str, Any], str]:
             "average": row.average,
         },
     }
-    least = 0 if row is TABLE[0] else TABLE[TABLE.index(row) - 1].below
-    bounds = f"less than {row.below:,}" if row is not TABLE[-1] else f"{least:,.0f} or more"
-    return values, (
-        f"{size.clips:,} clips of {size.seconds:.1f} s, {size.classes} classes: as for {bounds} clips, at most "
-        f"{row.epochs:.0f} epochs, ended early when {row.patience} of them bring nothing better, learning rate "
-        f"{row.lr:g}, layer decay {row.layer_decay:g}."
-    )

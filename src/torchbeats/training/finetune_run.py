@@ -38,7 +38,7 @@ from torchbeats.training.listener import Listener
 from torchbeats.training.loop import fit
 from torchbeats.training.processes import join_processes, launched, leader_finds, leader_first, wait_for
 from torchbeats.training.reporter import Reporter
-from torchbeats.training.search import search, with_found
+from torchbeats.training.search import Searched, search, with_found
 from torchbeats.training.settings import FinetuneSettings, TuningSettings
 from torchbeats.training.validation import Validate
 from torchbeats.training.work import work_of
@@ -88,7 +88,10 @@ class Finetune:
         if len(labelled.classes) < 2 and labelled.problem_type == "single_label":
             raise InputError(f"There must be two classes or more; all sounds are {labelled.classes[0]!r}.")
         if tune and held_out is None:
-            raise SettingsError("A search of learning rates needs sounds that are held out: set data.validation.")
+            raise SettingsError(
+                "A search of learning rates needs sounds that are held out: set data.validation, and in a "
+                "cross-validation model.patience, to more than 0."
+            )
         if tune and (launch := launched()) is not None and launch.world > 1:
             raise SettingsError(
                 f"A search of learning rates is for one process, and {launch.launcher} started {launch.world}. Search "
@@ -143,7 +146,7 @@ class Finetune:
             extra=lambda: {} if validate is None else validate.latest,
         )
         callbacks = [] if validate is None else [validate]
-        trainer, weights = fit(task, self.feed(task), self.run_folder, state, t, reporter, callbacks, half_on_cpu=True)
+        trainer, weights = fit(task, self._feed(task), self.run_folder, state, t, reporter, callbacks, half_on_cpu=True)
         if trainer.is_global_zero:
             verdict = None if validate is None else validate.verdict()
             linear = self.folder / _LINEAR
@@ -188,9 +191,22 @@ class Finetune:
 
     def _searched(self, model: BEATs) -> FinetuneSettings:
         """The settings with the learning rates that a short search found best."""
-        file = self.folder / _SEARCH / "found.json"
+        folder = self.folder / _SEARCH
+        file = folder / "found.json"
+
+        def train(place: Path, settings: FinetuneSettings, validated: bool) -> dict[str, float]:
+            Finetune(place, model, self.labelled, self.held_out if validated else None, settings, {}).train()
+            validation = place / "validation.json"
+            return json.loads(validation.read_text("utf-8"))["figures"] if validation.exists() else {}
+
+        def find() -> None:
+            assert self.held_out is not None
+            counts = self.steps_an_epoch(), len(self.labelled.examples), len(self.held_out.examples)
+            run = Searched(self.settings, *counts, train)
+            write_json(file, search(run, folder, self.budget, self.run_folder.listener))
+
         if not leader_finds(file):
-            leader_first(lambda: search(self, model, self.folder / _SEARCH, self.budget, file))
+            leader_first(find)
         wait_for(file)
         return with_found(self.settings, json.loads(file.read_text("utf-8")))
 
@@ -206,7 +222,7 @@ class Finetune:
         batches = sum(1 for _ in self._batches().pass_once())
         return max(1, math.ceil(batches / self.settings.trainer.accumulate))
 
-    def feed(self, task: Finetuning) -> Feed[LabelledBatch]:
+    def _feed(self, task: Finetuning) -> Feed[LabelledBatch]:
         """The batches of a training."""
         return Feed(
             task,

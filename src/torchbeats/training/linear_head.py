@@ -28,7 +28,7 @@ from torchbeats.training.settings import AUTO, FinetuneSettings
 MOST_SOUNDS = 10_000  # a linear head has little to learn from more
 MOST_VALUES = 5e7  # of all embeddings together
 MOST_WORK = 2e9  # sounds × values × classes of a regression: a few minutes of one core
-SEARCH_WORK = 1e8  # up to which the regularisation is chosen, in twenty fits more
+SEARCH_WORK = 2e7  # up to which the regularisation is chosen, in twenty fits more
 USUAL_C = 0.01  # beyond that, and where poolings are compared
 OF_EACH_CLASS = 20  # sounds that are drawn first
 TO_COMPARE = 1_000  # sounds of either kind, learned from and held out, by which poolings are compared

@@ -332,7 +332,7 @@ def finetune_settings(
     """
     result = FinetuneSettings()
     if size is not None:
-        _merge(result, by_size(size)[0], "")
+        _merge(result, by_size(size), "")
     _apply(result, read_yaml_file(file) if file is not None else {}, assignments, named)
     _check_finetune(result)
     return result

@@ -27,6 +27,7 @@ from torchbeats.training.settings import FinetuneSettings, LabelledDataSettings
 from torchbeats.weights import checkpoint
 
 _RESAMPLES = 100  # of the bootstrap by which two mAPs are compared
+_RESAMPLED = 1e8  # scores that all of them hold at most, down to ten
 _FEWEST_GROUPS = 5  # that are drawn as wholes
 
 
@@ -179,7 +180,7 @@ def noise_of_difference(truth: Array, a: Array, b: Array, groups: list[str | Non
         return float(np.sqrt(np.square(of_units).sum() * number / (number - 1)) / count)
     random, members = np.random.default_rng(0), [np.flatnonzero(units == unit) for unit in range(number)]
     gains = []
-    for _ in range(_RESAMPLES):
+    for _ in range(int(min(_RESAMPLES, max(10, _RESAMPLED / a.size)))):
         rows = np.concatenate([members[unit] for unit in random.integers(number, size=number)])
         gains.append(
             metrics.mean_average_precision(truth[rows], a[rows]) - metrics.mean_average_precision(truth[rows], b[rows])
