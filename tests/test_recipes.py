@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import yaml
 
 import torchbeats
 from helpers import noise, small_model, tone
 from torchbeats import cli
 from torchbeats.data.folds import design, split
 from torchbeats.data.labelled import read_labelled
+from torchbeats.training.defaults import TABLE
 from torchbeats.training.settings import finetune_settings, settings
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -124,20 +126,26 @@ def recordings(tmp_path):
 
 def test_fsdd_probes_and_fine_tunes_a_model(script, tmp_path, recordings):
     torchbeats.save(small_model(dropout=0.0), tmp_path / "m.safetensors")
-    quick = [f"--set={one}" for one in ("model.epochs=6", "model.lr=3e-3", "data.workers=0", "trainer.accelerator=cpu")]
+    quick = [f"--set={one}" for one in ("model.epochs=6", "data.workers=0", "trainer.accelerator=cpu")]
     places = ("--fsdd", recordings, "--out", tmp_path / "out", "--results", tmp_path / "results")
-    status, said, error = script(
-        "fsdd/run.py", *places, "--model", tmp_path / "m.safetensors", "--only", "model", "--seeds", 1, *quick
-    )
+    command = ("fsdd/run.py", *places, "--model", tmp_path / "m.safetensors", "--random-seeds", 0, "--seeds", 1, *quick)
+    command = (*command, "--words", 0, 3)
+    for one in ("ada", "bob"):
+        status, said, error = script(*command, "--speakers", one)
+        assert status == 0, error
+    assert not (tmp_path / "results").exists()
+    status, said, error = script(*command)
     assert status == 0, error
+    assert "%" not in said  # nothing was trained again
     with (tmp_path / "results" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    tuned = [float(row["accuracy"]) for row in rows if row["method"] == "fine-tuning" and row["model"] == "m"]
-    assert len(rows) == 3 * 2  # methods, speakers
+    assert len(rows) == 2 * 3 * 2  # numbers of words, methods, speakers
+    tuned = [float(row["accuracy"]) for row in rows if row["method"] == "fine-tuning" and row["words"] == "0"]
     assert sum(tuned) / 2 >= 75  # a tone or noise
-    assert "| m |" in said
-    about = json.loads((tmp_path / "out" / "m-0" / "validation.json").read_text("utf-8"))
-    assert about["held_out"] == "each of 2 groups left out in turn"
+    assert "| m | all, 250 |" in said
+    assert "| m | 3 |" in said
+    about = yaml.safe_load((tmp_path / "out" / "m-0-3-ada" / "run.yaml").read_text("utf-8"))
+    assert about["model"]["lr"] == TABLE[0].lr  # by the number of words
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
     python recipes/fsdd/run.py --fsdd FSDD/recordings --out build/fsdd --results recipes/fsdd/results
 
-Runs `torchbeats probe` and `torchbeats finetune --cross-validate`, each speaker left out in turn, once for every seed,
-and writes every figure to RESULTS/results.csv, and the table to RESULTS/results.md. A run that was stopped goes on.
+Leaves each speaker out in turn, once for every seed, and learns from all words of the others, or from a few of each
+digit. Every figure goes to RESULTS/results.csv, and the table to RESULTS/results.md. What is done is not done again, so
+a run that was stopped goes on; several at once may do different speakers (--speakers) in the same OUT, and one without
+that option then writes all.
 ``random`` stands for a model of the same size and front end with fresh weights, drawn with the seed.
 """
 
@@ -13,24 +15,35 @@ import argparse
 import csv
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from rich.progress import track
 
 import torchbeats
 from torchbeats import BEATs, BEATsConfig
-from torchbeats.cli.console import console
-from torchbeats.files import replacing
+from torchbeats.cli.training import Display
+from torchbeats.data.folds import Design, Fold, design
+from torchbeats.data.labelled import Labelled, read_labelled
+from torchbeats.evaluation import metrics
+from torchbeats.evaluation.probe import CLASSIFIERS, probe
+from torchbeats.evaluation.rows import rows_of
+from torchbeats.files import replacing, write_json
+from torchbeats.plans import EmbeddingPlan
+from torchbeats.training.defaults import DataSize
+from torchbeats.training.finetune_run import Finetune
+from torchbeats.training.settings import finetune_settings
+from torchbeats.training.validation import scored
 
 HERE = Path(__file__).parent
-COLUMNS = ("model", "method", "seed", "speaker", "accuracy")
+COLUMNS = ("model", "words", "method", "seed", "speaker", "accuracy")
 METHODS = ("k-NN", "linear probe", "fine-tuning")
+ALL = 0  # words of a digit that are learned from; what else stands there is a number of them
+EPOCHS = 8  # of all words; of a few, as many as their number suggests
 
 
 def write_list(recordings: Path, file: Path) -> list[str]:
@@ -53,85 +66,124 @@ def fresh(like: str, seed: int, file: Path) -> str:
     return str(file)
 
 
-def torchbeats_command(*arguments: object) -> dict[str, Any]:
-    """What a command prints as JSON."""
-    command = [sys.executable, "-m", "torchbeats", *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"Failed: {' '.join(command)}")
-    found: dict[str, Any] = json.loads(done.stdout)
+def few(labelled: Labelled, fold: Fold, words: int, seed: int) -> Fold:
+    """A fold with so many words of each digit to learn from, whoever of the other speakers says them."""
+    random = np.random.default_rng([seed, words, int(fold.test[0])])
+    truth = labelled.targets()[fold.train]
+    rows = [random.choice(np.flatnonzero(truth == k), words, replace=False) for k in range(len(labelled.classes))]
+    return Fold(fold.train[np.sort(np.concatenate(rows))], fold.test)
+
+
+def probes(weights: str, labelled: Labelled, plan: Design, file: Path) -> dict[str, list[float]]:
+    """Accuracy of each probe of the frozen model on each speaker."""
+    if file.exists():
+        found: dict[str, list[float]] = json.loads(file.read_text("utf-8"))
+        return found
+    rows = rows_of(labelled.examples, torchbeats.load(weights).eval(), EmbeddingPlan("statistics"))
+    names = dict(zip(CLASSIFIERS, ("linear probe", "k-NN"), strict=True))
+    found = {names[kind]: probe(rows.values, labelled, plan, kind).by_fold for kind in CLASSIFIERS}
+    write_json(file, found)
     return found
 
 
-def table(rows: list[tuple[Any, ...]]) -> str:
-    """Mean over the speakers and standard deviation over the seeds, a row a model."""
-    by_seed: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for model, method, seed, _, accuracy in rows:
-        by_seed[model, method][seed].append(float(accuracy))
-    models = list(dict.fromkeys(model for model, *_ in rows))
-    lines = [f"|  | {' | '.join(METHODS)} |", "| --- |" + " --: |" * len(METHODS)]
-    for model in models:
+def fine_tuned(
+    weights: str, labelled: Labelled, fold: Fold, words: int, seed: int, more: list[str], out: Path
+) -> float:
+    """Accuracy on the speaker left out of a fine-tuning in the folder OUT, whose last epoch it is."""
+    file = out / "accuracy.json"
+    if not file.exists():
+        training, test = labelled.subset(fold.train.tolist()), labelled.subset(fold.test.tolist())
+        length = ["model.epochs=" + str(EPOCHS)] if words == ALL else []
+        settings = finetune_settings(HERE / "finetune.yaml", [*length, "model.patience=0", *more], seed=seed)
+        if words != ALL:
+            longest = settings.data.seconds
+            sized = finetune_settings(None, [f"data.seconds={longest}"], DataSize.of(training, longest))
+            settings.data.batch_seconds, m = sized.data.batch_seconds, sized.model
+            settings.model = replace(settings.model, epochs=m.epochs, lr=m.lr, average=m.average)
+        begun = time.monotonic()
+        model = Finetune(out, torchbeats.load(weights), training, None, settings, {}, Display()).train()
+        rows = scored(torchbeats.load(model), test, settings.data, lambda failure: print(failure))
+        accuracy = metrics.accuracy(test.subset(rows.indices.tolist()).targets(), rows.values)
+        print(f"{out.name}: {accuracy:.1%}, {time.monotonic() - begun:.0f} s", flush=True)
+        write_json(file, accuracy)
+    return float(json.loads(file.read_text("utf-8")))
+
+
+def tables(rows: list[tuple[Any, ...]]) -> str:
+    """Mean over the speakers and standard deviation over the seeds: a row a model and number of words."""
+    by_seed: dict[tuple[str, int, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for model, words, method, seed, _, accuracy in rows:
+        by_seed[model, int(words), method][seed].append(float(accuracy))
+    lines = [
+        f"| from | words a digit | {' | '.join(METHODS)} | seeds |",
+        "| --- | --: |" + " --: |" * (len(METHODS) + 1),
+    ]
+    for model, words in dict.fromkeys((row[0], int(row[1])) for row in rows):
         cells = []
         for method in METHODS:
-            means = [statistics.mean(values) for values in by_seed[model, method].values()]
+            means = [statistics.mean(values) for values in by_seed[model, words, method].values()]
             spread = f" ± {statistics.stdev(means):.1f}" if len(means) > 1 else ""
             cells.append(f"{statistics.mean(means):.1f}{spread}" if means else "–")
-        lines.append(f"| {model} | {' | '.join(cells)} |")
+        count = len(by_seed[model, words, "fine-tuning"])
+        lines.append(f"| {model} | {words or 'all, 250'} | {' | '.join(cells)} | {count} |")
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    """Runs what is not done yet, and writes the table."""
+    """Runs what is not done yet, and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fsdd", type=Path, required=True, help="the folder with the recordings")
     parser.add_argument("--out", type=Path, default=Path("build/fsdd"), help="folder of the runs (%(default)s)")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the table (%(default)s)")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the tables (%(default)s)")
     parser.add_argument("--model", default="beats-nano", help="to begin with, by name or file (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="number of them (%(default)s)")
     parser.add_argument("--random-seeds", type=int, help="of the runs from random weights; as many where not given")
-    parser.add_argument("--only", choices=("model", "random"), help="one half; the other's figures are kept")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="passed on to finetune")
+    parser.add_argument(
+        "--words", type=int, nargs="+", default=[ALL, 4, 16], help="of each digit to learn from; 0: all"
+    )
+    parser.add_argument("--speakers", nargs="+", help="do these only, and write no tables")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting over the recipe's")
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     speakers = write_list(options.fsdd, out / "list.csv")
-    name = Path(options.model).stem
+    labelled = read_labelled([out / "list.csv"])
+    held_out = design(labelled)
     random_seeds = options.seeds if options.random_seeds is None else options.random_seeds
-    todo = [(name, seed) for seed in range(options.seeds)] * (options.only != "random")
-    todo += [("random", seed) for seed in range(random_seeds)] * (options.only != "model")
-    results = options.results / "results.csv"
+    models = [(Path(options.model).stem, seed) for seed in range(options.seeds)]
+    models += [("random", seed) for seed in range(random_seeds)]
     rows: list[tuple[Any, ...]] = []
-    if results.exists():
-        with results.open(newline="", encoding="utf-8") as file:
-            kept = list(csv.reader(file))[1:]
-        rows = [(m, how, int(s), *rest) for m, how, s, *rest in kept if (m, int(s)) not in todo]
-    settings = [argument for one in options.set for argument in ("--set", one)]
-    for model, seed in track(todo, "Runs", console=console, disable=not console.is_terminal):
-        weights = options.model if model == name else fresh(options.model, seed, out / f"random-{seed}.safetensors")
-        if model == "random" or seed == 0:  # the probe of a given model knows no chance
-            found = torchbeats_command("probe", out / "list.csv", "--model", weights, "--format", "json")
-            for result in found["results"]:
-                method = "k-NN" if result["classifier"] == "k-NN" else "linear probe"
-                rows += [
-                    (model, method, seed, speaker, f"{100 * value:.2f}")
-                    for speaker, value in zip(speakers, result["by_fold"], strict=True)
-                ]
-        begun = time.monotonic()
-        found = torchbeats_command(
-            "finetune", out / "list.csv", "--model", weights, "--out", out / f"{model}-{seed}", "--cross-validate",
-            "--config", HERE / "finetune.yaml", "--seed", seed, "--format", "json", *settings,
-        )  # fmt: skip
-        print(f"{model}, seed {seed}: {100 * found['figures']['accuracy']:.1f} %, {time.monotonic() - begun:.0f} s")
-        rows += [
-            (model, "fine-tuning", seed, speaker, f"{100 * value:.2f}")
-            for speaker, value in zip(speakers, found["by_fold"], strict=True)
-        ]
-    rows.sort(key=lambda row: (row[0] == "random", row[0], METHODS.index(row[1]), row[2], row[3]))
-    with replacing(results) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    for words in options.words:
+        for model, seed in models:
+            weights = (
+                fresh(options.model, seed, out / f"random-{seed}.safetensors") if model == "random" else options.model
+            )
+            plan = held_out
+            if words != ALL:
+                plan = replace(
+                    held_out, folds=[few(labelled, fold, words, seed) for fold in held_out.folds], groups=None
+                )
+            if not options.speakers and (words != ALL or model == "random" or seed == 0):  # it knows no chance else
+                found = probes(weights, labelled, plan, out / f"probe-{model}-{seed}-{words}.json")
+                for method, accuracies in found.items():
+                    rows += [
+                        (model, words, method, seed, speaker, f"{100 * value:.2f}")
+                        for speaker, value in zip(speakers, accuracies, strict=True)
+                    ]
+            for speaker, fold in zip(speakers, plan.folds, strict=True):
+                if speaker in (options.speakers or speakers):
+                    folder = out / f"{model}-{seed}-{words}-{speaker}"
+                    value = fine_tuned(weights, labelled, fold, words, seed, options.set, folder)
+                    rows.append((model, words, "fine-tuning", seed, speaker, f"{100 * value:.2f}"))
+    if options.speakers:
+        return
+    options.results.mkdir(parents=True, exist_ok=True)
+    rows.sort(key=lambda row: (row[0] == "random", row[0], row[1], METHODS.index(row[2]), row[3], row[4]))
+    with replacing(options.results / "results.csv") as temporary, temporary.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
     with replacing(options.results / "results.md") as temporary:
-        temporary.write_text(table(rows), "utf-8")
-    print(table(rows), end="")
+        temporary.write_text(tables(rows), "utf-8")
+    print(tables(rows), end="")
 
 
 if __name__ == "__main__":

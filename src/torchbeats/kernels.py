@@ -66,6 +66,13 @@ def attention(
         return _flex(q, k, v, bias, gate, key_padding_mask)
     if in_graph() or (bias is None and attn_mask is None):
         return _fused(q, k, v, bias, gate, key_padding_mask, attn_mask, dropout)
+    if (
+        q.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and attn_mask is None
+        and q.numel() // q.size(-1) * k.size(2) <= SCORES_AT_ONCE["cuda"]
+    ):
+        return _by_products(q, k, v, bias, gate, key_padding_mask, dropout)
     return _in_query_blocks(q, k, v, bias, gate, key_padding_mask, attn_mask, dropout, differentiable)
 
 
@@ -174,6 +181,22 @@ def _fused(
     """PyTorch's own call, which wants the gated bias of every clip spelt out."""
     added = _added_to_scores(bias, gate, key_padding_mask, attn_mask, q)
     return F.scaled_dot_product_attention(q, k, v, added, dropout)
+
+
+def _by_products(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    gate: Tensor | None,
+    key_padding_mask: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """Spelt out, for autocast on a CPU: PyTorch's own call goes back to float32 there; only the softmax has to."""
+    scores = (q * q.size(-1) ** -0.5 @ k.transpose(-2, -1)).float()
+    added = _added_to_scores(bias, gate, key_padding_mask, None, scores)
+    weights = torch.softmax(scores if added is None else scores + added, dim=-1)
+    return F.dropout(weights, dropout) @ v
 
 
 def _in_query_blocks(
@@ -387,6 +410,10 @@ def convolution(x: Tensor, kernel: Tensor, bias: Tensor, groups: int) -> Tensor:
     Returns:
         ``(B, C, T + 1 - K % 2)``.
     """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not in_graph():
+        # OneDNN's in bfloat16 takes many times as long, above all on the way back.
+        with torch.autocast("cpu", enabled=False):
+            return convolution(x.float(), kernel.float(), bias.float(), groups).to(x.dtype)
     if (
         x.shape[0] * x.shape[2] >= min(SPECTRAL_STEPS, SPECTRAL_STEPS_PER_WEIGHT * kernel.numel())
         and kernel.shape[2] >= SPECTRAL_TAPS

@@ -1,5 +1,7 @@
 """A fine-tuning begins with a linear head on frozen embeddings, and is never worse on held-out sounds than that."""
 
+import json
+
 import numpy as np
 import pytest
 import soundfile
@@ -17,10 +19,11 @@ from torchbeats.evaluation.rows import rows_of
 from torchbeats.plans import EmbeddingPlan, ScorePlan
 from torchbeats.training import linear_head
 from torchbeats.training.finetune_run import Finetune
-from torchbeats.training.finetuning import Finetuning, with_head
-from torchbeats.training.linear_head import LinearHead, drawn
+from torchbeats.training.finetuning import with_head
+from torchbeats.training.linear_head import drawn, linear_model
 from torchbeats.training.listener import Listener
 from torchbeats.training.settings import finetune_settings
+from torchbeats.training.validation import noise_of_difference
 
 pytest.importorskip("sklearn")
 RATE = 16_000
@@ -64,12 +67,8 @@ def settings_with(*assignments):
 
 
 def fitted(labelled, settings):
-    """A task whose head is the fitted one."""
-    model = with_head(plain_model(), labelled.classes, labelled.problem_type, settings.model)
-    task = Finetuning(model, settings.model, settings.augment, 10, 0)
-    linear = LinearHead(task, labelled, settings, Listener())._fit()
-    task.set_head(torch.from_numpy(linear.weight), torch.from_numpy(linear.bias))
-    return task
+    """A model whose head is the fitted one."""
+    return linear_model(plain_model(), labelled, None, settings, Listener()).model
 
 
 def embeddings(model, labelled, pool):
@@ -80,12 +79,11 @@ def embeddings(model, labelled, pool):
 def test_the_head_says_of_the_training_sounds_what_the_regression_says(folder, pool, monkeypatch):
     monkeypatch.setattr(linear_head, "SEARCH_WORK", 0)  # so that the regularisation is known
     labelled = read_labelled([folder])
-    task = fitted(labelled, settings_with(f"model.pool={pool}"))
-    x = embeddings(task.model, labelled, pool)
+    model = fitted(labelled, settings_with(f"model.pool={pool}"))
+    x = embeddings(model, labelled, pool)
     ((_, expected),) = regressions(x, labelled.targets(), x, 3, [linear_head.USUAL_C])
-    for model in (task.model, task.tuned()):  # the moving average begins with it too
-        scores = rows_of(labelled.examples, model.eval(), ScorePlan(window=1.0)).values
-        assert (scores.argmax(1) == expected.argmax(1)).all()
+    scores = rows_of(labelled.examples, model.eval(), ScorePlan(window=1.0)).values
+    assert (scores.argmax(1) == expected.argmax(1)).all()
     assert (expected.argmax(1) == labelled.targets()).mean() > 0.8  # it has something to say
 
 
@@ -94,10 +92,10 @@ def test_several_labels_a_sound_are_a_regression_each(folder, monkeypatch):
     examples = read_labelled([folder]).examples
     examples = [e._replace(labels=("odd", *e.labels) if i % 2 else e.labels) for i, e in enumerate(examples)]
     labelled = Labelled(examples, ["high", "low", "middle", "odd"], "multi_label")
-    task = fitted(labelled, settings_with())
-    x, truth = embeddings(task.model, labelled, "mean"), labelled.targets() > 0
+    model = fitted(labelled, settings_with("model.pool=mean"))
+    x, truth = embeddings(model, labelled, "mean"), labelled.targets() > 0
     ((_, expected),) = regressions(x, truth, x, 4, [linear_head.USUAL_C])
-    scores = rows_of(labelled.examples, task.model.eval(), ScorePlan(window=1.0)).values
+    scores = rows_of(labelled.examples, model.eval(), ScorePlan(window=1.0)).values
     for k in range(3):  # calibration keeps the order; two neighbours may change places, as the fits end apart
         assert np.corrcoef(expected[:, k].argsort().argsort(), scores[:, k].argsort().argsort())[0, 1] > 0.99
     assert average_precision(truth, scores)[:3].min() > 0.7  # shares of the sounds are 0.33
@@ -106,9 +104,15 @@ def test_several_labels_a_sound_are_a_regression_each(folder, monkeypatch):
 def test_the_linear_head_is_kept_if_no_epoch_does_better(folder, tmp_path):
     training, held_out, _ = split(read_labelled([folder]), 0.4, 0)
     start, notes = plain_model(), Notes()
-    settings = settings_with("model.lr=0.3", "model.epochs=2", "model.average=0", "model.warmup=0", "model.pool=bands")
+    settings = settings_with(
+        "model.lr=0.3", "model.patience=0", "model.epochs=2", "model.average=0", "model.warmup=0", "model.pool=bands"
+    )
     result = torchbeats.load(Finetune(tmp_path / "run", start, training, held_out, settings, {}, notes).train())
-    assert notes.noted == ["Fine-tuning did not improve on the linear head; the linear head is kept."]
+    (sentence,) = notes.noted
+    assert sentence.endswith("; the linear head is kept.")
+    found = json.loads((tmp_path / "run" / "validation.json").read_text("utf-8"))
+    assert found["linear_head"]["kept"]
+    assert found["figures"]["accuracy"] == found["linear_head"]["accuracy"]
     for name, weight in start.state_dict().items():
         assert torch.equal(result.state_dict()[name], weight), name
     assert result.labels == training.classes
@@ -120,7 +124,7 @@ def test_a_run_from_before_the_setting_goes_on_without_it_only(folder, tmp_path)
     Finetune(tmp_path / "run", plain_model(), labelled, None, settings_with("model.head_first=false"), {})
     file = tmp_path / "run" / "run.yaml"
     about = yaml.safe_load(file.read_text("utf-8"))
-    del about["model"]["head_first"]
+    del about["model"]["head_first"], about["tune"]
     file.write_text(yaml.safe_dump(about, allow_unicode=True), "utf-8")
     with pytest.raises(SettingsError, match=r"model\.head_first was False and is now True"):
         Finetune(tmp_path / "run", plain_model(), labelled, None, settings_with(), {})
@@ -138,14 +142,49 @@ def test_a_head_for_the_same_classes_stays(folder, tmp_path):
 def test_sounds_that_do_not_suffice_leave_the_head_untrained(tmp_path):
     (tmp_path / "junk.wav").write_text("junk")
     labelled = Labelled([Example(str(tmp_path / "junk.wav"), (name,)) for name in "ab"], ["a", "b"], "single_label")
-    settings, notes = settings_with(), Notes()
-    task = Finetuning(
-        with_head(plain_model(), "ab", "single_label", settings.model), settings.model, settings.augment, 10, 0
-    )
-    task.model.train()
-    assert LinearHead(task, labelled, settings, notes)._fit() is None
+    notes, start = Notes(), plain_model()
+    assert linear_model(start, labelled, None, settings_with(), notes) is None
     assert "The head begins untrained" in notes.warned[0]
-    assert task.model.training
+    run = Finetune(tmp_path / "run", start, labelled, None, settings_with(), {})
+    assert run._begun()[0].cfg.predictor_pool == "statistics"  # training may still do
+
+
+def test_the_pooling_is_the_one_that_tells_held_out_sounds_apart(tmp_path):
+    """Steady tones and the same tones switched on and off have one mean at full loudness, and another deviation."""
+    folder, random = tmp_path / "d", np.random.default_rng(0)
+    for name in ("steady", "broken"):
+        (folder / name).mkdir(parents=True)
+        for i in range(12):
+            n = np.arange(2 * RATE)
+            on = 1.0 if name == "steady" else (n // (RATE // 4)) % 2
+            tone = 0.3 * np.sin(2 * np.pi * random.uniform(300, 3_000) * n / RATE) * on
+            soundfile.write(folder / name / f"{i}.wav", tone + 1e-3 * random.standard_normal(len(n)), RATE)
+    training, held_out, _ = split(read_labelled([folder]), 0.3, 0)
+    fitted = linear_model(plain_model(), training, held_out, settings_with(), Listener())
+    assert fitted.compared.keys() == {"mean", "bands", "statistics"}
+    assert fitted.compared[fitted.pool] == max(fitted.compared.values())
+    assert fitted.model.cfg.predictor_pool == fitted.pool
+    for pool, function in linear_head._FROM_STATISTICS.items():  # of one embedding, all three
+        x = embeddings(fitted.model, training, "statistics")
+        x = x.reshape(len(x), 2, fitted.model.grid.bands, -1)
+        np.testing.assert_allclose(function(x), embeddings(fitted.model, training, pool), atol=1e-5)
+
+
+def test_noise_is_that_of_the_pairs_that_differ():
+    truth = np.zeros(100, int)
+    right, wrong = np.array([1.0, 0.0]), np.array([0.0, 1.0])
+    a = np.array([right] * 60 + [wrong] * 40)
+    b = np.array([right] * 50 + [wrong] * 40 + [right] * 10)  # 10 that only a has, 10 that only b has
+    none = [None] * 100
+    # McNemar: (10 + 10 - 0) / 100² of a difference of zero
+    assert noise_of_difference(truth, a, b, none) == pytest.approx(np.sqrt(20) / 100, rel=0.01)
+    assert noise_of_difference(truth, a, a, none) == 0
+    groups = [str(i // 10) for i in range(100)]  # the ten of either kind come from one recording each
+    assert noise_of_difference(truth, a, b, groups) == pytest.approx(np.sqrt(200) / 100, rel=0.1)
+    assert noise_of_difference(truth, a, b, ["one", *["two"] * 99]) < 0.1  # too few groups to count by
+    several = np.random.default_rng(0).random((100, 3)) < 0.4
+    assert noise_of_difference(several, several * 1.0, several * 1.0, none) == 0
+    assert 0 < noise_of_difference(several, several * 1.0, np.random.default_rng(1).random((100, 3)), none) < 0.1
 
 
 def test_of_many_sounds_a_part_is_drawn_with_all_rare_ones():
@@ -155,5 +194,5 @@ def test_of_many_sounds_a_part_is_drawn_with_all_rare_ones():
     assert len(rows) == len(set(rows)) == linear_head.MOST_SOUNDS
     assert {i for i in range(12_000) if i % 1000 == 7} <= set(rows)
     assert rows == drawn(labelled, 100, 0) != drawn(labelled, 100, 1)
-    assert len(drawn(labelled, 1_000_000, 0)) == linear_head.MOST_WORK / 2_000_000
+    assert len(drawn(labelled, 100_000, 0)) == linear_head.MOST_VALUES / 100_000
     assert drawn(labelled.subset([7, 8, 9]), 100, 0) == [0, 1, 2]

@@ -44,7 +44,19 @@ def finetune(
     ] = None,
     problem_type: ProblemType = None,
     epochs: Annotated[
-        float | None, typer.Option(rich_help_panel=TRAINING, help="Passes through the sounds. Default: 20.")
+        float | None,
+        typer.Option(
+            rich_help_panel=TRAINING, help="Passes through the sounds, at most. Default: by the number of sounds."
+        ),
+    ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            rich_help_panel=TRAINING,
+            help="First search learning rate and layer decay for so long, such as 20m, by the sounds held out; of a "
+            "cross-validation in each fold.",
+        ),
     ] = None,
     freeze: Annotated[
         int | None,
@@ -57,7 +69,8 @@ def finetune(
         str | None,
         typer.Option(
             rich_help_panel=TRAINING,
-            help="32-true, bf16-mixed, 16-mixed and so on. Default: bf16-mixed on a GPU that has it, else 32-true.",
+            help="32-true, bf16-mixed, 16-mixed and so on. Default: bf16-mixed where the GPU or CPU has it, else "
+            "32-true.",
         ),
     ] = None,
     device: TrainingDevice = None,
@@ -101,7 +114,8 @@ def finetune(
         typer.Option(
             "--show",
             rich_help_panel=TRAINING,
-            help="Print all settings as YAML, each with what it means, and do nothing else.",
+            help="Print all settings as YAML, each with what it means, and do nothing else. With DATA, those that are "
+            "chosen for its size, and why.",
         ),
     ] = False,
 ) -> None:
@@ -111,15 +125,19 @@ def finetune(
     and run.yaml. To continue a run that was stopped or killed, give the same command again.
 
     Some sounds are held out, to measure the model and to choose the best epoch: those in the split validation (or else
-    test) of a list, or a tenth of each class. A cross-validation gives figures, and a folder for each fold.
+    test) of a list, or a share of each class. Training ends when nothing gets better, and where it gains nothing beyond
+    noise over a linear head on the frozen model, that head is what you get. A cross-validation gives figures, and a
+    folder for each fold.
     """
-    from torchbeats.training.explaining import explained_yaml
+    from torchbeats.training.defaults import DataSize
+    from torchbeats.training.explaining import explained_yaml, reason
     from torchbeats.training.settings import finetune_settings
 
     options_given = {"model.epochs": epochs, "model.freeze": freeze, "trainer.precision": precision}
     options = [f"{name}={value}" for name, value in options_given.items() if value is not None]
-    run_settings = finetune_settings(config, [*(set_ or ()), *options, *device_settings(device)], seed=seed)
-    if show_settings:
+    assignments = [*(set_ or ()), *options, *device_settings(device)]
+    run_settings = finetune_settings(config, assignments, seed=seed)
+    if show_settings and not data:
         print(explained_yaml(run_settings, room()), end="")
         return
     for package in TRAINING_PACKAGES:  # they take seconds to import, which a slip in the settings need not wait for
@@ -129,14 +147,23 @@ def finetune(
     from torchbeats.model import BEATs
     from torchbeats.training.cross_validation import CrossValidation
     from torchbeats.training.finetune_run import Finetune
+    from torchbeats.training.search import seconds_of
 
     one_speaks()
-    data, out = needed(data, out)
+    budget = 0.0 if tune is None else seconds_of(tune)
+    data, out = needed(data, out if out is not None or not show_settings else Path())
     cut = windows(run_settings.data.seconds, min_overlap, fully_annotated)
     labelled = read_labelled(
         data, problem_type, label_column=label_column, label_from=label_from, sounds=sounds or (), windows=cut
     )
     labelled = _usable(labelled, group_from)
+    size = DataSize.of(labelled, run_settings.data.seconds)
+    run_settings = finetune_settings(config, assignments, size, seed=seed)
+    why = reason(size, run_settings.model)
+    if show_settings:
+        print(f"# {why}\n{explained_yaml(run_settings, room())}", end="")
+        return
+    remark(why)
     cross = cross_validate or folds is not None
     plan = design(labelled, folds, group_from is not None, run_settings.seed) if cross else None
     parts = None if cross else split(labelled, run_settings.data.validation, run_settings.seed)
@@ -148,7 +175,7 @@ def finetune(
         for warning in plan.warnings:
             complain(warning, "Warning")
         with stopping():
-            result = CrossValidation(out, network, labelled, plan, run_settings, about, Display()).run()
+            result = CrossValidation(out, network, labelled, plan, run_settings, about, Display(), budget).run()
         if result is not None:
             show(format, plain(result.to_dict(plan)), lambda console: _print(console, result, plan))
             remark(f"{out}: a folder for each fold, and all figures in validation.json.")
@@ -156,7 +183,7 @@ def finetune(
     if parts.rest.examples:
         complain(f"The {len(parts.rest.examples):,} sounds for testing are left alone: torchbeats evaluate.", "Note")
     with stopping():
-        file = Finetune(out, network, parts.train, parts.validation, run_settings, about, Display()).train()
+        file = Finetune(out, network, parts.train, parts.validation, run_settings, about, Display(), budget).train()
     views = f" --views {run_settings.data.views}" if run_settings.data.views > 1 else ""
     remark(f"{file}: {len(labelled.classes)} classes. Try it: torchbeats tag FILE -m {file}{views}")
 

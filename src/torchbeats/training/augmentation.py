@@ -12,6 +12,7 @@ from torchbeats.audio import Floats
 from torchbeats.patches import SAMPLE_RATE
 
 TELEPHONE_HZ = 4_000  # what is left of sound that was sampled at 8 kHz
+NOISE_BELOW_DB = (5.0, 40.0)  # how much softer than a clip its noise is
 _ROLL_OFF_HZ = 300  # over which it goes
 DECIBEL = math.log(10) / 10  # of power, as natural logarithm
 CURVE_TERMS = 4  # cosines in an equaliser's curve: a tilt, a bow, and two finer ones
@@ -30,6 +31,20 @@ def augment_waveform(samples: Floats, random: np.random.Generator, gain_db: floa
     if gain_db:
         samples = samples * np.float32(10 ** (gain / 20))
     return low_pass(samples, TELEPHONE_HZ) if narrow else samples
+
+
+def add_noise(samples: Floats, random: np.random.Generator) -> Floats:
+    """Put noise of some colour, from white to brown, under a clip, as another recorder or room would.
+
+    Args:
+        samples: ``(samples,)`` at 16 kHz.
+        random: draws colour, level and noise.
+    """
+    spectrum = np.fft.rfft(random.standard_normal(len(samples)))
+    slope, below = random.uniform(0, 1), random.uniform(*NOISE_BELOW_DB)
+    noise = np.fft.irfft(spectrum * np.arange(1, len(spectrum) + 1) ** -slope, len(samples))
+    level = float(np.sqrt(np.square(samples, dtype=np.float64).mean())) * 10 ** (-below / 20)
+    return samples + (noise * (level / max(float(noise.std()), 1e-12))).astype(np.float32)
 
 
 def change_speed(samples: Floats, factor: float) -> Floats:

@@ -34,8 +34,9 @@ from torchbeats.training.work import work_of
 class CrossValidation:
     """Fine-tunings that each leave other sounds out, and are asked about them: an honest figure for a recipe.
 
-    A fold's sounds play no part in its training, not even to tell which epoch was the best: the model is that of the
-    last one. To stop early (``model.patience``), a share of the training sounds is held out besides.
+    A fold's sounds play no part in its training, not even to tell which epoch was the best. To choose one, and between
+    it and the linear head, a share of the training sounds is held out besides; with ``model.patience=0`` none is, and
+    the model is that of the last epoch.
 
     Args:
         folder: of the run; one that was stopped goes on where it was.
@@ -45,6 +46,7 @@ class CrossValidation:
         settings: of each fine-tuning.
         about: what else decides the result, for run.yaml.
         listener: told of the progress.
+        tune: seconds to spend on a search of learning rates in each fold.
 
     Raises:
         SettingsError: the folder holds a run with other settings.
@@ -59,16 +61,18 @@ class CrossValidation:
         settings: FinetuneSettings,
         about: dict[str, Any],
         listener: Listener | None = None,
+        tune: float = 0.0,
     ) -> None:
         self.folder, self.model, self.labelled, self.plan, self.settings = folder, model, labelled, plan, settings
-        self.about, self.listener = about, listener
+        self.about, self.listener, self.tune = about, listener, tune
         join_processes(settings.trainer.accelerator)
         self.run_folder = RunFolder(folder, listener)
         # The folds' results are kept by number, so they must be of these very sounds.
         parts = {f"training {number}": fold.train.tolist() for number, fold in enumerate(plan.folds, start=1)}
         parts |= {f"held out {number}": fold.test.tolist() for number, fold in enumerate(plan.folds, start=1)}
         sounds = work_of(labelled.examples, parts)
-        about = {**about, "held_out": plan.name, "sounds": sounds, "classes": labelled.classes, **settings.to_dict()}
+        about = {**about, "held_out": plan.name, "sounds": sounds, "classes": labelled.classes, "tune": tune}
+        about |= settings.to_dict()
         self.run_folder.claim(about, defaults_of_older_runs(), MAY_CHANGE)
 
     def run(self) -> CrossValidated | None:
@@ -102,10 +106,10 @@ class CrossValidation:
                     training, validation = training.without(drawn), training.subset(drawn)
                 else:
                     reason = "no class is large enough to hold out some of its sounds"
-                    self.run_folder.listener.warn(f"Fold {number}: model.patience has no effect, as {reason}.")
+                    self.run_folder.listener.warn(f"Fold {number} ends with its last epoch, as {reason}.")
             self.run_folder.listener.say(f"Fold {number} of {len(self.plan.folds)}")
             about = {**self.about, "held_out": f"{self.plan.name}: {number}"}
-            run = Finetune(folder, self.model, training, validation, self.settings, about, self.listener)
+            run = Finetune(folder, self.model, training, validation, self.settings, about, self.listener, self.tune)
             result = run.train()
             if is_leader():
                 indices, values = self._predict(BEATs(result), fold)

@@ -19,7 +19,7 @@ from torchbeats.data.example import Example
 from torchbeats.data.labelled import Labelled
 from torchbeats.errors import AudioError
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
-from torchbeats.training.augmentation import CURVE_TERMS, augment_waveform, change_speed, equaliser_curve
+from torchbeats.training.augmentation import CURVE_TERMS, add_noise, augment_waveform, change_speed, equaliser_curve
 from torchbeats.training.batches import Draw
 from torchbeats.training.corpus import Corpus, Failure
 from torchbeats.training.crops import Excerpts
@@ -133,6 +133,8 @@ class LabelledCrops(Excerpts["LabelledCrop | Failure"]):
         samples = augment_waveform(samples, random, a.gain_db, a.band_limited)
         if a.speed and len(samples):
             samples = change_speed(samples, 1 + random.uniform(-a.speed, a.speed))
+        if a.noise and random.random() < a.noise and len(samples) > 1:
+            samples = add_noise(samples, random)
         if a.delay:
             later = int(random.integers(round(a.delay * SAMPLE_RATE) + 1))
             samples = audio.delay(samples, later, random)

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from torchbeats.training.defaults import TABLE, DataSize, row_for
+from torchbeats.training.settings import TuningSettings
+
 
 class Explanation(NamedTuple):
     """A setting: its name with dots, its type as written, its value and what it means."""
@@ -69,3 +72,14 @@ def _add(lines: list[tuple[str, str]], settings: Any, indent: str) -> None:
 def section_meaning(settings: Any) -> str:
     """The sentence about a group of settings."""
     return inspect.cleandoc(type(settings).__doc__ or "").splitlines()[0]
+
+
+def reason(size: DataSize, model: TuningSettings) -> str:
+    """A sentence about the settings that a fine-tuning has, and the size that decided what nobody set."""
+    row = row_for(size)
+    bounds = f"less than {row.below:,}" if row is not TABLE[-1] else f"{TABLE[-2].below:,} or more"
+    early = f", ended early when {model.patience} of them bring nothing better" if model.patience else ""
+    return (
+        f"{size.clips:,} clips of {size.seconds:.1f} s, {size.classes} classes: settings as for {bounds} clips, unless "
+        f"given. At most {model.epochs:g} epochs{early}; learning rate {model.lr:g}, layer decay {model.layer_decay:g}."
+    )

@@ -18,25 +18,38 @@ from torchbeats.errors import InputError
 from torchbeats.model import BEATs
 from torchbeats.training.augmentation import equalise, shift_mel
 from torchbeats.training.examples import LabelledBatch
-from torchbeats.training.settings import AugmentationSettings, OptimiserSettings, TuningSettings
+from torchbeats.training.settings import AUTO, AugmentationSettings, OptimiserSettings, TuningSettings
 from torchbeats.training.task import Task, part
 
+USUAL_POOL = "statistics"  # where none is named, and there is nothing to choose by
 
-def with_head(model: BEATs, labels: Sequence[str], problem_type: str, tuning: TuningSettings) -> BEATs:
-    """The same model, to be trained, with a fresh head for ``labels``; a head with the same labels is kept."""
+
+def with_head(
+    model: BEATs, labels: Sequence[str], problem_type: str, tuning: TuningSettings, pool: str | None = None
+) -> BEATs:
+    """The same model, to be trained, with a fresh head for ``labels``; a head with the same labels is kept.
+
+    Args:
+        model: to begin with.
+        labels: names of the classes.
+        problem_type: "single_label" or "multi_label".
+        tuning: settings.
+        pool: what the head sees; what the settings say if not given, with `USUAL_POOL` for "auto".
+    """
+    pool = pool or _pool(model, labels, tuning.pool)
     cfg = BEATsConfig(
         model.cfg.to_dict(),
         finetuned_model=True,
         predictor_class=len(labels),
         predictor_dropout=tuning.dropout,
-        predictor_pool=tuning.pool,
+        predictor_pool=pool,
         problem_type=problem_type,
         encoder_layerdrop=tuning.layerdrop,
         layer_wise_gradient_decay_ratio=tuning.gradient_decay,
     )
     tuned = BEATs(cfg, freeze=False)
     names = dict(enumerate(labels))
-    keep = keeps_head(model, labels, tuning.pool)
+    keep = keeps_head(model, labels, pool)
     weights = {n: t for n, t in model.state_dict().items() if keep or not n.startswith("predictor.")}
     tuned.load_state_dict({**tuned.state_dict(), **weights})
     tuned.label_dict = names
@@ -44,8 +57,14 @@ def with_head(model: BEATs, labels: Sequence[str], problem_type: str, tuning: Tu
 
 
 def keeps_head(model: BEATs, labels: Sequence[str], pool: str) -> bool:
-    """Whether a model has a head for these very labels, over the same pooling."""
-    return model.label_dict == dict(enumerate(labels)) and model.cfg.predictor_pool == pool
+    """Whether a model has a head for these very labels, over the same pooling; any is for "auto"."""
+    return model.label_dict == dict(enumerate(labels)) and pool in (AUTO, model.cfg.predictor_pool)
+
+
+def _pool(model: BEATs, labels: Sequence[str], pool: str) -> str:
+    if pool != AUTO:
+        return pool
+    return model.cfg.predictor_pool if keeps_head(model, labels, AUTO) else USUAL_POOL
 
 
 class Finetuning(Task[LabelledBatch]):
@@ -94,14 +113,6 @@ class Finetuning(Task[LabelledBatch]):
     def tuned(self) -> BEATs:
         """What the training has come to so far: the moving average, or the model itself."""
         return self.model if self.average is None else cast("BEATs", self.average.module)
-
-    def set_head(self, weight: Tensor, bias: Tensor) -> None:
-        """Replace the head's weights ``(classes, D)`` and biases ``(classes,)``, in the moving average too."""
-        with torch.no_grad():
-            for model in (self.model, self.tuned()):
-                assert model.predictor is not None
-                model.predictor.weight.copy_(weight)
-                model.predictor.bias.copy_(bias)
 
     def finished(self, weights: Mapping[str, Tensor]) -> BEATs:
         """The fine-tuned model, with its labels."""

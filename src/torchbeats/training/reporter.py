@@ -17,6 +17,9 @@ from torchbeats.training.folder import RunFolder
 from torchbeats.training.processes import all_items, is_leader
 from torchbeats.training.task import Task
 
+_TIMED_STEPS = (2, 12)  # from the one to the other, how long is left is estimated for the first time
+_WORTH_SAYING = 60.0  # seconds
+
 
 class Reporter(Callback):
     """Writes metrics.csv, TensorBoard's log and the list of sounds left out, and moves the progress display.
@@ -72,12 +75,14 @@ class Reporter(Callback):
         self._advance = self._work.__enter__()
         self._advance(trainer.global_step, "")
         self._done, self._since, self._clips = trainer.global_step, time.monotonic(), 0
+        self._begun, self._timed = trainer.global_step, 0.0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Report every so many steps."""
         if trainer.global_step == self._done:  # gradients still accumulate
             return
         self._done = trainer.global_step
+        self._estimate(trainer.max_steps)
         if self.task.bad_batches:  # then in all processes
             self._note_bad_batches()
         if self._done % self.every and self._done != trainer.max_steps:
@@ -99,6 +104,18 @@ class Reporter(Callback):
                 self.warned = True
                 self.folder.listener.warn(f"{self.title}, step {self._done}: {sentence}")
         self._advance(1, f"{task.status_text(report)}, {report['clips_per_second']:,.0f} clips/s")
+
+    def _estimate(self, total: int) -> None:
+        """Behind a few steps, tell how long the rest will take at most."""
+        first, last = _TIMED_STEPS
+        if self._done == self._begun + first:
+            self._timed = time.monotonic()
+        elif self._done == self._begun + last:
+            step = (time.monotonic() - self._timed) / (last - first)
+            if (left := step * (total - self._done)) > _WORTH_SAYING:
+                self.folder.listener.say(
+                    f"{self.title}: about {duration(left)} to go, {total - self._done:,} steps of {step:.2f} s at most."
+                )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the display."""
@@ -154,6 +171,13 @@ class Reporter(Callback):
             writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(earlier)
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: ``50 s``, ``12 min``, ``3.4 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _short(value: Any) -> Any:

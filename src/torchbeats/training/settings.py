@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 from torchbeats.config import PATCH_NORMALISATIONS, SIZES, BEATsConfig, TokenizersConfig, shown
 from torchbeats.errors import SettingsError
 from torchbeats.pooling import WINDOW_POOLINGS
+from torchbeats.training.defaults import DataSize, by_size
 from torchbeats.training.yaml_values import read_yaml, read_yaml_file
 
 LARGEST = 2**31 - 1  # number that a setting may be, seeds apart
 LARGEST_SEED = 10**15  # what is derived from it has to fit into 64 bits
 LARGEST_SIZE = 2**20  # of anything that weights are made for
+AUTO = "auto"  # the pooling that a linear head does best with
 
 
 T = TypeVar("T")
@@ -115,7 +117,9 @@ class TrainerSettings:
     devices: int | str = setting("auto", "Number of devices on each machine; auto: all of them.")
     nodes: int = setting(1, "Number of machines.")
     strategy: str = setting("auto", "Lightning's name of how several devices work together; auto: ddp.")
-    precision: str = setting("auto", "Lightning's name; auto: bf16-mixed on a GPU that has it, 32-true elsewhere.")
+    precision: str = setting(
+        "auto", "Lightning's name; auto: bf16-mixed on a GPU that has it, in fine-tuning a CPU too, 32-true elsewhere."
+    )
     accumulate: int = setting(1, "Batches whose gradients make one step, where memory is short.")
     clip: float = setting(1.0, "Largest norm of the gradient; 0: any.")
     log_every: int = setting(50, "Steps between two rows of metrics.csv.")
@@ -155,7 +159,7 @@ class LabelledDataSettings:
     """How labelled clips are drawn."""
 
     seconds: float = setting(10.0, "The most that the model hears at once, in training and in validation.")
-    batch_seconds: float = setting(40.0, "Seconds of audio in a batch, over all processes.")
+    batch_seconds: float = setting(40.0, "Seconds of audio in a batch, over all processes; by the size of the data.")
     workers: int = setting(
         -1, "Decoding processes for each process that trains; -1: as many as there are cores to spare, up to 8."
     )
@@ -165,7 +169,9 @@ class LabelledDataSettings:
     views: int = setting(
         1, "Validation hears each sound this many times, a share of a step later each time, and takes the mean."
     )
-    validation: float = setting(0.1, "Share of the sounds that is held out, if the data have no split of their own.")
+    validation: float = setting(
+        0.1, "Share of the sounds that is held out, if the data have no split of their own; by the size of the data."
+    )
 
 
 @dataclass
@@ -176,6 +182,9 @@ class AugmentationSettings:
     band_limited: float = setting(0.0, "Share of the clips that lose what is above 4 kHz.")
     speed: float = setting(
         0.0, "Each clip is played faster or slower by up to this share, and becomes higher or lower with it."
+    )
+    noise: float = setting(
+        0.0, "Share of the clips that get noise of some colour, 5 to 40 dB below them, as from another recorder."
     )
     delay: float = setting(
         0.0, "Up to this many seconds of noise like its quietest moment come before a clip, and on top of it."
@@ -194,9 +203,9 @@ class AugmentationSettings:
 class TuningSettings:
     """AdamW with a learning rate that falls from the head to the input."""
 
-    epochs: float = setting(20.0, "Passes through the sounds.")
-    lr: float = setting(5e-4, "Highest learning rate, of the head and the last layer.")
-    layer_decay: float = setting(0.75, "Each layer further down learns this much slower.")
+    epochs: float = setting(20.0, "Passes through the sounds, at most; by the size of the data.")
+    lr: float = setting(5e-4, "Highest learning rate, of the head and the last layer; by the size of the data.")
+    layer_decay: float = setting(0.75, "Each layer further down learns this much slower; by the size of the data.")
     warmup: float = setting(0.1, "Share of the steps in which the learning rate rises from zero.")
     weight_decay: float = setting(0.01, "AdamW's weight decay.")
     betas: list[float] = setting([0.9, 0.98], "AdamW's two decay rates of its moving averages.")
@@ -206,16 +215,25 @@ class TuningSettings:
     gradient_decay: float = setting(1.0, "Gradients are multiplied by this once a layer, from the top down.")
     dropout: float = setting(0.1, "Dropout in front of the head.")
     pool: str = setting(
-        "mean", "What the head sees: mean (over all patches, as in the original), or over time: bands or statistics."
+        AUTO,
+        "What the head sees: mean (over all patches, as in the original), or over time: bands or statistics; auto: "
+        "what a linear head does best with, or what a head that stays has.",
     )
     average: float = setting(
-        0.99, "The result is a moving average of the weights, of which a step keeps this share; 0: the last weights."
+        0.99,
+        "The result is a moving average of the weights, of which a step keeps this share; 0: the last weights; by the "
+        "size of the data.",
     )
-    patience: int = setting(0, "Epochs without a better validation before training ends early; 0: it does not.")
+    patience: int = setting(
+        5,
+        "Epochs without a better validation before training ends early; 0: it does not, and a cross-validation holds "
+        "nothing out besides; by the size of the data.",
+    )
     head_first: bool = setting(
         True,
-        "Training begins with a linear head fitted on the frozen model's embeddings, which is kept if no epoch does "
-        "better on the sounds held out (LP-FT, arXiv 2202.10054); a head that knows the same classes stays.",
+        "Training begins with a linear head fitted on the frozen model's embeddings, which is kept if fine-tuning does "
+        "no better on the sounds held out, beyond noise (LP-FT, arXiv 2202.10054); a head that knows the same classes "
+        "stays.",
     )
 
 
@@ -297,9 +315,23 @@ def settings(
     return result
 
 
-def finetune_settings(file: Path | None = None, assignments: Iterable[str] = (), **named: Any) -> FinetuneSettings:
-    """Settle what a fine-tuning is to do. Arguments and errors as in `settings`."""
+def finetune_settings(
+    file: Path | None = None, assignments: Iterable[str] = (), size: DataSize | None = None, **named: Any
+) -> FinetuneSettings:
+    """Settle what a fine-tuning is to do.
+
+    Args:
+        file: YAML, nested as `FinetuneSettings` is.
+        assignments: as for `settings`.
+        size: of the data; what nothing else says is by it then, see `torchbeats.training.defaults`.
+        **named: as for `settings`.
+
+    Raises:
+        SettingsError: as `settings`.
+    """
     result = FinetuneSettings()
+    if size is not None:
+        _merge(result, by_size(size), "")
     _apply(result, read_yaml_file(file) if file is not None else {}, assignments, named)
     _check_finetune(result)
     return result
@@ -456,7 +488,8 @@ def _check_finetune(settings: FinetuneSettings) -> None:
             "data.validation must be at least 0 and less than 1": 0 <= data.validation < 1,
             "augment.gain_db and equaliser_db must be at least 0": 0 <= augment.gain_db < math.inf
             and 0 <= augment.equaliser_db < math.inf,
-            "augment.band_limited must lie between 0 and 1": 0 <= augment.band_limited <= 1,
+            "augment.band_limited and noise must lie between 0 and 1": 0 <= augment.band_limited <= 1
+            and 0 <= augment.noise <= 1,
             "augment.speed must lie between 0 and 0.5": 0 <= augment.speed <= 0.5,
             "augment.delay must be at least 0 and at most data.seconds": 0 <= augment.delay <= data.seconds,
             "augment.mixup must be at least 0": 0 <= augment.mixup < math.inf,
@@ -473,7 +506,7 @@ def _check_finetune(settings: FinetuneSettings) -> None:
             "model.label_smoothing, layerdrop, dropout and average must be at least 0 and less than 1": all(
                 0 <= value < 1 for value in (model.label_smoothing, model.layerdrop, model.dropout, model.average)
             ),
-            f"model.pool must be {' or '.join(WINDOW_POOLINGS)}": model.pool in WINDOW_POOLINGS,
+            f"model.pool must be {' or '.join((AUTO, *WINDOW_POOLINGS))}": model.pool in (AUTO, *WINDOW_POOLINGS),
             "model.freeze must be at least 0, or -1": model.freeze >= -1,
             "model.patience must be at least 0": model.patience >= 0,
             "trainer.clip must be at least 0": 0 <= trainer.clip < math.inf,
