@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 import torchbeats
-from helpers import noise, small_model, tone
+from helpers import noise, small_model, tiny_run, tone
 from torchbeats.data.folds import design, split
 from torchbeats.data.labelled import read_labelled
 from torchbeats.training.settings import finetune_settings, settings
@@ -208,6 +208,41 @@ def test_fsdd_probes_and_fine_tunes_a_model(tmp_path, recordings):
     assert "| m |" in said
     about = json.loads((tmp_path / "out" / "m-0" / "validation.json").read_text("utf-8"))
     assert about["held_out"] == "each of 2 groups left out in turn"
+
+
+@pytest.mark.slow
+def test_rows_of_a_budget_are_made_one_by_one(tmp_path, recordings):
+    audio = tmp_path / "audio"
+    rows = [("path", "corpus", "licence", "label", "group", "split", "seconds")]
+    for index in range(6):
+        write(audio / f"{index}.wav", noise(1.5, seed=index, level=0.03 * (index + 1)))
+        rows.append((f"{index}.wav", "noise", "CC0-1.0", "", str(index), "train", "1.500"))
+    for name in ("train.csv", "manifest.csv"):
+        with (audio / name).open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    places = ("--audio", audio, "--fsdd", recordings, "--out", tmp_path / "out", "--results", tmp_path / "results")
+    quick = [f"--set={one}" for one in tiny_run()]
+    command = ("nano/budget.py", *places, "--minutes", 0.003, "--seeds", 1, *quick, "--rows")
+    written = []
+    for names in (("paper",), ("paper", "masks")):
+        status, said, error = script(*command, *names)
+        assert status == 0, error
+        written.append((tmp_path / "results" / "budget.csv").read_text("utf-8"))
+        assert said.count("steps\n") == 1  # the one that was not there yet
+    assert written[1].startswith(written[0])
+    figures = list(csv.DictReader(written[1].splitlines()))
+    assert [(f["row"], f["pooling"], f["fold"]) for f in figures] == [
+        (row, pooling, who)
+        for row in ("paper", "masks")
+        for pooling in ("statistics", "bands", "mean")
+        for who in ("ada", "bob")
+    ]
+    assert float(figures[0]["accuracy"]) == 100  # a tone or noise
+    assert all(float(f["minutes"]) > 0 for f in figures)
+    assert "| masks | four masks a clip | 1 |" in said
+    assert (tmp_path / "results" / "budget.png").exists()
+    status, _, error = script(*command, "paper", "--set=seed=1")
+    assert (status, "made otherwise" in error) == (1, True)
 
 
 @pytest.mark.slow
