@@ -30,6 +30,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "changes.md",
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
+    "recipes/README.md": "recipes/index.md",
     "recipes/nano/README.md": "recipes/nano.md",
     "recipes/fsdd/README.md": "recipes/fsdd.md",
     **{

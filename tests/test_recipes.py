@@ -6,17 +6,20 @@ import io
 import json
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
 
 import torchbeats
-from helpers import noise, small_model, tone
+from helpers import noise, small_model, tiny_run, tone
 from torchbeats import cli
 from torchbeats.data.folds import design, split
 from torchbeats.data.labelled import read_labelled
@@ -56,9 +59,9 @@ def script(monkeypatch, capsys):
     return call
 
 
-def write(path, samples):
+def write(path, samples, rate=16_000):
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, 16_000)
+    soundfile.write(path, samples, rate)
 
 
 def test_esc50_becomes_a_list_with_its_folds(script, tmp_path):
@@ -106,6 +109,98 @@ def test_audioset_segments_find_their_files(script, tmp_path):
     assert [Path(e.path).name for e in parts.validation.examples] == ["Yabcdefghij.wav"]
 
 
+def test_audioset_strong_labels_make_a_clip_s_labels(script, tmp_path):
+    write(tmp_path / "clips" / "Y_bcdefghij-.wav", tone(0.3))
+    (tmp_path / "strong.tsv").write_text(
+        "segment_id\tstart_time_seconds\tend_time_seconds\tlabel\n"
+        "_bcdefghij-_30000\t0.000\t1.500\t/m/09x0r\n_bcdefghij-_30000\t2.000\t2.500\t/t/dd00088\n"
+        "_bcdefghij-_30000\t4.000\t5.000\t/m/09x0r\ngone-gone-g_0\t0.000\t9.000\t/m/04rlf\n"
+    )
+    out = tmp_path / "list.parquet"
+    arguments = ("audioset/prepare.py", "--audio", tmp_path / "clips", "--out", out, "--train")
+    status, said, _ = script(*arguments, tmp_path / "strong.tsv")
+    assert (status, "1 of 2 segments are there" in said) == (0, True)
+    assert [row["labels"] for row in pq.read_table(out).to_pylist()] == [["/m/09x0r", "/t/dd00088"]]
+    status, _, said = script(*arguments, tmp_path / "weak.csv")
+    assert (status, said.startswith("There is no")) == (1, True)
+
+
+# --- the READMEs' commands, on stand-ins of the same layout -----------------------------------------------------------
+
+
+@pytest.fixture
+def follow(tmp_path, monkeypatch, run):
+    """Run the commands of a recipe's README, in a folder that has the recipes and the model that they name."""
+    (tmp_path / "recipes").symlink_to(RECIPES)
+    torchbeats.save(small_model(dropout=0.0), tmp_path / "beats.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def call(recipe, *quick):
+        done = []
+        for block in re.findall(r"^```\n(.*?)^```$", (RECIPES / recipe / "README.md").read_text("utf-8"), re.M | re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = [{"beats-iter3": "beats.safetensors"}.get(w, w) for w in shlex.split(line, comments=True)]
+                if not words or words[0] in ("git", "pip"):
+                    continue
+                if words[0] == "python":
+                    monkeypatch.setattr(sys, "argv", words[1:])
+                    runpy.run_path(words[1], run_name="__main__")
+                else:
+                    settings = quick if words[1] == "finetune" else ()
+                    status, _, error = run(*words[1:], *(f"--set={one}" for one in settings))
+                    assert status == 0, f"{line}: {error}"
+                done.append(words[1])
+        return done
+
+    return call
+
+
+QUICK = ("model.epochs=1", "model.lr=1e-4", "data.workers=0", "trainer.accelerator=cpu", "trainer.devices=1")
+
+
+def test_the_commands_of_esc50_run(tmp_path, follow):
+    meta = tmp_path / "ESC-50" / "meta" / "esc50.csv"
+    meta.parent.mkdir(parents=True)
+    kinds = ("dog", "sea_waves")
+    rows = [(f"{fold}-{fold}0{i}-A-{i % 2}.wav", fold, i % 2, kinds[i % 2], True, f"{fold}0{i}", "A")
+            for fold in range(1, 6) for i in range(4)]  # fmt: skip
+    with meta.open("w", newline="") as file:
+        csv.writer(file).writerows([("filename", "fold", "target", "category", "esc10", "src_file", "take"), *rows])
+    for name, fold, target, *_ in rows:
+        sound = noise(0.5, 44_100, seed=fold) if target else tone(0.5, 44_100, hertz=300 + 20 * fold)
+        write(tmp_path / "ESC-50" / "audio" / name, sound, 44_100)
+    assert follow("esc50", *QUICK) == ["recipes/esc50/prepare.py", "probe", "finetune"]
+    about = json.loads((tmp_path / "build" / "esc50" / "iter3" / "validation.json").read_text("utf-8"))
+    assert about["held_out"] == "5 folds as given"
+    assert about["figures"]["accuracy"] >= 0.75  # a tone or noise, which the head that training begins with tells apart
+
+
+def test_the_commands_of_audioset_run(tmp_path, follow, run):
+    random = np.random.default_rng(0)
+    kinds = {"/m/09x0r": tone(0.5), "/m/04rlf": noise(0.5), "/t/dd00088": tone(0.5, hertz=2_000)}
+    head = "# Segments csv created\n# num_ytids=9\n# YTID, start_seconds, end_seconds, positive_labels\n"
+    for name, clips in (("balanced_train", 8), ("unbalanced_train", 8), ("eval", 6)):
+        lines = []
+        for number in range(clips):
+            labels = [label for label in kinds if random.random() < 0.5] or ["/m/09x0r"]
+            video = f"{name[0]}-_{number:08d}"
+            write(tmp_path / "CLIPS" / name / f"Y{video}.wav", sum(kinds[label] for label in labels))
+            lines.append(f'{video}, 30.000, 40.000, "{",".join(labels)}"\n')
+        (tmp_path / f"{name}_segments.csv").write_text(
+            head + "".join(lines) + 'gone-gone-g, 0.000, 10.000, "/m/04rlf"\n'
+        )
+    done = follow("audioset", *QUICK)
+    assert done == ["recipes/audioset/prepare.py"] * 2 + ["finetune"] * 2 + ["evaluate", "convert"]
+    made = tmp_path / "build" / "audioset"
+    figures = json.loads((made / "as20k" / "evaluation" / "metrics.json").read_text("utf-8"))
+    assert {"mAP", "d_prime", "lwlrap"} <= figures["metrics"].keys()
+    assert len(figures["classes"]) == len(kinds)
+    assert torchbeats.load(made / "as2m" / "model.safetensors").label_dict == dict(enumerate(sorted(kinds)))
+    status, said, _ = run("tag", tmp_path / "CLIPS" / "eval" / "Ye-_00000000.wav", "--model", made / "as20k.pt")
+    assert (status, "Speech" in said) == (0, True)  # the name of /m/09x0r
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_settings_are_ones_that_there_are(path):
     if path.name == "nano.yaml":
@@ -146,6 +241,41 @@ def test_fsdd_probes_and_fine_tunes_a_model(script, tmp_path, recordings):
     assert "| m | 3 |" in said
     about = yaml.safe_load((tmp_path / "out" / "m-0-3-ada" / "run.yaml").read_text("utf-8"))
     assert about["model"]["lr"] == TABLE[0].lr  # by the number of words
+
+
+@pytest.mark.slow
+def test_rows_of_a_budget_are_made_one_by_one(script, tmp_path, recordings):
+    audio = tmp_path / "audio"
+    rows = [("path", "corpus", "licence", "label", "group", "split", "seconds")]
+    for index in range(6):
+        write(audio / f"{index}.wav", noise(1.5, seed=index, level=0.03 * (index + 1)))
+        rows.append((f"{index}.wav", "noise", "CC0-1.0", "", str(index), "train", "1.500"))
+    for name in ("train.csv", "manifest.csv"):
+        with (audio / name).open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    places = ("--audio", audio, "--fsdd", recordings, "--out", tmp_path / "out", "--results", tmp_path / "results")
+    quick = [f"--set={one}" for one in tiny_run()]
+    command = ("nano/budget.py", *places, "--minutes", 0.003, "--seeds", 1, *quick, "--rows")
+    written = []
+    for names in (("paper",), ("paper", "masks")):
+        status, said, error = script(*command, *names)
+        assert status == 0, error
+        written.append((tmp_path / "results" / "budget.csv").read_text("utf-8"))
+        assert said.count("steps\n") == 1  # the one that was not there yet
+    assert written[1].startswith(written[0])
+    figures = list(csv.DictReader(written[1].splitlines()))
+    assert [(f["row"], f["pooling"], f["fold"]) for f in figures] == [
+        (row, pooling, who)
+        for row in ("paper", "masks")
+        for pooling in ("statistics", "bands", "mean")
+        for who in ("ada", "bob")
+    ]
+    assert float(figures[0]["accuracy"]) == 100  # a tone or noise
+    assert all(float(f["minutes"]) > 0 for f in figures)
+    assert "| masks | four masks a clip | 1 |" in said
+    assert (tmp_path / "results" / "budget.png").exists()
+    status, _, error = script(*command, "paper", "--set=seed=1")
+    assert (status, "made otherwise" in error) == (1, True)
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@
         --out build/audioset/as20k.parquet
 
 A clip's file is found by the video's id: ID.wav, YID.flac, ID_30.000.m4a, ID_30000_40000.opus and so on, in any folder
-below CLIPS. Segments without a file are counted: videos vanish. Labels are AudioSet's ids, /m/09x0r and the like.
+below CLIPS. Segments without a file are counted: videos vanish. Labels are AudioSet's ids, /m/09x0r and the like. Lists
+of strong labels, .tsv, do too: a clip gets the labels of all its events.
 """
 
 from __future__ import annotations
@@ -33,8 +34,16 @@ def files_by_id(folder: Path) -> dict[str, str]:
 
 
 def segments(file: Path) -> dict[str, list[str]]:
-    """Labels by the id of the video, of which a list has one segment each."""
+    """Labels by the id of the video, of which a list has one segment each; a .tsv has a row for each event in it."""
+    if not file.exists():
+        raise SystemExit(f"There is no {file}. The lists are at https://research.google.com/audioset/download.html.")
+    found: dict[str, list[str]] = {}
     with file.open(newline="", encoding="utf-8") as stream:
+        if file.suffix == ".tsv":
+            for row in csv.DictReader(stream, delimiter="\t"):  # segment_id is the video's id, _ and milliseconds
+                labels = found.setdefault(row["segment_id"].rpartition("_")[0], [])
+                labels += [row["label"]] if row["label"] not in labels else []
+            return found
         rows = csv.reader((line for line in stream if not line.startswith("#")), skipinitialspace=True)
         return {row[0]: row[3].split(",") for row in rows if len(row) == 4}
 

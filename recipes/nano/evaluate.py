@@ -157,14 +157,21 @@ class Source:
         self.name, self.path, self.config, self.cache = name, path, config, cache
         self.drawn = path == "random"  # then each seed has weights of its own
 
-    def features(self, clips: Clips, seed: int, every_layer: bool = False) -> Array:
-        """``(N, parts, C)``, or ``(layers + 1, N, parts, C)``; the parts are 8 bands, or log-mel's two statistics."""
-        file = self.cache / f"{self._key(seed)}-{clips.key}{'-layers' if every_layer else ''}.npy"
+    def features(self, clips: Clips, seed: int, every_layer: bool = False, pooling: str = "bands") -> Array:
+        """``(N, parts, C)``, or ``(layers + 1, N, parts, C)``; the parts are 8 bands, or log-mel's two statistics.
+
+        With the pooling ``statistics`` the bands' means are followed by their deviations.
+        """
+        kind = ("-layers" if every_layer else "") + (f"-{pooling}" if pooling != "bands" else "")
+        file = self.cache / f"{self._key(seed)}-{clips.key}{kind}.npy"
         if file.exists():
             made: Array = np.load(file)
             return made
         doing = f"{self.name}: {clips.name}"
-        made = log_mel(clips, doing) if self.path == "logmel" else bands(self._model(seed), clips, doing, every_layer)
+        if self.path == "logmel":
+            made = log_mel(clips, doing)
+        else:
+            made = bands(self._model(seed), clips, doing, every_layer, pooling)
         with replacing(file) as temporary, temporary.open("wb") as opened:
             np.save(opened, made)
         return made
@@ -188,13 +195,13 @@ class Source:
 
 
 @torch.inference_mode()
-def bands(model: BEATs, clips: Clips, doing: str, every_layer: bool) -> Array:
-    """Means over time, the 8 bands kept: of the final layer, or of the encoder's input and every layer."""
+def bands(model: BEATs, clips: Clips, doing: str, every_layer: bool, pooling: str = "bands") -> Array:
+    """Means over time, the bands kept: of the final layer, or of the encoder's input and every layer."""
     made: list[Array] = [np.empty(0)] * len(clips.paths)
     for batch, wav, lengths in clips.batches(doing):
         encoded, hiddens = model.encode_features(model.preprocess(wav), lengths, output_all_hiddens=every_layer)
-        pooled = torch.stack([encoded._replace(x=x).pooled_bands() for x in hiddens or [encoded.x]], dim=1)
-        for index, clip in zip(batch, pooled.unflatten(2, (encoded.bands, -1)).numpy(), strict=True):
+        pooled = torch.stack([encoded._replace(x=x).pool(pooling) for x in hiddens or [encoded.x]], dim=1)
+        for index, clip in zip(batch, pooled.unflatten(2, (-1, encoded.x.size(2))).numpy(), strict=True):
             made[index] = clip
     layers = np.stack(made, axis=1)
     return layers if every_layer else layers[0]

@@ -431,6 +431,31 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(server, whole, sounds, tmp_
     assert len(listed) == len(set(listed)) == 2
 
 
+OPTIONS = {"model__masks": 3, "model__mask_block": 2, "model__mix": 0.7, "config__input_patch_size": 8}
+
+
+def test_a_run_with_all_options_goes_on_where_it_was(sounds, tmp_path, monkeypatch):
+    """To the same bits; and its models are of use."""
+    run(sounds, tmp_path / "whole", iterations=1, **OPTIONS)
+
+    def stop(self, trainer, *_):
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Reporter, "on_train_batch_start", stop, raising=False)
+    with pytest.raises(saving.TrainingStopped):
+        run(sounds, tmp_path / "run", iterations=1, **OPTIONS)
+    monkeypatch.undo()
+    run(sounds, tmp_path / "run", iterations=1, **OPTIONS)
+    names = ["iteration-1/tokenizer", "iteration-1/model"]
+    same(weights_of(tmp_path / "run", names), weights_of(tmp_path / "whole", names))
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    model = torchbeats.load(tmp_path / "run" / "model.safetensors")
+    assert (model.grid.bands, model.grid.step_seconds) == (16, 0.08)
+    (embedded,) = torchbeats.embed(str(sounds / "3.wav"), model, pool="bands")
+    assert embedded.embedding.shape == (16 * 32,)
+
+
 def test_rows_behind_the_state_are_written_anew(whole, sounds, tmp_path, monkeypatch):
     """A run that stops later than its last state has told of steps that are made again."""
     out, write = tmp_path / "run", Reporter._write

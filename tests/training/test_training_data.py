@@ -5,6 +5,7 @@ import functools
 import http.server
 import io
 import json
+import math
 import threading
 import time
 from itertools import islice
@@ -24,10 +25,17 @@ from torchbeats import AudioWarning, audio
 from torchbeats.errors import CorpusError, InputError
 from torchbeats.fbank import Fbank
 from torchbeats.patches import PatchGrid, frames
-from torchbeats.training.augmentation import DECIBEL, augment_waveform, equalise, low_pass, shift_mel
+from torchbeats.training.augmentation import (
+    DECIBEL,
+    augment_waveform,
+    equalise,
+    lay_next_over,
+    low_pass,
+    shift_mel,
+)
 from torchbeats.training.batches import Batches, Draw
 from torchbeats.training.corpus import Corpus, Failure, index
-from torchbeats.training.crops import Collate, Crop, Crops, collate, random_mask
+from torchbeats.training.crops import Collate, Crop, Crops, collate, inverse_block_mask, random_mask
 from torchbeats.training.feed import loader
 from torchbeats.training.settings import DataSettings
 from torchbeats.training.statistics import fbank_statistics
@@ -490,6 +498,50 @@ def test_share_of_patches_that_are_hidden():
 
 def test_never_all_patches_are_hidden():
     assert random_mask(8, 0.99, np.random.default_rng(0)).sum() == 7
+    assert inverse_block_mask(8, 8, 0.99, 3, np.random.default_rng(0)).sum() == 7
+
+
+@pytest.mark.parametrize(
+    ("patches", "bands", "share", "block"), [(496, 8, 0.75, 5), (48, 8, 0.75, 3), (64, 16, 0.2, 9)]
+)
+def test_patches_seen_in_blocks(patches, bands, share, block):
+    random = np.random.default_rng(0)
+    masks = np.stack([inverse_block_mask(patches, bands, share, block, random) for _ in range(600)])
+    assert (masks.sum(1) == round(share * patches)).all()
+    # Within 5 deviations of 600 draws: the edges are no rarer.
+    assert np.abs(masks.mean(0) - share).max() < 5 * (share * (1 - share) / 600) ** 0.5
+    single = np.stack([random_mask(patches, share, random) for _ in range(600)])
+
+    def neighbours_alike(masks):
+        grid = masks.reshape(len(masks), -1, bands)
+        return (grid[:, 1:] == grid[:, :-1]).mean()
+
+    assert neighbours_alike(masks) > neighbours_alike(single) + 0.1
+
+
+def test_nothing_is_hidden_in_blocks_where_nothing_is_to_be():
+    assert not inverse_block_mask(48, 8, 0.0, 3, np.random.default_rng(0)).any()
+
+
+def test_several_masks_of_a_crop(corpus):
+    draw = next(iter(Batches(corpus, DATA, 0, GRID)))[0]
+    one = Crops(corpus, DATA, GRID, mask=0.75)[draw]
+    crop = Crops(corpus, DATA, GRID, mask=0.75, masks=3)[draw]
+    assert np.array_equal(crop.samples, one.samples)
+    assert np.array_equal(crop.hidden[:1], one.hidden)
+    assert len({mask.tobytes() for mask in crop.hidden}) == 3
+    batch = collate([crop, crop._replace(counts=False), one._replace(hidden=np.repeat(one.hidden, 3, 0))], GRID)
+    assert (len(batch.wav), len(batch.hidden), batch.draws) == (3, 9, 3)
+    assert torch.equal(batch.hidden[:3], torch.from_numpy(crop.hidden))
+    T = batch.hidden.size(1)
+    assert set((batch.target_indices // T).tolist()) == {0, 1, 2, 6, 7, 8}  # none of the crop that does not count
+    for row in range(3):
+        seen = batch.visible[row, : batch.visible_counts[row]]
+        assert torch.equal(seen, (~batch.hidden[row]).nonzero().squeeze(1))
+
+
+def test_where_all_fail_there_is_one_mask():
+    assert collate([Failure("a", "broken")], GRID).draws == 1
 
 
 # --- changes to sounds ------------------------------------------------------------------------------------------------
@@ -569,6 +621,35 @@ def test_an_equaliser_adds_a_smooth_curve_and_leaves_loudness():
     assert curve.mean().abs() < 1e-4
     assert curve[0] == pytest.approx((6 - 3) * DECIBEL, abs=0.01)  # both cosines begin at one
     assert curve.diff().abs().max() < 0.1
+
+
+def test_the_next_clip_is_laid_over():
+    """Two sounds at once, as their sum has it; and each clip's own level decides, whatever the padding is."""
+    clips = [noise(1.0, seed=1, level=0.2), np.pad(noise(0.6, seed=2, level=0.003), (0, 6400)), noise(1.0, seed=3)]
+    wav, lengths = torch.from_numpy(np.stack(clips)), torch.tensor([16_000, 9_600, 16_000])
+    fbank = Fbank()
+    heard = lay_next_over(fbank(wav), frames(lengths), torch.tensor([6.0, math.inf, 0.0]))
+    assert torch.equal(heard[1], fbank(wav)[1])
+    levels = [float(np.square(clip[:length]).mean()) ** 0.5 for clip, length in zip(clips, lengths, strict=True)]
+    summed = clips[0] + clips[1] * np.float32(levels[0] / levels[1] * 10 ** (-6 / 20))
+    expected = fbank(torch.from_numpy(summed)[None])[0]
+    # Powers of independent sounds add on average; in a single bin the phase decides.
+    power = [float(features[:58].exp().mean()) for features in (heard[0], expected, fbank(wav)[0])]
+    assert power[0] == pytest.approx(power[1], rel=0.02)
+    assert power[1] > 1.2 * power[2]
+    assert float((heard[0] - expected)[:58].abs().mean()) < 0.7
+    assert torch.equal(heard[0, 60:], fbank(wav)[0, 60:])  # nothing of the other's padding
+    assert float(heard[2].exp().mean() / fbank(wav)[2].exp().mean()) == pytest.approx(2, rel=0.02)  # the first, as loud
+
+
+def test_share_of_clips_that_are_mixed(corpus):
+    draws = list(islice((draw for batch in Batches(corpus, DATA, 0, GRID) for draw in batch), 150))
+    plain, mixed = Crops(corpus, DATA, GRID), Crops(corpus, DATA, GRID, mix=0.5)
+    assert {plain[draw].softer for draw in draws} == {math.inf}
+    softer = np.array([mixed[draw].softer for draw in draws])
+    assert 0.35 < np.isinf(softer).mean() < 0.65
+    chosen = softer[np.isfinite(softer)]
+    assert (chosen.min() >= 0, chosen.max() <= 15, chosen.max() - chosen.min() > 10) == (True, True, True)
 
 
 def test_masks_do_not_depend_on_other_changes(corpus):

@@ -245,6 +245,41 @@ def test_loss_of_processes_is_the_mean_over_all_their_patches(monkeypatch):
     assert trainer
 
 
+def test_loss_of_several_masks_is_that_of_each_by_itself():
+    """A clip with three masks is three clips, but for what is computed once."""
+    task, random = pretraining(), np.random.default_rng(0)
+    crops = [
+        crop._replace(hidden=np.stack([random_mask(crop.hidden.size, 0.75, random) for _ in range(3)]))
+        for crop in crops_of((1.0, 0.55))
+    ]
+    singles = [crop._replace(hidden=mask) for crop in crops for mask in crop.hidden]
+
+    def gradients(batch):
+        task.zero_grad()
+        loss = task.step(batch)["loss"]
+        loss.backward()
+        return loss.detach(), [p.grad.clone() for p in task.network.parameters()]
+
+    once, each = gradients(collate(crops, GRID)), gradients(collate(singles, GRID))
+    torch.testing.assert_close(once, each, **CLOSE)
+    heard = []
+    task.network.model.patch_embedding.register_forward_pre_hook(lambda _, arguments: heard.append(len(arguments[0])))
+    task.step(collate(crops, GRID))
+    assert heard == [2]
+
+
+def test_labels_of_mixed_clips_are_of_the_clip_alone(monkeypatch):
+    task = pretraining(mix=0.5)
+    crops = [crop._replace(softer=5.0) for crop in crops_of([0.9, 0.9])]
+    batch, heard, labelled = collate(crops, GRID), [], []
+    clean, label = task.network.model.fbank(batch.wav), task.tokenizer.label_fbank
+    monkeypatch.setattr(task.tokenizer, "label_fbank", lambda *args: (labelled.append(args[0]), label(*args))[1])
+    task.network.register_forward_pre_hook(lambda _, args: heard.append(args[0]))
+    task.step(batch)
+    assert torch.equal(labelled[0], clean)
+    assert (heard[0] > task.network.model.normalise(clean)).all()
+
+
 def test_hidden_patches_are_not_seen():
     """Other sound there, and the logits stay as they are."""
     task, crop = pretraining().eval(), crops_of([1.0])[0]

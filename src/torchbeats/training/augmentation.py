@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchbeats.audio import Floats
-from torchbeats.patches import SAMPLE_RATE
+from torchbeats.patches import SAMPLE_RATE, mask_behind
 
 TELEPHONE_HZ = 4_000  # what is left of sound that was sampled at 8 kHz
 NOISE_BELOW_DB = (5.0, 40.0)  # how much softer than a clip its noise is
@@ -88,6 +88,20 @@ def shift_mel(fbank: Tensor, bins: Tensor) -> Tensor:
     B, frames, mels = fbank.shape
     source = (torch.arange(mels, device=fbank.device) - bins.unsqueeze(1)).clamp(0, mels - 1)
     return fbank.gather(2, source.unsqueeze(1).expand(B, frames, mels))
+
+
+def lay_next_over(fbank: Tensor, frames: Tensor, softer: Tensor) -> Tensor:
+    """Lay the next clip of a batch over each, as if both sounded at once: powers add.
+
+    Args:
+        fbank: ``(B, frames, mel bins)`` log power.
+        frames: ``(B,)`` integers, how many of them are each clip's own.
+        softer: ``(B,)`` decibels of mean power by which the next clip is softer; infinite where it is not to be heard.
+    """
+    padding = mask_behind(frames, fbank.size(1)).unsqueeze(-1)
+    mean = fbank.masked_fill(padding, -math.inf).flatten(1).logsumexp(1) - frames.log()  # but for the mel bins
+    gain = mean - mean.roll(-1) - softer * DECIBEL
+    return torch.logaddexp(fbank, fbank.masked_fill(padding, -math.inf).roll(-1, 0) + gain.view(-1, 1, 1))
 
 
 def equalise(fbank: Tensor, curves: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +22,10 @@ from torchbeats.training.settings import DataSettings
 
 UNKNOWN_SECONDS = 120.0  # what is decoded of a sound whose length no header tells
 
+SOFTEST_DB = 15.0  # by which what is laid on top of a clip is softer at most
+
 C = TypeVar("C", covariant=True)
+Mask: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
 
 
 class Excerpts(Dataset[C]):
@@ -64,11 +68,12 @@ class Crop(NamedTuple):
     """A piece of a sound, and which of its patches are hidden from the model."""
 
     samples: Floats
-    hidden: np.ndarray[Any, np.dtype[np.bool_]]  # (T,)
+    hidden: Mask  # (T,), or of several draws (draws, T)
     shift: int = 0  # mel bins that the model hears it higher
     curve: tuple[float, ...] = ()  # of the equaliser that it hears it through; see `augmentation.equalise`
     counts: bool = True
     path: str = ""
+    softer: float = math.inf  # decibels that the next of the batch is softer where the model hears both
 
 
 class Crops(Excerpts["Crop | Failure"]):
@@ -79,6 +84,9 @@ class Crops(Excerpts["Crop | Failure"]):
         data: settings; whether and how sounds are changed among them.
         grid: of the model's patches.
         mask: share of the patches that are hidden.
+        mask_block: those that are not come in blocks of this many steps and bands.
+        masks: draws of what is hidden.
+        mix: share of the crops which the model hears together with the next of the batch.
         mel_shift: the model is to hear each clip up to this many mel bins higher or lower.
         equaliser_db: and through an equaliser of about this depth.
     """
@@ -89,12 +97,16 @@ class Crops(Excerpts["Crop | Failure"]):
         data: DataSettings,
         grid: PatchGrid,
         mask: float = 0.0,
+        mask_block: int = 1,
+        masks: int = 1,
+        mix: float = 0.0,
         mel_shift: int = 0,
         equaliser_db: float = 0.0,
     ) -> None:
         super().__init__(corpus)
         self.data, self.grid = data, grid
-        self.mask, self.mel_shift, self.equaliser_db = mask, mel_shift, equaliser_db
+        self.mask, self.mask_block, self.masks = mask, mask_block, masks
+        self.mix, self.mel_shift, self.equaliser_db = mix, mel_shift, equaliser_db
 
     def __getitem__(self, draw: Draw) -> Crop | Failure:
         random = np.random.default_rng(draw.seed)
@@ -104,17 +116,46 @@ class Crops(Excerpts["Crop | Failure"]):
         samples = augment_waveform(samples, random, self.data.gain_db, self.data.band_limited)
         patches = int(self.grid.patches(max(len(samples), self.grid.min_samples)))
         shift = int(random.integers(-self.mel_shift, self.mel_shift + 1))
-        hidden = random_mask(patches, self.mask, random)
-        return Crop(
-            samples, hidden, shift, equaliser_curve(self.equaliser_db, random), draw.counts, self.corpus.path(draw.row)
-        )
+        first = self._hide(patches, random)
+        curve = equaliser_curve(self.equaliser_db, random)
+        mixed, softer = random.random() < self.mix, random.uniform(0, SOFTEST_DB)
+        hidden = np.stack([first, *(self._hide(patches, random) for _ in range(self.masks - 1))])
+        path = self.corpus.path(draw.row)
+        return Crop(samples, hidden, shift, curve, draw.counts, path, softer if mixed else math.inf)
+
+    def _hide(self, patches: int, random: np.random.Generator) -> Mask:
+        if self.mask_block == 1:
+            return random_mask(patches, self.mask, random)
+        return inverse_block_mask(patches, self.grid.bands, self.mask, self.mask_block, random)
 
 
-def random_mask(patches: int, share: float, random: np.random.Generator) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def random_mask(patches: int, share: float, random: np.random.Generator) -> Mask:
     """Hide a share of the patches, but never all of them: ``(patches,)``, True = hidden (BEATs, section 3.3)."""
     hidden = np.zeros(patches, bool)
     hidden[random.permutation(patches)[: min(round(share * patches), patches - 1)]] = True
     return hidden
+
+
+def inverse_block_mask(patches: int, bands: int, share: float, block: int, random: np.random.Generator) -> Mask:
+    """The same, where patches that are seen come in blocks of ``block`` steps and bands (EAT, arXiv 2401.03497).
+
+    Blocks may overlap, and reach over the edges, so that each patch is seen as often as any other; the last is seen in
+    part, so that as many patches are hidden as by `random_mask`.
+    """
+    steps = patches // bands
+    seen = np.zeros((steps, bands), bool)
+    lacking = patches - min(round(share * patches), patches - 1)
+    if lacking == patches:
+        return seen.reshape(-1)
+    while lacking:
+        step, band = random.integers(1 - block, steps), random.integers(1 - block, bands)
+        within = seen[max(0, step) : step + block, max(0, band) : band + block]
+        new = np.argwhere(~within)
+        if len(new) > lacking:
+            new = random.permutation(new)[:lacking]
+        within[new[:, 0], new[:, 1]] = True
+        lacking -= len(new)
+    return ~seen.reshape(-1)
 
 
 class Batch(NamedTuple):
@@ -123,12 +164,14 @@ class Batch(NamedTuple):
     Attributes:
         wav: ``(B, samples)``, zero behind each crop.
         samples: ``(B,)`` int64, length of each.
-        visible: ``(B, K)`` int64, the patches that the model sees, in order; 0 behind each row's own.
-        visible_counts: ``(B,)`` int64, how many those are.
-        hidden: ``(B, T)`` bool, the patches that it does not see.
-        target_indices: ``(M,)`` int64, the patches whose labels it is to say, as indices into ``B * T``.
+        visible: ``(B * draws, K)`` int64, the patches that the model sees, in order; 0 behind each row's own. The draws
+            of a crop follow each other.
+        visible_counts: ``(B * draws,)`` int64, how many those are.
+        hidden: ``(B * draws, T)`` bool, the patches that it does not see.
+        target_indices: ``(M,)`` int64, the patches whose labels it is to say, as indices into ``B * draws * T``.
         shifts: ``(B,)`` int64, mel bins that the model is to hear each crop higher.
         curves: ``(B, K)``, the equaliser that it hears each through.
+        softer: ``(B,)``, decibels that the next crop is softer that it hears with each; infinite where there is none.
         failures: sounds that could not be read, and are not in the batch.
         paths: names of the sounds in it.
     """
@@ -141,8 +184,14 @@ class Batch(NamedTuple):
     target_indices: Tensor
     shifts: Tensor
     curves: Tensor
+    softer: Tensor
     failures: list[Failure]
     paths: Sequence[str] = ()
+
+    @property
+    def draws(self) -> int:
+        """Masks of each crop."""
+        return len(self.hidden) // len(self.wav)
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
@@ -158,16 +207,18 @@ def collate(items: Iterable[Crop | Failure], grid: PatchGrid) -> Batch:
         crops = [Crop(np.zeros(grid.min_samples, np.float32), np.zeros(grid.bands, bool), counts=False)]
     lengths = [max(len(crop.samples), grid.min_samples) for crop in crops]
     wav = torch.zeros(len(crops), max(lengths))
-    hidden = torch.zeros(len(crops), int(grid.patches(max(lengths))), dtype=torch.bool)
+    for row, crop in zip(wav, crops, strict=True):
+        row[: len(crop.samples)] = torch.from_numpy(crop.samples)
+    masks = [(mask, crop.counts) for crop in crops for mask in np.atleast_2d(crop.hidden)]
+    hidden = torch.zeros(len(masks), int(grid.patches(max(lengths))), dtype=torch.bool)
     is_target = torch.zeros_like(hidden)
-    visible_indices = torch.zeros(len(crops), max(int((~crop.hidden).sum()) for crop in crops), dtype=torch.long)
-    visible_counts = torch.zeros(len(crops), dtype=torch.long)
-    for row, crop in enumerate(crops):
-        wav[row, : len(crop.samples)] = torch.from_numpy(crop.samples)
-        hidden[row, : len(crop.hidden)] = torch.from_numpy(crop.hidden)
-        if crop.counts:  # where nothing is hidden, every patch is asked for
-            is_target[row, : len(crop.hidden)] = torch.from_numpy(crop.hidden | ~crop.hidden.any())
-        visible = np.flatnonzero(~crop.hidden)
+    visible_indices = torch.zeros(len(masks), max(int((~mask).sum()) for mask, _ in masks), dtype=torch.long)
+    visible_counts = torch.zeros(len(masks), dtype=torch.long)
+    for row, (mask, counts) in enumerate(masks):
+        hidden[row, : len(mask)] = torch.from_numpy(mask)
+        if counts:  # where nothing is hidden, every patch is asked for
+            is_target[row, : len(mask)] = torch.from_numpy(mask | ~mask.any())
+        visible = np.flatnonzero(~mask)
         visible_indices[row, : len(visible)] = torch.from_numpy(visible)
         visible_counts[row] = len(visible)
     return Batch(
@@ -179,6 +230,7 @@ def collate(items: Iterable[Crop | Failure], grid: PatchGrid) -> Batch:
         target_indices=is_target.flatten().nonzero().squeeze(1),
         shifts=torch.tensor([crop.shift for crop in crops]),
         curves=torch.tensor([crop.curve or (0.0,) * CURVE_TERMS for crop in crops]),
+        softer=torch.tensor([crop.softer for crop in crops]),
         failures=[item for item in items if isinstance(item, Failure)],
         paths=[crop.path for crop in crops if crop.counts],
     )

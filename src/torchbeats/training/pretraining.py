@@ -12,9 +12,9 @@ from torchbeats.config import BEATsConfig
 from torchbeats.encoder import TransformerEncoder, VisiblePatches
 from torchbeats.errors import TrainingError
 from torchbeats.model import BEATs
-from torchbeats.patches import mask_behind
+from torchbeats.patches import frames, mask_behind
 from torchbeats.tokenizers.tokens import PADDING, AcousticTokenizer
-from torchbeats.training.augmentation import equalise, shift_mel
+from torchbeats.training.augmentation import equalise, lay_next_over, shift_mel
 from torchbeats.training.crops import Batch
 from torchbeats.training.processes import all_sum
 from torchbeats.training.settings import ModelSettings, predictor_heads
@@ -100,15 +100,15 @@ class MaskedModel(nn.Module):
 
         Returns:
             Logits for the patches that are asked for, ``(M, N)``; the encoder's output for the visible ones,
-            ``(B, K, C)``, and what of that is padding, ``(B, K)``.
+            ``(B * draws, K, C)``, and what of that is padding, ``(B * draws, K)``.
         """
         model = self.model
-        x = model.embed_patches(features)
+        x = model.embed_patches(features).repeat_interleave(batch.draws, 0)
         T = x.size(1)
         visible = VisiblePatches(batch.visible, T)
         visible_padding = mask_behind(batch.visible_counts, batch.visible.size(1))
         x, _ = model.encoder(visible.pick(x), visible_padding, visible=visible)
-        padding = mask_behind(model.grid.patches(batch.samples), T)
+        padding = mask_behind(model.grid.patches(batch.samples), T).repeat_interleave(batch.draws, 0)
         logits = self.predictor(x, visible, visible_padding, batch.hidden, padding, batch.target_indices)
         return logits, (x.detach(), visible_padding)
 
@@ -140,7 +140,10 @@ class Pretraining(Task[Batch]):
         model = self.network.model
         with torch.no_grad():
             fbank = model.fbank(batch.wav)
-            labels = self.tokenizer.label_fbank(fbank, batch.samples).flatten()[batch.target_indices]
+            labels = self.tokenizer.label_fbank(fbank, batch.samples).repeat_interleave(batch.draws, 0)
+            labels = labels.flatten()[batch.target_indices]
+            if self.settings.mix:
+                fbank = lay_next_over(fbank, frames(batch.samples), batch.softer)
             if self.settings.mel_shift:
                 fbank = shift_mel(fbank, batch.shifts)
             if self.settings.equaliser_db:

@@ -187,7 +187,14 @@ class Run:
         model = BEATs(settings.beats_config(**self.fbank), freeze=False)
         task = Pretraining(model, cast("AcousticTokenizer", tokenizer), settings.model, self._seed(iteration, 3))
         m = settings.model
-        crops = self._crops(mask=m.mask, mel_shift=m.mel_shift, equaliser_db=m.equaliser_db)
+        crops = self._crops(
+            mask=m.mask,
+            mask_block=m.mask_block,
+            masks=m.masks,
+            mix=m.mix,
+            mel_shift=m.mel_shift,
+            equaliser_db=m.equaliser_db,
+        )
         self._fit(task, iteration, "model", crops)
 
     def _crops(self, **changes: Any) -> Crops:

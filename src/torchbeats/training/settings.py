@@ -79,6 +79,21 @@ class ModelSettings(OptimiserSettings):
     """Masked audio modelling."""
 
     mask: float = setting(0.75, "Share of the patches that are hidden.")
+    mask_block: int = setting(
+        1,
+        "Patches that are seen come in blocks of this many steps and bands (EAT's inverse block masking, arXiv "
+        "2401.03497); 1: each by itself, as in BEATs.",
+    )
+    masks: int = setting(
+        1,
+        "A clip is heard once and learned from with this many masks (EAT); a batch costs up to as many times as much, "
+        "less its reading, front end and labels, so make data.batch_seconds smaller.",
+    )
+    mix: float = setting(
+        0.0,
+        "Share of the clips with which the model hears the next of the batch too, up to 15 dB softer; the labels are "
+        "those of the clip alone (as in WavLM, arXiv 2110.13900).",
+    )
     label_smoothing: float = setting(0.1, "Share of a label's weight that is spread over all codes.")
     predictor_layers: int = setting(3, "Layers of the label predictor, which is dropped after training.")
     predictor_width: int = setting(0, "Width of the label predictor; 0: that of the encoder.")
@@ -435,6 +450,9 @@ def _check(settings: Settings) -> None:
         "data.gain_db must be at least 0": 0 <= data.gain_db < math.inf,
         "data.band_limited must lie between 0 and 1": 0 <= data.band_limited <= 1,
         "model.mask must be at least 0 and less than 1": 0 <= model.mask < 1,
+        "model.mask_block must lie between 1 and 1000": 1 <= model.mask_block <= 1000,
+        "model.masks must lie between 1 and 1000": 1 <= model.masks <= 1000,
+        "model.mix must lie between 0 and 1": 0 <= model.mix <= 1,
         "model.label_smoothing must be at least 0 and less than 1": 0 <= model.label_smoothing < 1,
         "model.mel_shift must lie between 0 and 127": 0 <= model.mel_shift < 128,
         "model.equaliser_db must be at least 0": 0 <= model.equaliser_db < math.inf,
