@@ -408,10 +408,11 @@ def _indexed_seconds(sound: AudioStream, seconds: float, size: int) -> float:
 def _least_bits(sound: AudioStream) -> float:
     """The fewest bits that a second of this sound is expected to take; a header that promises more is not believed."""
     codec, rate = sound.codec_context, sound.codec_context.sample_rate
-    if codec.format is None:  # no channels, or too many for its decoder: only decoding tells what there is
+    sample_format: Any = codec.format  # PyAV's types know no None
+    if sample_format is None:  # no channels, or too many for its decoder: only decoding tells what there is
         return math.inf
     if codec.name.startswith("pcm_"):
-        return 0.9 * rate * codec.channels * codec.format.bytes * 4  # some formats store half of what they decode to
+        return 0.9 * rate * codec.channels * sample_format.bytes * 4  # some formats store half of what they decode to
     if codec.name in LOSSLESS:
         return rate
     if codec.name.startswith(("mp3", "mp2")):
