@@ -58,7 +58,7 @@ test-newest: $(READY)
 	build/newest/bin/python -m pip install -q --upgrade -e ".[$(TRIED)]" $(TOOLS)
 	build/newest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(LEFT)
 
-# Ten minutes of damaged files, two for each kind; what breaks something is left in build/fuzz.
+# Twelve minutes of damaged files, two for each kind; what breaks something is left in build/fuzz.
 FUZZ_SECONDS ?= 120
 fuzz: $(READY)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/python -m pytest -s tests/fuzz

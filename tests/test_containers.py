@@ -253,6 +253,18 @@ def test_a_flac_that_declares_weeks_lasts_as_long_as_it_sounds(tmp_path, frames,
         assert len(load(path)) == frames * 65_535
 
 
+@pytest.mark.parametrize("declared", [1, 2 * RATE, 3 * RATE - 100])
+def test_a_flac_that_declares_too_little_is_read_to_its_end_with_a_warning(tmp_path, declared):
+    noise = np.random.default_rng(0).normal(0, 0.1, 3 * RATE)
+    data = bytearray(write_sound(tmp_path / "clip.flac", noise, RATE).read_bytes())
+    data[21:26] = (data[21] & 0xF0 | declared >> 32, *struct.pack(">I", declared))  # STREAMINFO's total samples
+    (tmp_path / "clip.flac").write_bytes(data)
+    with pytest.warns(AudioWarning, match=f"declares {declared / RATE:.2f} s of sound, but more are there; 3.00 s"):
+        assert len(load(tmp_path / "clip.flac")) == 3 * RATE
+    if declared < 2.5 * RATE:  # so much more than can be that it has to be counted
+        assert duration(tmp_path / "clip.flac") == pytest.approx(3)
+
+
 def test_a_flac_of_silence_is_as_long_as_it_says(tmp_path):
     (tmp_path / "clip.flac").write_bytes(constant_flac(100, RATE))
     assert duration(tmp_path / "clip.flac") == pytest.approx(100 * 65_535 / RATE)

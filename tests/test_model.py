@@ -416,6 +416,11 @@ def test_an_optimiser_that_can_change_nothing_warns_once():
     assert warned(asked, [{"params": asked.parameters()}, {"params": head.parameters()}]) == 1
     assert warned(asked, [*asked.parameters(), *head.parameters()]) == 0  # a probe, as many write it
     assert warned(asked, head.parameters()) == 0
+    optimizer = torch.optim.AdamW(head.parameters())
+    optimizer.step()
+    optimizer.add_param_group({"params": list(asked.parameters())})  # as schedules of unfreezing do
+    with pytest.warns(UserWarning, match="cannot change"):
+        optimizer.step()
     assert warned(fresh, fresh.unfreeze().parameters()) == 0
     assert warned(asked, asked.requires_grad_(True).parameters()) == 0
 

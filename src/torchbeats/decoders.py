@@ -47,13 +47,15 @@ SLACK_SECONDS = 0.25  # decoders trim a codec's priming and padding, headers cou
 # Codecs without loss; a recording takes at least 1 bit for the samples of a moment, in practice 3 and more.
 LOSSLESS = frozenset({"flac", "alac", "wavpack", "tta", "ape", "mlp", "truehd", "shorten", "tak", "wmalossless"})
 
+_COUNTED = frozenset({"flac", "wv", "tta", "ape"})  # FFmpeg's names of formats whose headers count the samples
+
 
 class Declared(NamedTuple):
     """The length of a sound by its header.
 
     Attributes:
         seconds: None where the header does not say.
-        plausible: the file is large enough for it.
+        plausible: the file is large enough for it, and not far too large.
     """
 
     seconds: float | None
@@ -141,7 +143,8 @@ def declared(path: str | os.PathLike[str]) -> Declared:
                 check_rate(path, sound.codec_context.sample_rate)
             if container.format.name.startswith("mov,"):
                 seconds = _indexed_seconds(sound, seconds, content.size)
-            return Declared(seconds, 8 * content.size >= seconds * _least_bits(sound))
+            too_short = _counted_seconds(container, sound) and content.size > _most_bytes(sound, seconds)
+            return Declared(seconds, not too_short and 8 * content.size >= seconds * _least_bits(sound))
 
 
 def check_rate(path: str | os.PathLike[str], rate: float) -> None:
@@ -316,6 +319,7 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
         if sound.codec_context is None:
             raise AudioError(path, "FFmpeg has no decoder for its sound")
         expected = _least_seconds(container, sound)
+        counted = _counted_seconds(container, sound)
         if start > SEEK_SECONDS:
             with suppress(av.error.FFmpegError):  # a format that cannot be entered midway is read from its beginning
                 container.seek(int((start - SEEK_SECONDS) * 1_000_000))
@@ -339,6 +343,8 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
         name = container.format.name
     if expected is not None and seconds < expected:
         faults.append(f"the file breaks off or is damaged: its header declares at least {expected:.2f} s")
+    elif counted is not None and seconds > counted + 0.001:
+        faults.append(f"its header declares {counted:.2f} s of sound, but more are there")
     elif damaged:
         faults.append(f"the file breaks off or is damaged: {damaged} of its packets could not be decoded")
     elif name == "ogg" and not _last_ogg_page(file):
@@ -395,6 +401,13 @@ def _least_seconds(container: InputContainer, sound: AudioStream) -> float | Non
     return seconds - slack if seconds is not None else None
 
 
+def _counted_seconds(container: InputContainer, sound: AudioStream) -> float | None:
+    """The seconds that the header of a lossless format counts in samples; None for other formats, or no count."""
+    if container.format.name not in _COUNTED or sound.duration is None or sound.time_base is None:
+        return None
+    return float(sound.duration * sound.time_base) or None
+
+
 def _indexed_seconds(sound: AudioStream, seconds: float, size: int) -> float:
     """The declared seconds, less those that the index of an MP4 places behind the end of the file."""
     entries = sound.index_entries
@@ -408,15 +421,28 @@ def _indexed_seconds(sound: AudioStream, seconds: float, size: int) -> float:
 def _least_bits(sound: AudioStream) -> float:
     """The fewest bits that a second of this sound is expected to take; a header that promises more is not believed."""
     codec, rate = sound.codec_context, sound.codec_context.sample_rate
-    if codec.format is None:  # no channels, or too many for its decoder: only decoding tells what there is
+    sample_format: Any = codec.format  # PyAV's types know no None
+    if sample_format is None:  # no channels, or too many for its decoder: only decoding tells what there is
         return math.inf
     if codec.name.startswith("pcm_"):
-        return 0.9 * rate * codec.channels * codec.format.bytes * 4  # some formats store half of what they decode to
+        return 0.9 * rate * codec.channels * sample_format.bytes * 4  # some formats store half of what they decode to
     if codec.name in LOSSLESS:
         return rate
     if codec.name.startswith(("mp3", "mp2")):
         return 0.9 * (32_000 if rate >= 32_000 else 8_000)  # the lowest of ISO 11172-3 and of ISO 13818-3
     return 4_000  # the lowest of Opus is 6,000
+
+
+def _most_bytes(sound: AudioStream, seconds: float) -> float:
+    """The bytes that so much sound without loss takes where nothing can be saved, and some for what describes it.
+
+    A file that has more has pictures, or more sound than its header declares.
+    """
+    codec = sound.codec_context
+    sample_format: Any = codec.format
+    if sample_format is None:
+        return math.inf
+    return seconds * codec.sample_rate * codec.channels * sample_format.bytes + 2**14
 
 
 def _last_ogg_page(file: BinaryIO) -> bytes:

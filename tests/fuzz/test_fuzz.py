@@ -1,4 +1,4 @@
-"""Damaged files of every kind, for five seconds each; `make fuzz` takes ten minutes.
+"""Damaged files of every kind, for five seconds each; `make fuzz` takes twelve minutes.
 
 A failure prints the edits, shrunk to the fewest, and leaves the file that they make in build/fuzz/.
 """

@@ -140,3 +140,15 @@ def test_a_setting_that_unfolds_without_end(tmp_path, levels, make):
     theirs(tmp_path / "m.pt", {"config": {**SMALL, **HEAD, "extra": bomb(3)}, "labels": None})
     torchbeats.save(torchbeats.load(tmp_path / "m.pt"), tmp_path / "m.safetensors")
     assert torchbeats.load(tmp_path / "m.safetensors").cfg.extra == bomb(3)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
+def test_weights_that_were_rounded(tmp_path, dtype):
+    """As they are they would be the weights of another model; integers that belong to it stay integers."""
+    model = small_model()
+    weights = model.state_dict()
+    weights["layer_norm.weight"] = model.state_dict()["layer_norm.weight"].to(dtype)
+    torch.save({"cfg": SMALL, "model": weights}, tmp_path / "m.pt")
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=f"no floating-point numbers: layer_norm.weight .{name}"):
+        torchbeats.load(tmp_path / "m.pt")

@@ -76,10 +76,16 @@ def fill(model: nn.Module, stored: Checkpoint) -> None:
         for name, tensor in expected.items()
         if name in stored.tensors and stored.tensors[name].shape != tensor.shape
     ]
+    rounded = [
+        f"{name} ({str(stored.tensors[name].dtype).removeprefix('torch.')})"
+        for name, tensor in expected.items()
+        if name in stored.tensors and tensor.is_floating_point() and not stored.tensors[name].is_floating_point()
+    ]
     problems = {
         "lacks": missing,
         "has tensors that do not belong to the model:": extra,
         "has shapes that are wrong:": misshapen,
+        "has weights that are no floating-point numbers:": rounded,
     }
     if messages := [f"it {verb} {some_of(names)}" for verb, names in problems.items() if names]:
         raise CheckpointError(
