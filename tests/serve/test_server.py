@@ -30,7 +30,7 @@ def test_work_under_way_is_answered_when_it_is_stopped(start):
     for number in (signal.SIGTERM, signal.SIGINT):
         server = start("--no-page")
         httpx.post(f"{server.address}/v1/embeddings", json=CLIP, timeout=120)  # the decoders are there
-        body = {"input": [url(wav(noise(30.0, seed=seed))) for seed in range(2)]}
+        body = {"input": [url(wav(noise(60.0, seed=seed))) for seed in range(2)]}
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(httpx.post, f"{server.address}/v1/embeddings", json=body, timeout=120)
             assert wait_for(partial(is_in, "in_progress 1\n", server))
