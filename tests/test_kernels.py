@@ -374,3 +374,21 @@ def test_arguments_stay_as_they_are():
     for way in (without_autograd, fused, by_weights):
         way(**case)
         assert all(torch.equal(case[name], before[name]) for name in case)
+
+
+def test_under_autocast_on_a_cpu_attention_and_convolution_differ_by_rounding_only():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 20, 16, requires_grad=True) for _ in range(3))
+    table, gate = torch.randn(3, 39, requires_grad=True), torch.rand(2, 3, 20, 1, requires_grad=True)
+    padding = torch.arange(20) >= torch.tensor([[20], [13]])
+    x, kernel, bias = torch.randn(2, 32, 50, requires_grad=True), torch.randn(32, 8, 64) / 20, torch.randn(32)
+
+    def results(half):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            attended = kernels.attention(q, k, v, table, gate, padding).float()
+            convolved = kernels.convolution(x, kernel, bias, 4).float()
+        gradients = torch.autograd.grad((attended**2).sum() + (convolved**2).sum(), [q, k, v, table, gate, x])
+        return [attended, convolved, *gradients]
+
+    for exact, rounded in zip(results(False), results(True), strict=True):
+        assert (exact - rounded).norm() < 0.02 * exact.norm()  # bfloat16 has eight bits: 0.004

@@ -43,7 +43,6 @@ HERE = Path(__file__).parent
 COLUMNS = ("model", "words", "method", "seed", "speaker", "accuracy")
 METHODS = ("k-NN", "linear probe", "fine-tuning")
 ALL = 0  # words of a digit that are learned from; what else stands there is a number of them
-EPOCHS = 8  # of all words; of a few, as many as their number suggests
 
 
 def write_list(recordings: Path, file: Path) -> list[str]:
@@ -87,19 +86,18 @@ def probes(weights: str, labelled: Labelled, plan: Design, file: Path) -> dict[s
 
 
 def fine_tuned(
-    weights: str, labelled: Labelled, fold: Fold, words: int, seed: int, more: list[str], out: Path
+    weights: str, labelled: Labelled, fold: Fold, words: int, seed: int, config: Path, more: list[str], out: Path
 ) -> float:
     """Accuracy on the speaker left out of a fine-tuning in the folder OUT, whose last epoch it is."""
     file = out / "accuracy.json"
     if not file.exists():
         training, test = labelled.subset(fold.train.tolist()), labelled.subset(fold.test.tolist())
-        length = ["model.epochs=" + str(EPOCHS)] if words == ALL else []
-        settings = finetune_settings(HERE / "finetune.yaml", [*length, "model.patience=0", *more], seed=seed)
-        if words != ALL:
+        settings = finetune_settings(config, more, seed=seed)
+        if words != ALL:  # as many epochs, and so on, as their number suggests
             longest = settings.data.seconds
             sized = finetune_settings(None, [f"data.seconds={longest}"], DataSize.of(training, longest))
             settings.data.batch_seconds, m = sized.data.batch_seconds, sized.model
-            settings.model = replace(settings.model, epochs=m.epochs, lr=m.lr, average=m.average)
+            settings.model = replace(settings.model, epochs=m.epochs, lr=m.lr, average=m.average, head_first=True)
         begun = time.monotonic()
         model = Finetune(out, torchbeats.load(weights), training, None, settings, {}, Display()).train()
         rows = scored(torchbeats.load(model), test, settings.data, lambda failure: print(failure))
@@ -142,6 +140,7 @@ def main() -> None:
         "--words", type=int, nargs="+", default=[ALL, 4, 16], help="of each digit to learn from; 0: all"
     )
     parser.add_argument("--speakers", nargs="+", help="do these only, and write no tables")
+    parser.add_argument("--config", type=Path, default=HERE / "finetune.yaml", help="of the fine-tuning (%(default)s)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting over the recipe's")
     options = parser.parse_args()
     out: Path = options.out
@@ -173,7 +172,7 @@ def main() -> None:
             for speaker, fold in zip(speakers, plan.folds, strict=True):
                 if speaker in (options.speakers or speakers):
                     folder = out / f"{model}-{seed}-{words}-{speaker}"
-                    value = fine_tuned(weights, labelled, fold, words, seed, options.set, folder)
+                    value = fine_tuned(weights, labelled, fold, words, seed, options.config, options.set, folder)
                     rows.append((model, words, "fine-tuning", seed, speaker, f"{100 * value:.2f}"))
     if options.speakers:
         return

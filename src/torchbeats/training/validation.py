@@ -28,6 +28,7 @@ from torchbeats.weights import checkpoint
 
 _RESAMPLES = 100  # of the bootstrap by which two mAPs are compared
 _RESAMPLED = 1e8  # scores that all of them hold at most, down to ten
+_SURER = 0.999  # times the log loss, and an epoch with the same figure is better
 _FEWEST_GROUPS = 5  # that are drawn as wholes
 
 
@@ -68,18 +69,19 @@ class Validate(Callback):
     ) -> None:
         self.tuned, self.labelled, self.settings = tuned, labelled, settings
         self.every, self.folder, self.file, self.linear = every, folder, file, linear
-        self.best, self.since, self.latest = -math.inf, 0, dict[str, float]()
+        self.best, self.best_loss, self.since, self.latest = -math.inf, math.inf, 0, dict[str, float]()
         self.step = 0  # of the last validation; before the first step there is one of a linear head only
         self.scores: dict[str, tuple[Tensor, Tensor]] = {}  # of "linear" and "tuned", the best: which examples, scores
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that goes on has to know."""
-        return {"best": self.best, "since": self.since, "latest": self.latest, "step": self.step, "scores": self.scores}
+        names = ("best", "best_loss", "since", "latest", "step", "scores")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What `state_dict` gave."""
         self.best, self.since, self.latest = state_dict["best"], state_dict["since"], state_dict["latest"]
-        self.step, self.scores = state_dict["step"], state_dict.get("scores", {})
+        self.best_loss, self.step, self.scores = state_dict["best_loss"], state_dict["step"], state_dict["scores"]
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Validate a linear head. A run that was stopped where its patience had ended is not to go on."""
@@ -113,8 +115,12 @@ class Validate(Callback):
             if math.isfinite(score):  # else nothing could be compared; training decides
                 self.scores["linear"] = kept
                 self.folder.listener.say(f"Held out, with the linear head alone: {score:.1%}")
-        elif score > self.best or not self.file.exists():
-            self.best, self.since, self.scores["tuned"] = score, 0, kept
+            return
+        # Few sounds have few figures: of equal ones the more certain counts, or training would end too early.
+        loss = _log_loss(self.labelled.subset(rows.indices.tolist()).targets(), rows.values)
+        surer = score == self.best and loss < _SURER * self.best_loss
+        if score > self.best or surer or not self.file.exists():
+            self.best, self.best_loss, self.since, self.scores["tuned"] = score, loss, 0, kept
             checkpoint.save(model, self.file)
         else:
             self.since += 1
@@ -186,6 +192,13 @@ def noise_of_difference(truth: Array, a: Array, b: Array, groups: list[str | Non
             metrics.mean_average_precision(truth[rows], a[rows]) - metrics.mean_average_precision(truth[rows], b[rows])
         )
     return float(np.nanstd(gains))
+
+
+def _log_loss(truth: Array, scores: Array) -> float:
+    scores = np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7)
+    if truth.ndim == 1:
+        return float(-np.log(scores[np.arange(len(truth)), truth]).mean())
+    return float(-np.where(truth > 0, np.log(scores), np.log(1 - scores)).mean())
 
 
 def scores_for(data: LabelledDataSettings) -> ScorePlan:
