@@ -46,6 +46,7 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     "masks": ("four masks a clip", ["model.masks=4", "data.batch_seconds=10"]),
     "blocks": ("four masks, seen in blocks of 2 × 2", ["model.masks=4", "model.mask_block=2", "data.batch_seconds=10"]),
     "mix": ("half of the clips with another one on top", ["model.mix=0.5"]),
+    "utterance": ("a second loss, for the clip as a whole", ["model.utterance=0.5"]),
     "short": ("crops of 0.6 and 1 s, batches of 32 s", ["data.crop_seconds=[0.6, 1]", "data.batch_seconds=32"]),
     "80 ms": ("patches of 8 × 8: steps of 80 ms, 16 bands", ["config.input_patch_size=8"]),
 }

@@ -229,7 +229,7 @@ def test_a_folder_with_other_things_is_refused(tmp_path, sounds, capsys):
 def test_metrics(whole):
     found = rows(whole[0])
     assert list(found[0]) == [
-        *("iteration", "phase", "step", "lr", "loss", "distance", "commitment", "accuracy", "majority"),
+        *("iteration", "phase", "step", "lr", "loss", "distance", "commitment", "utterance", "accuracy", "majority"),
         *("codes_used", "perplexity", "effective_rank", "mean_cosine", "embedding_norm", "skipped"),
     ]
     assert [(row["iteration"], row["phase"], row["step"]) for row in found] == [
@@ -431,7 +431,13 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(server, whole, sounds, tmp_
     assert len(listed) == len(set(listed)) == 2
 
 
-OPTIONS = {"model__masks": 3, "model__mask_block": 2, "model__mix": 0.7, "config__input_patch_size": 8}
+OPTIONS = {
+    "model__masks": 3,
+    "model__mask_block": 2,
+    "model__mix": 0.7,
+    "model__utterance": 0.5,
+    "config__input_patch_size": 8,
+}
 
 
 def test_a_run_with_all_options_goes_on_where_it_was(sounds, tmp_path, monkeypatch):
@@ -450,6 +456,7 @@ def test_a_run_with_all_options_goes_on_where_it_was(sounds, tmp_path, monkeypat
     names = ["iteration-1/tokenizer", "iteration-1/model"]
     same(weights_of(tmp_path / "run", names), weights_of(tmp_path / "whole", names))
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert all(float(row["utterance"]) > 0 for row in rows(tmp_path / "run"))
     model = torchbeats.load(tmp_path / "run" / "model.safetensors")
     assert (model.grid.bands, model.grid.step_seconds) == (16, 0.08)
     (embedded,) = torchbeats.embed(str(sounds / "3.wav"), model, pool="bands")

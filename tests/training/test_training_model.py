@@ -1,6 +1,7 @@
 """The two kinds of training, against their own definition written out, and that something is learned."""
 
 import copy
+import functools
 import itertools
 
 import numpy as np
@@ -22,7 +23,7 @@ from torchbeats.training.augmentation import shift_mel
 from torchbeats.training.corpus import Failure
 from torchbeats.training.crops import Crop, collate, random_mask
 from torchbeats.training.distillation import Distillation
-from torchbeats.training.pretraining import LabelPredictor, Pretraining
+from torchbeats.training.pretraining import LabelPredictor, Pretraining, utterance_loss
 from torchbeats.training.settings import DistillationSettings, ModelSettings
 from torchbeats.training.task import LabelStatistics, collapse
 
@@ -268,6 +269,37 @@ def test_loss_of_several_masks_is_that_of_each_by_itself():
     assert heard == [2]
 
 
+def test_utterance_loss_is_the_cross_entropy_with_a_clip_s_shares_of_labels():
+    """Of all its patches, hidden or seen, and once for each mask; a crop that only fills up is not asked."""
+    task, random = pretraining(utterance=0.5), np.random.default_rng(0)
+    crops = [
+        crop._replace(hidden=np.stack([random_mask(crop.hidden.size, 0.75, random) for _ in range(2)]))
+        for crop in crops_of((1.0, 0.55))
+    ]
+    batch, model = collate([*crops, crops[0]._replace(counts=False)], GRID), task.network.model
+    scalars = task.step(batch)
+    expected = []
+    for crop in crops:
+        labels = task.tokenizer.encode(torch.from_numpy(crop.samples)[None]).labels.flatten()
+        shares = torch.bincount(labels, minlength=32) / len(labels)
+        for mask in crop.hidden:
+            alone = collate([crop._replace(hidden=mask)], GRID)
+            x = task.network(model.normalise(model.fbank(alone.wav)), alone)[1][0]
+            expected.append(-(shares * task.network.clip(x.mean(1)).log_softmax(-1)).sum())
+    torch.testing.assert_close(scalars["utterance"], torch.stack(expected).mean(), **CLOSE)
+    plain = task.step(batch)["loss"] - 0.5 * scalars["utterance"]
+    task.settings.utterance = 0.0
+    torch.testing.assert_close(task.step(batch)["loss"], plain, **CLOSE)
+
+
+def test_where_no_patch_has_a_label_there_is_no_utterance_loss():
+    batch = collate(crops_of((0.9, 0.9)), GRID)
+    T = batch.hidden.size(1)
+    labels = torch.stack([torch.full((T,), -1), torch.arange(T) % 4])
+    total, rows = utterance_loss(torch.zeros(2, 8), labels, batch)
+    assert (rows, float(total)) == (1, pytest.approx(np.log(8)))
+
+
 def test_labels_of_mixed_clips_are_of_the_clip_alone(monkeypatch):
     task = pretraining(mix=0.5)
     crops = [crop._replace(softer=5.0) for crop in crops_of([0.9, 0.9])]
@@ -342,7 +374,10 @@ def gradients(task, mask, **crops):
     }, task.configure_optimizers()["optimizer"]
 
 
-@pytest.mark.parametrize(("make", "mask"), [(pretraining, 0.75), (distillation, 0.0)])
+@pytest.mark.parametrize(
+    ("make", "mask"),
+    [(pretraining, 0.75), (functools.partial(pretraining, utterance=0.5), 0.75), (distillation, 0.0)],
+)
 def test_every_parameter_learns(make, mask):
     """All but the biases of keys, which move every score of a query alike, so that softmax does not see them."""
     task = make()

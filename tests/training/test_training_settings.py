@@ -154,6 +154,7 @@ def test_a_value_of_the_wrong_kind_is_refused(assignment, said):
         "model.mask_block=0",
         "model.masks=0",
         "model.mix=1.5",
+        "model.utterance=-1",
         "model.mel_shift=200",
         "model.equaliser_db=-1",
         "data.batch_seconds=.inf",

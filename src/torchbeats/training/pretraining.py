@@ -13,6 +13,7 @@ from torchbeats.encoder import TransformerEncoder, VisiblePatches
 from torchbeats.errors import TrainingError
 from torchbeats.model import BEATs
 from torchbeats.patches import frames, mask_behind
+from torchbeats.pooling import masked_mean
 from torchbeats.tokenizers.tokens import PADDING, AcousticTokenizer
 from torchbeats.training.augmentation import equalise, lay_next_over, shift_mel
 from torchbeats.training.crops import Batch
@@ -90,6 +91,9 @@ class MaskedModel(nn.Module):
         super().__init__()
         self.model = model
         self.predictor = LabelPredictor(model.cfg, labels, settings.predictor_layers, settings.predictor_width)
+        self.clip: nn.Linear | None = None  # says the labels of a whole clip, from one vector
+        if settings.utterance:
+            self.clip = nn.Linear(model.cfg.encoder_embed_dim, labels)
 
     def forward(self, features: Tensor, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Say the labels of patches.
@@ -110,7 +114,27 @@ class MaskedModel(nn.Module):
         x, _ = model.encoder(visible.pick(x), visible_padding, visible=visible)
         padding = mask_behind(model.grid.patches(batch.samples), T).repeat_interleave(batch.draws, 0)
         logits = self.predictor(x, visible, visible_padding, batch.hidden, padding, batch.target_indices)
-        return logits, (x.detach(), visible_padding)
+        return logits, (x, visible_padding)
+
+
+def utterance_loss(logits: Tensor, labels: Tensor, batch: Batch) -> tuple[Tensor, int]:
+    """Cross entropy between what is said of a clip's labels and the shares that they have in it.
+
+    Args:
+        logits: ``(B * draws, N)``.
+        labels: of all patches, ``(B, T)``; `PADDING` where there is none.
+        batch: whose they are.
+
+    Returns:
+        The sum over all rows that are asked for anything and have a label, and how many those are.
+    """
+    known = labels != PADDING
+    counts = logits.new_zeros(len(labels), logits.size(1), dtype=torch.float32)
+    counts.scatter_add_(1, labels.where(known, 0), known.to(counts.dtype))
+    shares = (counts / counts.sum(1, keepdim=True).clamp_min(1)).repeat_interleave(batch.draws, 0)
+    rows = batch.target_indices // batch.hidden.size(1)
+    asked = shares.new_zeros(len(shares)).index_fill(0, rows, 1) * (shares.sum(1) > 0)
+    return -(asked.unsqueeze(1) * shares * logits.float().log_softmax(-1)).sum(), int(asked.sum())
 
 
 class Pretraining(Task[Batch]):
@@ -140,15 +164,16 @@ class Pretraining(Task[Batch]):
         model = self.network.model
         with torch.no_grad():
             fbank = model.fbank(batch.wav)
-            labels = self.tokenizer.label_fbank(fbank, batch.samples).repeat_interleave(batch.draws, 0)
-            labels = labels.flatten()[batch.target_indices]
+            of_clip = self.tokenizer.label_fbank(fbank, batch.samples)
+            labels = of_clip.repeat_interleave(batch.draws, 0).flatten()[batch.target_indices]
             if self.settings.mix:
                 fbank = lay_next_over(fbank, frames(batch.samples), batch.softer)
             if self.settings.mel_shift:
                 fbank = shift_mel(fbank, batch.shifts)
             if self.settings.equaliser_db:
                 fbank = equalise(fbank, batch.curves)
-        logits, self.encoded = self.network(model.normalise(fbank), batch)
+        logits, (x, visible_padding) = self.network(model.normalise(fbank), batch)
+        self.encoded = x.detach(), visible_padding
         loss = F.cross_entropy(
             logits, labels, reduction="sum", ignore_index=PADDING, label_smoothing=self.settings.label_smoothing
         )
@@ -156,7 +181,14 @@ class Pretraining(Task[Batch]):
         hits = (logits.detach().argmax(-1) == labels).sum()
         self.statistics.update(labels[labelled], (batch.target_indices % model.grid.bands)[labelled], hits)
         count = self._labelled(labelled)
-        return {"loss": self.share_of_mean(loss, count), "unlabelled": 1 - count / max(1, len(labels)) + 0 * loss}
+        loss = self.share_of_mean(loss, count)
+        scalars = {"unlabelled": 1 - count / max(1, len(labels)) + 0 * loss}
+        if self.network.clip is None:
+            return {"loss": loss, **scalars}
+        pooled = masked_mean(x, visible_padding, batch.visible_counts)
+        total, clips = utterance_loss(self.network.clip(pooled), of_clip, batch)
+        utterance = self.share_of_mean(total, clips)
+        return {"loss": loss + self.settings.utterance * utterance, "utterance": utterance, **scalars}
 
     def _labelled(self, labelled: Tensor) -> int:
         """How many patches have a label in this process; a `TrainingError` if none has in any."""

@@ -52,7 +52,7 @@ from torchbeats.weights import checkpoint
 
 # Of run.yaml, what may change when a run goes on: the machine, and how far it is to go.
 _MAY_CHANGE = ("trainer", "iterations", "data.workers")
-_COLUMNS = ("loss", "distance", "commitment", "accuracy", "majority", "codes_used", "perplexity", *COLUMNS)
+_COLUMNS = ("loss", "distance", "commitment", "utterance", "accuracy", "majority", "codes_used", "perplexity", *COLUMNS)
 
 
 class Run:

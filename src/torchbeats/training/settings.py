@@ -94,6 +94,11 @@ class ModelSettings(OptimiserSettings):
         "Share of the clips with which the model hears the next of the batch too, up to 15 dB softer; the labels are "
         "those of the clip alone (as in WavLM, arXiv 2110.13900).",
     )
+    utterance: float = setting(
+        0.0,
+        "Weight of a second loss: the mean of what the encoder makes of the patches it sees has to tell how often each "
+        "label comes in the whole clip (an utterance-level loss as EAT's, on labels).",
+    )
     label_smoothing: float = setting(0.1, "Share of a label's weight that is spread over all codes.")
     predictor_layers: int = setting(3, "Layers of the label predictor, which is dropped after training.")
     predictor_width: int = setting(0, "Width of the label predictor; 0: that of the encoder.")
@@ -453,6 +458,7 @@ def _check(settings: Settings) -> None:
         "model.mask_block must lie between 1 and 1000": 1 <= model.mask_block <= 1000,
         "model.masks must lie between 1 and 1000": 1 <= model.masks <= 1000,
         "model.mix must lie between 0 and 1": 0 <= model.mix <= 1,
+        "model.utterance must be at least 0": 0 <= model.utterance < math.inf,
         "model.label_smoothing must be at least 0 and less than 1": 0 <= model.label_smoothing < 1,
         "model.mel_shift must lie between 0 and 127": 0 <= model.mel_shift < 128,
         "model.equaliser_db must be at least 0": 0 <= model.equaliser_db < math.inf,
