@@ -307,7 +307,7 @@ def test_convolution_is_the_convolution(data):
         patch.setattr(kernels, "SPECTRAL_PIECES", pieces)
         patch.setattr(kernels, "SPECTRAL_STEPS", 1)
         patch.setattr(F, "conv1d", None)  # not called
-        y = kernels.convolution(x.transpose(1, 2), *kernel, groups)
+        y = kernels.convolution(x.transpose(1, 2), lambda: kernel[0], kernel[1], groups)
     wide = [tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in inputs]
     expected = F.conv1d(wide[0].transpose(1, 2), *wide[1:], padding=taps // 2, groups=groups)
     torch.testing.assert_close(y.double(), expected, **CLOSE)
@@ -329,10 +329,38 @@ def test_convolution_takes_the_way_that_pays(T, taps, dtype, spectral, monkeypat
     calls = []
     monkeypatch.setattr(kernels, "_spectral_convolution", lambda x, *_: calls.append(x))
     x, kernel, bias = torch.randn(2, 64, T, dtype=dtype), torch.randn(64, 32, taps, dtype=dtype), torch.randn(64)
-    kernels.convolution(x, kernel, bias.to(dtype), 2)
+    kernels.convolution(x, lambda: kernel, bias.to(dtype), 2)
     with torch.autocast("cpu", torch.bfloat16):
-        kernels.convolution(x, kernel, bias.to(dtype), 2)
+        kernels.convolution(x, lambda: kernel, bias.to(dtype), 2)
     assert len(calls) == spectral
+
+
+@pytest.mark.parametrize("T", [1, 9, 40, 300])
+@pytest.mark.parametrize("taps", [32, 35])
+def test_a_kernel_that_is_not_trained_is_transformed_once(T, taps):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(6, 3, taps) / 10, requires_grad=False)
+    made = []
+
+    def kernel():
+        made.append(1)
+        return 2 * weight
+
+    for B in (1, 3):
+        x, bias = torch.randn(B, 6, T, requires_grad=True), torch.randn(6)
+        expected = F.conv1d(x, 2 * weight, bias, padding=taps // 2, groups=2)
+        y = kernels.convolution(x, kernel, bias, 2, weight)
+        torch.testing.assert_close(y, expected, **CLOSE)
+        direction = torch.randn_like(y)
+        gradients = [torch.autograd.grad(result, x, direction)[0] for result in (y, expected)]
+        torch.testing.assert_close(*gradients, **CLOSE)
+    assert len(made) == 1
+    weight.requires_grad_()
+    kernels.convolution(x, kernel, bias, 2, weight).sum().backward()  # trained: made anew, and what was kept is gone
+    assert weight.grad is not None
+    with torch.no_grad():
+        kernels.convolution(x, kernel, bias, 2, weight)
+    assert len(made) == 3
 
 
 def test_who_watches_a_layer_sees_it_called_once_for_all_rows():

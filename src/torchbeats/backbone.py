@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchbeats import freezing, pooling
+from torchbeats import freezing, kernels, pooling
 from torchbeats.config import FBANK_MEAN, FBANK_STD, BEATsConfig, ModelConfig
 from torchbeats.encoder import TransformerEncoder
 from torchbeats.fbank import Fbank
@@ -252,5 +252,5 @@ class Backbone(nn.Module):
         x = self.patch_embedding(fbank.unsqueeze(1))  # (B, E, steps + 1, bands)
         x = self.layer_norm(x.flatten(2)[..., :patches].transpose(1, 2))
         if self.post_extract_proj is not None:
-            x = self.post_extract_proj(x)
+            x = kernels.linear(self.post_extract_proj, x)
         return self.dropout_input(x)

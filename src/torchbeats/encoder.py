@@ -182,7 +182,7 @@ class WeightNormConv1d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, T)`` to ``(B, C, T + 1 - K % 2)``."""
-        return kernels.convolution(x, self.weight, self.bias, self.groups)
+        return kernels.convolution(x, lambda: self.weight, self.bias, self.groups, self.weight_v, self.weight_g)
 
 
 # Newer torch writes the two parts of a weight-normed kernel under these names, and so do checkpoints made with it.

@@ -20,6 +20,8 @@ from torch.nn import modules
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
+from torchbeats.remembering import can_remember, forget, remembered
+
 CACHED_SCORES = 2**19  # 2 MB: attention scores that a processor core's caches hold, more or less
 FEWEST_QUERIES = 512  # at a time: each product rearranges all keys first
 SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}  # gated bias made at once for a fused call, in numbers: 16 MB, 256 MB
@@ -287,11 +289,11 @@ def _in_cache(
     """
     B, H, T, D = q.shape
     S = k.size(2)
+    reverse = bias is not None and bias.dim() == 2
     if bias is not None and bias.dim() == 2:
         # With the keys in reverse, the bias of key j and query i stands at i + j of the reversed table: each query's
         # row is a piece of the table, one further on than the row before, and the square a view of them.
         bias = bias.flip(1).unfold(1, S, 1).unsqueeze(0)
-        k, v = k.flip(2), v.flip(2)
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.flip(1)
         attn_mask = None if attn_mask is None else attn_mask.flip(3)
     clips = max(1, min(B, CACHED_SCORES // (H * T * S)))
@@ -309,9 +311,12 @@ def _in_cache(
             keys = slice(int(visible[0]), int(visible[-1]) + 1)
             hidden = hidden[:, None, None, keys] if bool(hidden[:, keys].any()) else None
         S_b = keys.stop - keys.start
+        own = slice(S - keys.stop, S - keys.start) if reverse else keys  # where they are in k and v
         for h in (slice(first, first + heads_at_once) for first in range(0, H, heads_at_once)):
-            key = k[b, h, keys].flatten(0, 1).transpose(1, 2)
-            value = v[b, h, keys].flatten(0, 1)
+            key, value = k[b, h, own], v[b, h, own]
+            if reverse:  # few at a time, so that the copies stay in cache
+                key, value = key.flip(2), value.flip(2)
+            key, value = key.flatten(0, 1).transpose(1, 2), value.flatten(0, 1)
             weigh = _onednn_weighing(value)
             for t in (slice(first, first + queries) for first in range(0, T, queries)):
                 query = q[b, h, t]
@@ -336,7 +341,12 @@ def _in_cache(
                 torch.softmax(scores, dim=-1, out=scores)
                 if fully_masked is not None:
                     scores.masked_fill_(fully_masked, 0)
-                out[b, h, t] = (torch.bmm(flat, value) if weigh is None else weigh(flat)).view_as(query)
+                if weigh is not None:
+                    out[b, h, t] = weigh(flat)
+                elif len(query) == 1:
+                    torch.bmm(flat, value, out=out[b, h, t][0])
+                else:
+                    out[b, h, t] = torch.bmm(flat, value).view_as(query)
     return out
 
 
@@ -383,7 +393,7 @@ def _onednn_product(layer: nn.Module, x: Tensor) -> Callable[..., Tensor] | None
         and type(layer.weight) is nn.Parameter
         and layer.weight.dtype == torch.float32
         and layer.weight.is_contiguous()
-        and not _differentiable(x, *layer.parameters())
+        and not _differentiable(x, layer.weight, layer.bias)
         and x.numel()
     ):
         return None
@@ -398,14 +408,16 @@ def _find_onednn_product() -> Callable[..., Tensor] | None:
 _ONEDNN_PRODUCT = _find_onednn_product()
 
 
-def convolution(x: Tensor, kernel: Tensor, bias: Tensor, groups: int) -> Tensor:
-    """Grouped convolution of long kernels, over time; where much has to be done, in the frequency domain.
+def convolution(x: Tensor, kernel: Callable[[], Tensor], bias: Tensor, groups: int, *weights: Tensor) -> Tensor:
+    """Grouped convolution of long kernels, over time; where it is spared work, in the frequency domain.
 
     Args:
         x: ``(B, C, T)``; half of the kernel's length is padded on both sides.
-        kernel: ``(C, C / groups, K)``.
+        kernel: makes the kernel ``(C, C / groups, K)``.
         bias: ``(C,)``.
         groups: of channels.
+        weights: of whose values alone the kernel is made, K being the length of the first one's last axis. Where they
+            are not trained and long enough, the spectrum of the kernel is remembered.
 
     Returns:
         ``(B, C, T + 1 - K % 2)``.
@@ -413,39 +425,61 @@ def convolution(x: Tensor, kernel: Tensor, bias: Tensor, groups: int) -> Tensor:
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not in_graph():
         # OneDNN's in bfloat16 takes many times as long, above all on the way back.
         with torch.autocast("cpu", enabled=False):
-            return convolution(x.float(), kernel.float(), bias.float(), groups).to(x.dtype)
+            return convolution(x.float(), lambda: kernel().float(), bias.float(), groups, *weights).to(x.dtype)
+    eager = x.device.type == "cpu" and x.dtype == torch.float32 and not in_graph()
+    if eager and type(x) is Tensor and _may_remember(weights):
+        size = 2 * weights[0].shape[-1]
+        spectra = remembered(lambda: _spectra(kernel(), size, groups), *weights)
+        return _spectral_convolution(x, spectra, size, size // 2, bias)
+    for weight in weights[:1]:
+        forget(weight)
+    made = kernel()
+    K = made.shape[2]
     if (
-        x.shape[0] * x.shape[2] >= min(SPECTRAL_STEPS, SPECTRAL_STEPS_PER_WEIGHT * kernel.numel())
-        and kernel.shape[2] >= SPECTRAL_TAPS
-        and x.device.type == "cpu"
-        and x.dtype == kernel.dtype == torch.float32
-        and not in_graph()
-        and not torch.is_autocast_enabled("cpu")
+        eager
+        and x.shape[0] * x.shape[2] >= min(SPECTRAL_STEPS, SPECTRAL_STEPS_PER_WEIGHT * made.numel())
+        and K >= SPECTRAL_TAPS
+        and made.dtype == torch.float32
     ):
-        return _spectral_convolution(x, kernel, bias, groups)
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and kernel.shape[1] < ONEDNN_CHANNELS:
-        convolved = F.conv1d(x.float(), kernel.float(), bias.float(), padding=kernel.shape[2] // 2, groups=groups)
+        size = min(2 * K, -(-(x.shape[2] + K - K % 2) // 16) * 16)  # fast, as it has small factors
+        return _spectral_convolution(x, _spectra(made, size, groups), size, K, bias)
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and made.shape[1] < ONEDNN_CHANNELS:
+        convolved = F.conv1d(x.float(), made.float(), bias.float(), padding=K // 2, groups=groups)
         return convolved.to(x.dtype)
-    return F.conv1d(x, kernel, bias, padding=kernel.shape[2] // 2, groups=groups)
+    return F.conv1d(x, made, bias, padding=K // 2, groups=groups)
 
 
-def _spectral_convolution(x: Tensor, kernel: Tensor, bias: Tensor, groups: int) -> Tensor:
+def _may_remember(weights: tuple[Tensor, ...]) -> bool:
+    return bool(
+        weights
+        and weights[0].shape[-1] >= SPECTRAL_TAPS
+        and all(weight.dtype == torch.float32 for weight in weights)
+        and not _differentiable(*weights)
+        and can_remember(*weights)
+    )
+
+
+def _spectra(kernel: Tensor, size: int, groups: int) -> Tensor:
+    """Transforms of a kernel ``(C, C / groups, K)``: ``(frequencies, groups, C / groups in, C / groups out)``."""
+    # Turned round, as what is called a convolution here is a correlation.
+    spectra = torch.fft.rfft(kernel.flip(2), n=size)
+    return spectra.unflatten(0, (groups, -1)).permute(3, 0, 2, 1).contiguous()
+
+
+def _spectral_convolution(x: Tensor, spectra: Tensor, size: int, K: int, bias: Tensor) -> Tensor:
     """In pieces that overlap ("overlap-save"); for each frequency a small matrix product over the group's channels."""
-    (B, C, T), K = x.shape, kernel.shape[2]
+    (B, C, T), groups = x.shape, spectra.shape[1]
     steps = T + 1 - K % 2
-    size = min(2 * K, -(-(steps + K - 1) // 16) * 16)  # of a piece: its transform is fast if it has small factors
     step = size - K + 1  # what is good of each piece; the rest of its result has wrapped around
     pieces = -(-steps // step)
     x = F.pad(x, (K // 2, pieces * step + K - 1 - T - K // 2))
-    # Turned round, as what is called a convolution here is a correlation.
-    kernels = torch.fft.rfft(kernel.flip(2), n=size).unflatten(0, (groups, -1)).permute(3, 0, 2, 1).flatten(0, 1)
     y, at_once = [], max(1, SPECTRAL_PIECES // B)
     for first in range(0, pieces, at_once):
         part = x[..., first * step : (first + at_once - 1) * step + size]
-        spectra = torch.fft.rfft(part.unfold(2, size, step), n=size)  # (B, C, n, frequencies)
-        n = spectra.shape[2]
-        spectra = spectra.unflatten(1, (groups, -1)).permute(4, 1, 0, 3, 2).reshape(len(kernels), B * n, -1)
-        products = torch.bmm(spectra, kernels).view(-1, groups, B, n, C // groups)
+        parts = torch.fft.rfft(part.unfold(2, size, step), n=size)  # (B, C, n, frequencies)
+        n = parts.shape[2]
+        parts = parts.unflatten(1, (groups, -1)).permute(4, 1, 0, 3, 2).reshape(-1, B * n, C // groups)
+        products = torch.bmm(parts, spectra.flatten(0, 1)).view(-1, groups, B, n, C // groups)
         products = products.permute(2, 1, 4, 3, 0).reshape(B, C, n, -1)
         y.append(torch.fft.irfft(products, n=size)[..., K - 1 :].flatten(2))
     return torch.cat(y, 2)[..., :steps] + bias[:, None]
