@@ -1,8 +1,8 @@
 """Where a model says that it does not know: the one place that decides what is called unknown.
 
 A model's file may say how familiar a sound must be (`Abstention`). Rows of probabilities are then judged by it: where
-one is not familiar enough, "unknown" stands in place of all classes. What was computed is not touched: a model's output,
-the figures of an evaluation and exported graphs have the classes' own probabilities.
+one is not familiar enough, "unknown" stands in place of all classes. What was computed is not touched: a model gives,
+and an evaluation and an exported graph have, the classes' own probabilities.
 """
 
 from __future__ import annotations
