@@ -23,7 +23,7 @@ version errors extras files yaml_text interrupts remote
 patches containers decoders audio
 pooling config waveform fbank layers remembering kernels attention encoder freezing backbone
 weights
-protocol labels model tokenizers other_models
+protocol labels abstention model tokenizers other_models
 onnx loading
 data batching
 plans inference arrays tagging embedder

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 import soundfile
+from everyday import OTHER, UNLABELLED, group_of, kind
 
 from torchbeats import audio
 from torchbeats.errors import AudioError
@@ -68,11 +70,12 @@ class Corpus:
     heldout: frozenset[str] | None = None  # groups; None: a tenth, by a hash of the group's name
     keep_silence: bool = False
     tools: tuple[str, ...] = field(default=())  # programs whose packages' versions are to be recorded
+    repositories: tuple[str, ...] = ()  # on GitHub, owner/name; their folders come behind those of the packages
 
 
 # --- recordings in packages ------------------------------------------------------------------------------------------
 
-SOUNDS = {".wav", ".ogg", ".oga", ".flac", ".aiff", ".aif", ".opus", ".wv", ".gsm"}
+SOUNDS = {".wav", ".ogg", ".oga", ".flac", ".aiff", ".aif", ".opus", ".wv", ".gsm", ".mp3"}
 Describe = Callable[[str], "tuple[str, str] | tuple[str, str, str] | None"]  # path → label, group[, licence]
 
 
@@ -220,6 +223,53 @@ def opensfx(roots: list[Path]) -> Iterator[Clip]:
             samples = read(path)
             if samples is not None:
                 yield Clip(path.stem, samples, "effects", f"opensfx-{number}")
+
+
+def everyday(name: str, licence: str = "", unknown: str = OTHER, only: str = "") -> Describe:
+    """Sounds that their names tell the kind of; those below a folder, where one is given."""
+
+    def describe(path: str) -> tuple[str, str, str] | None:
+        if only not in path or "/music" in path.lower() or "/voice/" in path:
+            return None
+        return kind(path, unknown), f"{name}/{group_of(path)}", licence
+
+    return describe
+
+
+def ufoai(roots: list[Path]) -> Iterator[Clip]:
+    """UFO: Alien Invasion keeps its sounds in an archive."""
+    with tempfile.TemporaryDirectory() as folder:
+        for archive in sorted(roots[0].rglob("*snd.pk3")):
+            with zipfile.ZipFile(archive) as opened:
+                opened.extractall(folder, [name for name in opened.namelist() if name.startswith("sound/")])
+        yield from recordings(everyday("ufoai"))([Path(folder, "sound")])
+
+
+def syllables(path: str) -> tuple[str, str] | None:
+    """Mandarin syllables by one speaker, which the repository has at three qualities."""
+    return ("speech", "cmn-chen-wang") if "64k/syllabs/" in path else None
+
+
+def double_bass(path: str) -> tuple[str, str]:
+    """Notes of one double bass, bowed and plucked."""
+    return ("strings" if path.startswith("arco") else "bass"), "double-bass"
+
+
+VCSL = {"Idiophones": "drums", "Membranophones": "drums", "Aerophones": "woodwind", "Electrophones": "electronic"}
+VCSL_STRINGS = {"Violin": "strings", "Viola": "strings", "Cello": "strings", "Piano": "piano", "Guitar": "guitar"}
+
+
+def vcsl(path: str) -> tuple[str, str]:
+    """Instruments by their kind in the system of Hornbostel and Sachs; of strings only what has a class."""
+    family, *inner = path.split("/")
+    label = VCSL.get(family, "")
+    if family == "Chordophones":
+        label = next((name for word, name in VCSL_STRINGS.items() if word in path), "")
+    elif "Brass" in path or "Horn" in path or "Trumpet" in path or "Trombone" in path:
+        label = "brass"
+    elif "Struck Idiophones" in path and any(word in path for word in ("phone", "Glock", "Marimba", "Vibra")):
+        label = "chromatic_percussion"
+    return label, f"vcsl/{'/'.join(inner[:2])}"
 
 
 # --- speech from synthesisers ----------------------------------------------------------------------------------------
@@ -674,7 +724,44 @@ CORPORA = [
            recordings(lambda path: (LMMS.get(path.split("/")[2], ""), path))),
     Corpus("hydrogen", ("hydrogen-drumkits",), "GPL-2, GPL-2+, CC-BY-3.0, CC-BY-SA-3.0, CC0-1.0 (by kit)", "drum kits",
            recordings(drumkit), frozenset({"kit-ColomboAcousticDrumkit", "kit-HardElectro1"})),
+    # Sounds of the house, the street and the fields, for the tagger. SOURCES are held out whole.
+    Corpus("berklee", (), "CC-BY-3.0", "objects, tools, water, crowds: the Berklee library of OLPC",
+           recordings(everyday("berklee", only="berklee/")), repositories=("Tonejs/audio",)),
+    Corpus("wesnoth", ("wesnoth-1.16-data",), "GPL-2+, CC-BY-SA-4.0 (by file)", "animals, weapons",
+           recordings(everyday("wesnoth"))),
+    Corpus("widelands", ("widelands-data",), "GPL-2+", "birds, farm animals, crafts",
+           recordings(everyday("widelands"))),
+    Corpus("megaglest", ("megaglest-data",), "CC-BY-SA-3.0", "animals, weather, crafts",
+           recordings(everyday("megaglest"))),
+    Corpus("ufoai", ("ufoai-sound",), "GPL-2+, CC-BY-3.0, CC-BY-SA-3.0 (by file)", "steps, doors, machines", ufoai),
+    Corpus("unknown-horizons", ("unknown-horizons",), "CC-BY-SA-3.0", "crafts, bells",
+           recordings(everyday("unknown-horizons"))),
+    Corpus("searchandrescue", ("searchandrescue-data",), "GPL-2", "helicopters, jets",
+           recordings(everyday("searchandrescue"))),
+    Corpus("mobs", (), "CC0-1.0, CC-BY-3.0, MIT (by file)", "farm animals", recordings(everyday("mobs")),
+           repositories=("minetest-mirrors/mobs_animal",)),
+    Corpus("cmn", (), "CC-BY-SA-3.0", "Mandarin syllables, one speaker", recordings(syllables), frozenset(),
+           repositories=("hugolpz/audio-cmn",)),
+    Corpus("scratch", ("scratch",), "CC-BY-SA-3.0", "animals, people, things", recordings(everyday("scratch"))),
+    Corpus("lugaru", ("lugaru-data",), "CC-BY-SA-3.0", "steps, dogs, blows", recordings(everyday("lugaru"))),
+    Corpus("homedecor", ("minetest-mod-homedecor",), "CC-BY-SA-4.0", "doors, taps", recordings(everyday("homedecor"))),
+    Corpus("bucklespring", ("bucklespring-data",), "GPL-2+", "a keyboard, key by key",
+           recordings(lambda path: (OTHER, "bucklespring"))),
+    Corpus("blanket", (), "CC0-1.0, CC-BY-3.0, CC-BY-SA, public domain (by file)", "rain, fire, birds, trains",
+           recordings(everyday("blanket")), repositories=("rafaelmardojai/blanket",)),
+    Corpus("openrct2", (), "CC-BY-4.0", "roller coasters, rain, thunder", recordings(everyday("openrct2")),
+           repositories=("OpenRCT2/OpenSoundEffects",)),
+    Corpus("double-bass", (), "CC0-1.0", "a double bass", recordings(double_bass),
+           repositories=("sfzinstruments/dsmolken.double-bass",)),
+    # Some gigabytes each; the weights in the package were made without them.
+    Corpus("ms-snsd", (), "CC0-1.0, CC-BY-SA-3.0 (by file)", "noise of rooms, machines, traffic",
+           recordings(everyday("ms-snsd", unknown=UNLABELLED, only="noise_")), repositories=("microsoft/MS-SNSD",)),
+    Corpus("vcsl", (), "CC0-1.0", "instruments", recordings(vcsl), repositories=("sgossner/VCSL",)),
 ]  # fmt: skip
+SOURCES = frozenset({"scratch", "lugaru", "homedecor", "bucklespring", "blanket", "openrct2", "double-bass"})
+WANTED = frozenset(corpus.name for corpus in CORPORA) - {"ms-snsd", "vcsl"}  # where --only names none
+# What the model was pre-trained on does not change with the corpora for the tagger.
+PRETRAINING = frozenset(name.name for name in CORPORA[: [corpus.name for corpus in CORPORA].index("berklee")])
 
 
 # --- packages, files, tables -----------------------------------------------------------------------------------------
@@ -700,6 +787,22 @@ def unpack(package: str, cache: Path) -> tuple[Path, str]:
     return folder, version.stdout.strip()
 
 
+def clone(repository: str, cache: Path) -> tuple[Path, str]:
+    """Gets a repository of GitHub, once; its folder and commit."""
+    folder = cache / "git" / repository.replace("/", "+")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        fresh = folder.with_name(f"{folder.name}.new{os.getpid()}")  # whole or not there
+        command = ["git", "clone", "-q", "--depth", "1", f"https://github.com/{repository}", fresh]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise RuntimeError(f"git clone of {repository}: {reason}")
+        fresh.rename(folder)
+    commit = subprocess.run(["git", "-C", folder, "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True)
+    return folder, commit.stdout.strip()
+
+
 def installed(package: str) -> str:
     """The version of a program's package, for the record."""
     done = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", package], capture_output=True, text=True)
@@ -707,7 +810,9 @@ def installed(package: str) -> str:
 
 
 def split_of(corpus: Corpus, group: str) -> str:
-    """Which side a group is on: named in the table, or a tenth by its hash."""
+    """Which side a group is on: named in the table, or a tenth by its hash; of a source all."""
+    if corpus.name in SOURCES:
+        return "heldout"
     held = zlib.crc32(group.encode()) % 10 == 0 if corpus.heldout is None else group in corpus.heldout
     return "heldout" if held else "train"
 
@@ -715,7 +820,9 @@ def split_of(corpus: Corpus, group: str) -> str:
 def write_corpus(corpus: Corpus, out: Path, cache: Path) -> str:
     """Makes one corpus beside its place and moves it there, so that it is complete or absent. Returns a line on it."""
     began, unpacked = time.monotonic(), [unpack(package, cache) for package in corpus.packages]
-    versions = [f"{p} {version}" for p, (_, version) in zip(corpus.packages, unpacked, strict=True)]
+    unpacked += [clone(repository, cache) for repository in corpus.repositories]
+    places = (*corpus.packages, *corpus.repositories)
+    versions = [f"{p} {version}" for p, (_, version) in zip(places, unpacked, strict=True)]
     versions += [f"{p} {installed(p)}" for p in corpus.tools]
     folder = out / f".{corpus.name}.new"
     shutil.rmtree(folder, ignore_errors=True)
@@ -777,9 +884,10 @@ def write_summary(out: Path) -> None:
         hours = sum(float(row[-1]) for row in here) / 3600
         lines.append(f"| {corpus.name} | {corpus.about} | {packages} | {corpus.licence} | {len(here)} | {hours:.2f} |")
     write_table(out / "manifest.csv", rows)
-    label, split = COLUMNS.index("label"), COLUMNS.index("split")
-    write_table(out / "train.csv", [row for row in rows if row[split] == "train"])
-    write_table(out / "labelled.csv", [row for row in rows if row[label]])
+    corpus_name, label, split = (COLUMNS.index(name) for name in ("corpus", "label", "split"))
+    learned = [row for row in rows if row[corpus_name] in PRETRAINING]
+    write_table(out / "train.csv", [row for row in learned if row[split] == "train"])
+    write_table(out / "labelled.csv", [row for row in learned if row[label]])
     (out / "corpora.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -796,7 +904,7 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for corpus in CORPORA:
-        if options.only and corpus.name not in options.only:
+        if corpus.name not in (options.only or WANTED):
             continue
         if (out / corpus.name / "files.csv").exists():
             print(f"{corpus.name}: complete", flush=True)

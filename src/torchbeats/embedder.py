@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchbeats.abstention import Naming
 from torchbeats.data.inputs import Piece
 from torchbeats.data.sounds import Sound
 from torchbeats.data.stored import MemorySound
 from torchbeats.errors import InputError
 from torchbeats.inference import Group, groups
-from torchbeats.labels import class_names
 from torchbeats.loading import device_called, load, ready
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, EmbeddingPlan, Plan
-from torchbeats.protocol import PROBABILITIES, Layer, Model
+from torchbeats.protocol import Layer, Model
 from torchbeats.tagging import TOP, check_choice, likeliest, score_plan, scored
 from torchbeats.weights import hub
 
@@ -185,6 +185,7 @@ class Tagger(_Worker):
         every: seconds of a row in a timeline; a row for each sound where not given.
         window: seconds that the model sees at once; see `tag`.
         views: how often each window is classified; see `ScorePlan`.
+        unknown: call a row "unknown" that is less familiar than the model's file asks for; see `tag`.
         batch_seconds: audio in a batch of the model.
         engine: see `load`.
         device: see `load`.
@@ -207,6 +208,7 @@ class Tagger(_Worker):
         every: float | None = None,
         window: float | None = None,
         views: int = 1,
+        unknown: bool = True,
         batch_seconds: float = BATCH_SECONDS,
         engine: str | None = None,
         device: str | torch.device | None = None,
@@ -215,7 +217,7 @@ class Tagger(_Worker):
         jobs: int | None = None,
     ) -> None:
         check_choice(top, threshold)
-        self.top, self.threshold = top, threshold
+        self.top, self.threshold, self.unknown = top, threshold, unknown
         self._score_plan = score_plan(every, window, batch_seconds, views)
         super().__init__(model, self._score_plan, engine=engine, device=device, dtype=dtype, threads=threads, jobs=jobs)
 
@@ -226,10 +228,11 @@ class Tagger(_Worker):
     def rows(self, results: Iterator[Group], model: Model) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each row's sound and its values."""
         self._score_plan.check(model)
-        names = class_names(model.label_dict, model.outputs[PROBABILITIES].shape[0])
-        for row in scored(results, self._score_plan):
-            indices = likeliest(row.probabilities, self.top, self.threshold)
-            labels = [names[index] for index in indices]
+        naming = Naming(model, self.unknown)
+        thresholds = naming.thresholds(self.threshold)
+        for row in naming.judged(scored(results, self._score_plan)):
+            indices = likeliest(row.probabilities, self.top, thresholds)
+            labels = [naming.names[index] for index in indices]
             values = [float(row.probabilities[index]) for index in indices]
             yield row.path, {"start": row.start, "end": row.end, "labels": labels, "probabilities": values}
 

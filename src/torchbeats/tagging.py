@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 from torchbeats import audio
+from torchbeats.abstention import Naming, Scored
 from torchbeats.audio import Floats
 from torchbeats.data.sounds import Sound
 from torchbeats.errors import SettingsError
 from torchbeats.inference import Group, groups_of
-from torchbeats.labels import class_names
 from torchbeats.loading import ready
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
 from torchbeats.plans import BATCH_SECONDS, SHORTEST_SECONDS, WINDOW_SECONDS, ScorePlan, Window
-from torchbeats.protocol import PROBABILITIES, Model
+from torchbeats.protocol import Model
 from torchbeats.weights import hub
 
 Indices: TypeAlias = "np.ndarray[Any, np.dtype[np.intp]]"
@@ -44,15 +44,6 @@ class Tags(NamedTuple):
     start: float
     end: float
     labels: list[tuple[str, float]]
-
-
-class Scored(NamedTuple):
-    """As `Tags`, with the probabilities of all classes, ``(classes,)``."""
-
-    path: str
-    start: float
-    end: float
-    probabilities: Floats
 
 
 class Region(NamedTuple):
@@ -219,6 +210,7 @@ def tag(
     every: float | None = None,
     window: float | None = None,
     views: int = 1,
+    unknown: bool = True,
     batch_seconds: float = BATCH_SECONDS,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -237,6 +229,8 @@ def tag(
             of a timeline is scored by the window around its middle.
         views: how often each window is heard, a share of a step of 160 ms later each time; probabilities are the mean.
             For short sounds; it takes so many times as long.
+        unknown: a row that is less familiar than the model's file asks for has the one label "unknown", with the
+            probability that the likeliest class would have been wrong. False names the likeliest classes all the same.
         batch_seconds: audio in a batch; less of it takes less memory.
         device: where to compute; where the model is, if not given.
         dtype: to compute in; the model's own, if not given. A model of the caller's stays as it is.
@@ -255,5 +249,5 @@ def tag(
         model = hub.BUILT_IN_TAGGER
     network = ready(model, device, dtype)
     results = groups_of(inputs, network, plan, jobs)
-    names = class_names(network.label_dict, network.outputs[PROBABILITIES].shape[0])
-    return tags(scored(results, plan), names, top, threshold)
+    naming = Naming(network, unknown)
+    return tags(naming.judged(scored(results, plan)), naming.names, top, naming.thresholds(threshold))

@@ -115,6 +115,8 @@ def test_the_command_makes_a_model_that_tag_takes(run, table, collection, whole,
 
     model = torchbeats.load(head)
     assert model.labels == result["classes"]
+    assert model.cfg.abstention == result["abstention"]
+    assert (0 < result["abstention"]["threshold"] < 1, result["abstention"]["false_alarms"] <= 0.05) == (True, True)
     assert model.cfg.thresholds == pytest.approx([row["threshold"] for row in result["by_class"]], abs=1e-6)
     rows = {}
     for source in (table.path, collection):

@@ -74,7 +74,8 @@ def fit(
     """Fit a label head to stored embeddings, in seconds: a model for `torchbeats tag`.
 
     The head is a logistic regression with calibrated probabilities and, for each class, the threshold that reaches
-    --precision. All figures come from files that were held out. --suggest prints windows to label next: uncertain ones,
+    --precision. With one class a window, the model calls unknown what is less familiar than all but one in twenty of
+    the windows held out. All figures come from files that were held out. --suggest prints windows to label next: uncertain ones,
     and likely ones of classes with few labels.
     """
     require("sklearn", "probe")
@@ -127,6 +128,7 @@ def _as_json(head: Head, suggestions: list[Suggestion]) -> dict[str, Any]:
         "problem_type": head.problem_type,
         "held_out": head.held_out,
         "figures": head.figures,
+        "abstention": head.abstention,
         "by_class": head.by_class,
         "c": head.c,
         "warnings": head.warnings,
@@ -145,6 +147,9 @@ def _print(out: Console, head: Head, suggestions: list[Suggestion]) -> None:
     if head.held_out:
         means = ", ".join(f"{name} {value:.3f}" for name, value in head.figures.items())
         out.print(f"{means}; held out: {head.held_out}.")
+    if head.abstention is not None:
+        share, least = head.abstention["false_alarms"], head.abstention["threshold"]
+        out.print(f"Below a probability of {least:.3f} a sound is called unknown: {share:.1%} of those held out.")
     for suggestion in suggestions:
         span = f"{readable(suggestion.path)} {suggestion.start:.2f}–{suggestion.end:.2f} s"
         out.print(f"{span}: {suggestion.label} {suggestion.probability:.2f} ({suggestion.reason})")

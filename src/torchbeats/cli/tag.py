@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from torchbeats.abstention import Naming
 from torchbeats.audio import Floats
 from torchbeats.cli.console import complain
 from torchbeats.cli.tables import (
@@ -35,11 +36,10 @@ from torchbeats.data.inputs import find_sounds
 from torchbeats.errors import SettingsError, quoted
 from torchbeats.extras import require
 from torchbeats.files import refuse_existing, refuse_inputs
-from torchbeats.labels import class_names
 from torchbeats.loading import load
 from torchbeats.model import BEATs
 from torchbeats.plans import BATCH_SECONDS
-from torchbeats.protocol import PROBABILITIES, Model
+from torchbeats.protocol import Model
 from torchbeats.tables.events import check_events, class_thresholds
 from torchbeats.tables.events import events as merged
 from torchbeats.tables.reading import Table
@@ -105,6 +105,15 @@ def tag(
             f"events what each class was fitted with by `torchbeats fit`, otherwise {TRACK_THRESHOLD}.",
         ),
     ] = None,
+    unknown: Annotated[
+        bool,
+        typer.Option(
+            "--unknown/--no-unknown",
+            rich_help_panel=OUTPUT,
+            help="Call a row unknown that is less familiar than the model's file asks for; without, the likeliest "
+            "labels of every row. Files that ask for nothing know no unknown.",
+        ),
+    ] = True,
     events: Annotated[
         bool,
         typer.Option(
@@ -183,14 +192,14 @@ def tag(
     plan.check(network)
     sounds = [] if table is not None else find_sounds(inputs, follow_links=follow_links)
     _check_inputs(output, ending, [*inputs, *(sound.path for sound in sounds)], len(sounds))
-    names = class_names(network.label_dict, network.outputs[PROBABILITIES].shape[0])
+    naming = Naming(network, unknown)
     tagging = TagRun(
         sounds,
         network,
         plan,
-        names,
-        len(names) if events else top,
-        _thresholds(network, names, threshold) if fitted else threshold,
+        naming,
+        len(naming.names) if events else top,
+        _thresholds(network, naming.classes, threshold) if fitted else threshold,
         jobs,
         None if head is None or table is None else scored_groups(table, head),
         events=partial(merged, min_gap=min_gap, min_length=min_length) if events else None,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from torchbeats.abstention import Naming, Scored
 from torchbeats.audio import Floats
 from torchbeats.cli.console import (
     audio_progress,
@@ -47,7 +48,7 @@ class TagRun:
         sounds: that are read; none where ``stored`` gives the rows.
         network: the model.
         plan: how sounds are cut into rows.
-        names: of the classes.
+        naming: what rows are called.
         top: most labels of a row.
         threshold: smallest probability of a label: one for all classes, or one for each.
         jobs: threads that decode.
@@ -60,7 +61,7 @@ class TagRun:
     sounds: list[Piece]
     network: Model
     plan: ScorePlan
-    names: list[str]
+    naming: Naming
     top: int
     threshold: float | Floats
     jobs: int | None
@@ -145,15 +146,15 @@ class TagRun:
 
     def draw(self, output: Path, every: float) -> None:
         """Draw a picture of the one recording."""
-        picture = timeline.Timeline(self.names, every)
+        picture = timeline.Timeline(self.naming.names, every)
+        thresholds = self.naming.thresholds(self.threshold)
         with audio_progress(len(self.sounds), 0) as progress:
-            rows = scored(self._groups(progress), self.plan)
+            rows = self._rows(progress)
             if self.events is None:
                 for row in rows:
-                    picture.add(row.end, row.probabilities, likeliest(row.probabilities, self.top, self.threshold))
+                    picture.add(row.end, row.probabilities, likeliest(row.probabilities, self.top, thresholds))
             else:
-                drawn = picture.observe(rows)
-                for event in self.events(tags(drawn, self.names, self.top, self.threshold)):
+                for event in self.events(tags(picture.observe(rows), self.naming.names, self.top, thresholds)):
                     picture.mark(event)
         if picture.end:  # else there is nothing to draw
             picture.spectrogram.read(self.sounds[0])
@@ -162,7 +163,11 @@ class TagRun:
             remark(f"{output}: a picture of {picture.end:,.1f} s.")
 
     def _tags(self, progress: Progress | None = None) -> Iterator[Tags]:
-        return tags(scored(self._groups(progress), self.plan), self.names, self.top, self.threshold)
+        thresholds = self.naming.thresholds(self.threshold)
+        return tags(self._rows(progress), self.naming.names, self.top, thresholds)
+
+    def _rows(self, progress: Progress | None) -> Iterator[Scored]:
+        return self.naming.judged(scored(self._groups(progress), self.plan))
 
     def _groups(self, progress: Progress | None) -> Iterator[Group]:
         if (ready := self.stored or self.computed) is not None:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from torchbeats import abstention
 from torchbeats.config import BEATsConfig
 from torchbeats.data.folds import Design, design
 from torchbeats.data.labelled import Labelled
@@ -58,6 +59,8 @@ class Head:
         figures: "mAP" and, of single-label problems, "accuracy", on windows that were held out.
         by_class: for each class its number of windows, average precision, threshold, and precision and recall there.
         warnings: what a reader of the figures should know.
+        abstention: what a model's file is to say of sounds that are unknown; see `torchbeats.abstention`. None of
+            several labels a window, where a window may have none, and without held-out windows.
     """
 
     linear: Linear
@@ -69,6 +72,7 @@ class Head:
     figures: dict[str, float]
     by_class: list[dict[str, Any]]
     warnings: list[str] = field(default_factory=list)
+    abstention: dict[str, Any] | None = None
 
     def probabilities(self, x: Array) -> Array:
         """``(N, classes)`` for embeddings ``(N, D)``."""
@@ -135,7 +139,13 @@ def fit_head(
     probabilities = _probabilities(held_out[best][scored] * scale + offset, windows.problem_type)
     figures, rows = _figures(truth[scored], probabilities, windows, precision, notes)
     thresholds = np.array([row["threshold"] for row in rows])
-    return Head(linear, windows.classes, windows.problem_type, thresholds, strength, plan.name, figures, rows, notes)
+    head = Head(linear, windows.classes, windows.problem_type, thresholds, strength, plan.name, figures, rows, notes)
+    if windows.problem_type == "single_label" and abstention.UNKNOWN not in windows.classes:
+        head.abstention = {
+            **abstention.setting(probabilities, windows.classes),
+            "temperature": round(float(1 / scale[0]), 6),
+        }
+    return head
 
 
 def base_model(table: Table, name: str | os.PathLike[str] | None = None) -> BEATs:
@@ -190,6 +200,9 @@ def whole_model(base: BEATs, head: Head, about: dict[str, Any]) -> BEATs:
             },
         }
     )
+    cfg.__dict__.pop(abstention.SETTING, None)  # of a head that the base model had
+    if head.abstention is not None:
+        cfg.update({abstention.SETTING: head.abstention})
     model = BEATs(cfg)
     weights = {name: value for name, value in base.state_dict().items() if name in model.state_dict()}
     weights["predictor.weight"] = torch.from_numpy(head.linear.weight).float()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchbeats.abstention import Scored
 from torchbeats.audio import AudioWarning, Floats
 from torchbeats.data.annotations.annotation import Annotation
 from torchbeats.data.inputs import Piece
@@ -20,7 +21,7 @@ from torchbeats.errors import AudioError
 from torchbeats.fbank import HIGH_HZ, LOW_HZ, Fbank, mel
 from torchbeats.patches import FRAME_SHIFT, N_MELS, SAMPLE_RATE, frames
 from torchbeats.plots.fonts import writable
-from torchbeats.tagging import Indices, Scored
+from torchbeats.tagging import Indices
 
 COLUMNS = (
     1024  # of a summary, at most; a little less than a picture has pixels from left to right, so that none is lost

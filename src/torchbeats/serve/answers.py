@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from torchbeats.abstention import Naming
 from torchbeats.audio import Floats
 from torchbeats.errors import RequestError, SettingsError
 from torchbeats.files import readable
 from torchbeats.inference import Group
-from torchbeats.labels import class_names
 from torchbeats.plans import EmbeddingPlan, ScorePlan
-from torchbeats.protocol import PROBABILITIES, Model
+from torchbeats.protocol import Model
 from torchbeats.search.queries import direction, plan_of, unit
 from torchbeats.search.searching import closest
 from torchbeats.serve import shapes
@@ -59,10 +59,10 @@ async def tagged(service: Service, options: shapes.TagOptions, uploads: Sequence
     plan = plan_for_tags(model, options.every, options.window, options.events)
     sounds = await service.decode(uploads)
     groups = await service.compute(uploads, sounds, model, plan)
-    names = class_names(model.label_dict, model.outputs[PROBABILITIES].shape[0])
+    naming = Naming(model, options.unknown)
     data = []
     for index, group in enumerate(groups):
-        rows = labelled(group, plan, model, names, options)
+        rows = labelled(group, plan, model, naming, options)
         if options.events:
             merged = [
                 shapes.Event(
@@ -141,15 +141,15 @@ def plan_for_tags(model: Model, every: float | None, window: float | None, with_
         raise RequestError(422, "invalid_request", str(error)) from error
 
 
-def labelled(group: Group, plan: ScorePlan, model: Model, names: list[str], options: shapes.TagOptions) -> list[Tags]:
+def labelled(group: Group, plan: ScorePlan, model: Model, naming: Naming, options: shapes.TagOptions) -> list[Tags]:
     """A sound's probabilities as rows of labels."""
     threshold: float | Floats = options.threshold if options.threshold is not None else 0.0
     top = options.top
     if options.events:
-        top = len(names)
+        top = len(naming.names)
         if options.threshold is None:
-            threshold, _ = class_thresholds(model, names, EVENT_THRESHOLD)
-    return list(tags(scored([group], plan), names, top, threshold))
+            threshold, _ = class_thresholds(model, naming.classes, EVENT_THRESHOLD)
+    return list(tags(naming.judged(scored([group], plan)), naming.names, top, naming.thresholds(threshold)))
 
 
 def mean_of_windows(group: Group) -> Floats:

@@ -106,6 +106,13 @@ class TagOptions(_Request):
             ge=0, le=1, description="Smallest probability; default: 0, of events what a class was fitted with, or 0.5."
         ),
     ] = None
+    unknown: Annotated[
+        bool,
+        Field(
+            description="Call a row unknown that is less familiar than the model's file asks for; false names the "
+            "likeliest labels of every row."
+        ),
+    ] = True
     every: Annotated[
         Every | None, Field(description="A row every so many seconds; default: one a sound, or every 1 s for events.")
     ] = None

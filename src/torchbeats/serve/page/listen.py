@@ -11,12 +11,12 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from torchbeats.abstention import Naming, Scored
+from torchbeats.audio import Floats
 from torchbeats.errors import RequestError
 from torchbeats.inference import Group
-from torchbeats.labels import class_names
 from torchbeats.plans import ScorePlan
 from torchbeats.plots.timeline import Timeline
-from torchbeats.protocol import PROBABILITIES
 from torchbeats.serve.answers import plan_for_tags
 from torchbeats.serve.decoding import Decoded
 from torchbeats.serve.page import parts
@@ -26,7 +26,7 @@ from torchbeats.serve.service import Service
 from torchbeats.serve.uploads import Upload
 from torchbeats.tables.events import events
 from torchbeats.tables.tags import FORMATS
-from torchbeats.tagging import Scored, likeliest, scored, tags
+from torchbeats.tagging import likeliest, scored, tags
 
 EVERY_SECONDS, THRESHOLD, TOP = 1.0, 0.3, 3
 SHOWN_EVENTS = 200
@@ -74,8 +74,8 @@ async def _heard(service: Service, results: Results, path: str, threshold: float
     plan = plan_for_tags(model, every, None, False)
     (sound,) = await service.decode([upload])
     (group,) = await service.compute([upload], [sound], model, plan)
-    names = class_names(model.label_dict, model.outputs[PROBABILITIES].shape[0])
-    return await asyncio.to_thread(_shown, results, upload.name, sound, group, plan, names, threshold, every)
+    naming = Naming(model)
+    return await asyncio.to_thread(_shown, results, upload.name, sound, group, plan, naming, threshold, every)
 
 
 def _shown(
@@ -84,14 +84,15 @@ def _shown(
     sound: Decoded,
     group: Group,
     plan: ScorePlan,
-    names: list[str],
+    naming: Naming,
     threshold: float,
     every: float,
 ) -> str:
-    rows = list(scored([group], plan))
-    labels = list(tags(rows, names, len(names), threshold))
+    rows = list(naming.judged(scored([group], plan)))
+    thresholds = naming.thresholds(threshold)
+    labels = list(tags(rows, naming.names, len(naming.names), thresholds))
     merged = list(events(labels))
-    picture = _picture(name, sound, rows, names, threshold, every)
+    picture = _picture(name, sound, rows, naming.names, thresholds, every)
     stem = Path(name).stem or "sound"
     files = {f"{stem}.csv": "".join(FORMATS[".csv"].write_events(merged))}
     files |= {f"{stem}{end}": "".join(FORMATS[end].write_events(merged)) for end in (".raven.txt", ".audacity.txt")}
@@ -108,7 +109,7 @@ def _shown(
 
 
 def _picture(
-    name: str, sound: Decoded, rows: Sequence[Scored], names: list[str], threshold: float, every: float
+    name: str, sound: Decoded, rows: Sequence[Scored], names: list[str], threshold: float | Floats, every: float
 ) -> bytes:
     drawing = Timeline(names, every)
     for row in rows:
