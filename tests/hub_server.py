@@ -55,6 +55,7 @@ class HubServer:
     lies: dict[str, str] = field(default_factory=dict)  # headers in the place of the true ones
     more: bytes = b""  # sent behind every file
     sha: object = None  # of the commit, in listings, in the place of the true one
+    listing: bytes | None = None  # sent in the place of a true one
     endless: bytes = b""  # sent in listings again and again, until the client hangs up
     pause: float = 0.0  # seconds between them
     drips: str = ""  # "HEAD" or "GET": the answers' headers come byte by byte; "body": the bodies of files do
@@ -166,7 +167,10 @@ class _Handler(BaseHTTPRequestHandler):
             body = {"id": name.removeprefix("datasets/"), "sha": sha, "siblings": siblings}
             if self.server_state.endless:
                 return self.answer_without_end(self.server_state.endless)
-            self.answer(200, {"Content-Type": "application/json"}, json.dumps(body).encode())
+            listing = self.server_state.listing
+            if listing is None:
+                listing = json.dumps(body).encode()
+            self.answer(200, {"Content-Type": "application/json"}, listing)
         return None
 
     def answer_without_end(self, block: bytes) -> None:

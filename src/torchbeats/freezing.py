@@ -53,8 +53,8 @@ def _before_step(optimizer: Optimizer, *_: Any) -> None:
 def _are_to_train(groups: list[dict[str, Any]], model: nn.Module) -> bool:
     """Whether an optimiser's groups are meant to change a frozen model.
 
-    They are not where one has all parameters of a larger model, a frozen encoder among them; they are where one has those
-    of the encoder alone, or where the model has fresh weights, which are of no use untrained.
+    They are not where one has all parameters of a larger model, a frozen encoder among them; they are where one has
+    those of the encoder alone, or where the model has fresh weights, which are of no use untrained.
     """
     frozen_parameters = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
     for group in groups:

@@ -96,6 +96,29 @@ def test_a_listing_whose_files_lead_out(server: HubServer, online: Resolve, tmp_
     assert online("o/names").read_bytes() == WEIGHTS
 
 
+NO_LISTINGS = [
+    b"<html>Log in</html>",
+    b"[1, 2]",
+    b'{"siblings": "model.pt"}',
+    b'{"siblings": [1]}',
+    b'{"siblings": [{}]}',
+    b'{"siblings": ' + b"[" * 10**5,
+    b'{"lastModified": "yesterday", "siblings": []}',
+    b'{"downloads": ' + b"9" * 5000 + b"}",
+]
+
+
+def test_a_listing_that_is_none(server: HubServer, online: Resolve) -> None:
+    server.add("o/none", {"model.pt": WEIGHTS})
+    for server.listing in NO_LISTINGS:
+        with pytest.raises(HubError, match=r"o/none was not downloaded: what came is no answer of a Hub"):
+            online("o/none")
+    server.listing = None
+    online("o/none")
+    for server.listing in NO_LISTINGS:
+        assert online("o/none").read_bytes() == WEIGHTS  # of the cache
+
+
 def test_more_than_was_promised_is_cut_off(server: HubServer, online: Resolve, home: Path) -> None:
     server.add("o/more", {"model.pt": WEIGHTS})
     server.more = bytes(2**27)

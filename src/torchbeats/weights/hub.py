@@ -8,6 +8,7 @@ Hub. Files come through `huggingface_hub` and lie in its cache, so ``HF_ENDPOINT
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from dataclasses import dataclass, replace
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 PATHS = (*READ_SUFFIXES, ".onnx")  # what ends so reads as a path
 SIDECARS = ("config.yaml", "config.json", "label_map.json")  # what some checkpoints cannot be read or named without
+
+_NO_HUB = (  # a page to log in at, as networks of hotels send it, or a server that lies
+    "what came is no answer of a Hub. See whether the network asks you to log in, and what HF_ENDPOINT is set to; then "
+    "run the command again."
+)
 
 _HUB_NAME = re.compile(
     r"(?P<dataset>datasets/)?(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[^@]*[^@/]))?(?:@(?P<revision>[^@]+))?"
@@ -289,6 +295,10 @@ def _explain(error: Exception, source: Source) -> HubError:
             message = (
                 f"was not downloaded: {error}. Whatever answers is no Hub to trust; see what HF_ENDPOINT is set to."
             )
+        case json.JSONDecodeError() | TypeError() | KeyError() | AttributeError() | RecursionError():
+            message = f"was not downloaded: {_NO_HUB}"
+        case ValueError() if type(error) is ValueError:  # a date or a number; others have kinds
+            message = f"was not downloaded: {_NO_HUB}"
         case OSError(errno=int()) if not isinstance(error, ConnectionError):
             message = f"could not be stored: {error}. Make room, or set HF_HOME to another folder."
         case _:
