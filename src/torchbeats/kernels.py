@@ -422,7 +422,7 @@ def convolution(x: Tensor, kernel: Callable[[], Tensor], bias: Tensor, groups: i
     Returns:
         ``(B, C, T + 1 - K % 2)``.
     """
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not in_graph():
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not in_graph() and x.dtype != torch.float64:
         # OneDNN's in bfloat16 takes many times as long, above all on the way back.
         with torch.autocast("cpu", enabled=False):
             return convolution(x.float(), lambda: kernel().float(), bias.float(), groups, *weights).to(x.dtype)
