@@ -2,8 +2,8 @@
 
     python recipes/nano/calibrate.py TAGGER.safetensors --list build/nano/tagger.csv --out CALIBRATED.safetensors
 
-Both come from the validation split of the list (tagger_lists.py), as far as the tagger has its classes, each with the
-same weight for the temperature. Sounds are heard as `torchbeats tag` hears a file.
+Both come from a split of the list (tagger_lists.py) that the tagger has not learned from, as far as it has the classes;
+each class has the same weight for the temperature. Sounds are heard as `torchbeats tag` hears a file.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="the tagger")
     parser.add_argument("--list", type=Path, required=True, help="tagger.csv of tagger_lists.py")
     parser.add_argument("--out", type=Path, required=True, help="file of the calibrated tagger")
+    parser.add_argument("--split", default="validation", help="that the tagger has not learned from (%(default)s)")
     options = parser.parse_args()
     model = torchbeats.load(options.model, expect=BEATs)
     classes = model.labels or []
-    listed = read_labelled([options.list], "single_label").select("validation")
+    listed = read_labelled([options.list], "single_label").select(options.split)
     chosen = [example for example in listed.examples if example.labels[0] in classes]
     labelled = Labelled(chosen, classes, "single_label")
     rows = rows_of(chosen, model, ScorePlan())
