@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import re
 import runpy
 import shlex
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 import yaml
 
 import torchbeats
@@ -294,3 +296,69 @@ def test_fsdd_attentive_probe_of_several_seeds(script, tmp_path, recordings):
     assert all(float(row["accuracy"]) >= 75 for row in rows)  # a tone or noise
     assert len(json.loads(rows[0]["layer weights"])) == 3
     assert re.search(r"\| all \| \| \| \d+\.\d ± \d+\.\d \|", said)
+
+
+def test_everyday_sounds_are_fetched_and_listed_by_their_names(tmp_path):
+    """From a repository in place of GitHub's, to the tagger's lists."""
+    repository = tmp_path / "mirror" / "Tonejs" / "audio"
+    names = ("dog_bark_1", "dog_bark_2", "doorbell1", "door_close2", "RunningEcho", "bullet", "guitar_riff", "crowbar")
+    for number, name in enumerate(names):
+        write(repository / "berklee" / f"{name}.wav", noise(0.3, seed=number))
+    write(repository / "elsewhere" / "dog.wav", noise(0.3, seed=99))
+    git = ["git", "-C", repository, "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "Sounds"]):
+        subprocess.run([*git, *command], check=True)
+    mirror = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{tmp_path / 'mirror'}/.insteadOf"}
+    environment = {**os.environ, **mirror, "GIT_CONFIG_VALUE_0": "https://github.com/"}
+    audio = tmp_path / "audio"
+    command = [sys.executable, RECIPES / "nano/fetch.py", "--out", audio, "--only", "berklee"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    with (audio / "manifest.csv").open() as file:
+        found = {Path(row["path"]).stem: row for row in csv.DictReader(file)}
+    labels = {name: row["label"] for name, row in found.items()}
+    kinds = ("animal", "animal", "bell", "door", "footsteps", "other", "", "other")
+    assert labels == dict(zip(names, kinds, strict=True))
+    assert found["dog_bark_1"]["group"] == found["dog_bark_2"]["group"]  # takes of one thing
+    assert (audio / "train.csv").read_text().count("\n") == 1  # the model was pre-trained without
+    status, _, error = script("nano/tagger_lists.py", "--audio", audio, "--out", tmp_path)
+    assert status == 0, error
+    listed = [row for name in ("tagger.csv", "tagger-strange.csv") if (tmp_path / name).exists()
+              for row in csv.DictReader((tmp_path / name).open())]  # fmt: skip
+    assert {Path(row["path"]).stem: row["label"] for row in listed} == {k: v for k, v in labels.items() if v}
+    assert len({row["split"] for row in listed if row["label"] == "animal"}) == 1
+
+
+def test_a_tagger_is_calibrated_and_evaluated(tmp_path):
+    model = small_model(finetuned_model=True, predictor_class=2, problem_type="single_label", dropout=0.0)
+    model.label_dict = {0: "noise", 1: "tone"}
+    with torch.no_grad():
+        model.predictor.weight.mul_(0.05)  # or its probabilities are 0 and 1
+    torchbeats.save(model, tmp_path / "m.safetensors")
+    rows = []
+    for number in range(12):
+        for label, samples in (("noise", noise(0.5, seed=number)), ("tone", tone(0.5, hertz=200.0 + 50 * number))):
+            write(tmp_path / label / f"{number}.wav", samples)
+            split = "validation" if number % 2 else "test"
+            rows.append((tmp_path / label / f"{number}.wav", label, split, f"{label} {number}"))
+    with (tmp_path / "tagger.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split", "group"), *rows])
+    with (tmp_path / "tagger-strange.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split", "group"), (rows[0][0], "other", "test", "x")])
+    calibrated = tmp_path / "c.safetensors"
+    status, said, error = script("nano/calibrate.py", tmp_path / "m.safetensors", "--list", tmp_path / "tagger.csv",
+                                 "--out", calibrated)  # fmt: skip
+    assert status == 0, error
+    about = torchbeats.load(calibrated).cfg.abstention
+    assert json.loads(said.partition(": ")[2]) == about
+    assert (about["sounds"], 0 < about["threshold"] <= 1) == (12, True)
+    files = (tmp_path / "m.safetensors", calibrated)
+    before, after = (next(torchbeats.tag(rows[0][0], path, unknown=False)).labels for path in files)
+    logit = [np.log(dict(labels)["tone"] / dict(labels)["noise"]) for labels in (before, after)]
+    assert logit[0] / logit[1] == pytest.approx(about["temperature"], rel=1e-3)
+    places = ("--lists", tmp_path, "--out", tmp_path / "results", "--cache", tmp_path / "cache")
+    status, said, error = script("nano/evaluate_tagger.py", *places, f"now={calibrated}")
+    assert status == 0, error
+    assert "| no class | now | 1 |" in said
+    assert "| in domain | now | 12 |" in said
+    assert (tmp_path / "results" / "tagger.md").read_text("utf-8") in said

@@ -153,7 +153,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("recipes/nano/results"), help="folder (default: %(default)s)")
     parser.add_argument("--cache", type=Path, default=Path("build/nano/embeddings"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    options.cache.mkdir(parents=True, exist_ok=True)
+    for folder in (options.cache, options.out):
+        folder.mkdir(parents=True, exist_ok=True)
     taggers = [given.partition("=")[::2] for given in options.models]
     rows: list[tuple[str, str, Figures]] = []
     heard: dict[tuple[str, str], Answers] = {}

@@ -898,13 +898,15 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=[c.name for c in CORPORA], metavar="CORPUS", help="only these")
     options = parser.parse_args()
     out = options.out.resolve()
-    if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
+    wanted = options.only or WANTED
+    needed = {tool for corpus in CORPORA if corpus.name in wanted for tool in corpus.tools}
+    if missing := [tool for tool in TOOLS if tool in needed and shutil.which(tool) is None]:
         print(f"{' and '.join(missing)} not found: apt-get install {' '.join(TOOLS)}", file=sys.stderr)
         return 1
     out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for corpus in CORPORA:
-        if corpus.name not in (options.only or WANTED):
+        if corpus.name not in wanted:
             continue
         if (out / corpus.name / "files.csv").exists():
             print(f"{corpus.name}: complete", flush=True)

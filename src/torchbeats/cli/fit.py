@@ -75,8 +75,8 @@ def fit(
 
     The head is a logistic regression with calibrated probabilities and, for each class, the threshold that reaches
     --precision. With one class a window, the model calls unknown what is less familiar than all but one in twenty of
-    the windows held out. All figures come from files that were held out. --suggest prints windows to label next: uncertain ones,
-    and likely ones of classes with few labels.
+    the windows held out. All figures come from files that were held out. --suggest prints windows to label next:
+    uncertain ones, and likely ones of classes with few labels.
     """
     require("sklearn", "probe")
     _check_output(output, [table, *map(Path, labels)], overwrite, suggestions=suggest_ > 0)
