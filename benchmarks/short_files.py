@@ -2,10 +2,10 @@
 
     python benchmarks/short_files.py [--cases digits mixed ogg] [--files 512] [--data FOLDER] [--rounds 3]
 
-`digits` are the files of ``--data`` (0.3 s of a word each, where none is given made of the example clips) as WAV,
-`mixed` the same as MP3, FLAC and Ogg Vorbis in turn, `ogg` Vorbis of 5 s at 44.1 kHz. A run is `write_table` with the
-built-in model; the model alone computes the very batches of that run, which lie in memory. Both take turns; a ratio is of
-two neighbours. ``--hash`` prints a hash of the rows, which tells whether two versions give the same.
+`digits` are the WAV files of ``--data`` (where none is given, half-second pieces of the example clips), `mixed` the
+same as MP3, FLAC and Ogg Vorbis in turn, `ogg` Vorbis of 5 s at 44.1 kHz. A run is `write_table` with the built-in
+model; the model alone computes the very batches of that run, which lie in memory. Both take turns; a ratio is of two
+neighbours. ``--hash`` prints a hash of the rows, which tells whether two versions give the same.
 """
 
 import hashlib

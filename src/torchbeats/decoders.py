@@ -285,10 +285,10 @@ def _read_libsndfile(
     if sound is None:
         return False
     with sound:
-        if sound.format == "OGG":
-            # Only where all sound is in one page, the third: there FFmpeg errs by up to 256 samples at the end.
-            if _last_ogg_page(file)[6:22] != sound.frames.to_bytes(8, "little") + serial + _THIRD_PAGE:
-                return False
+        # Only where all sound is in one page, the third: there FFmpeg errs by up to 256 samples at the end.
+        whole_sound = sound.frames.to_bytes(8, "little") + serial + _THIRD_PAGE
+        if sound.format == "OGG" and _last_ogg_page(file)[6:22] != whole_sound:
+            return False
         done = min(round(start * sound.samplerate), sound.frames)
         count = min(READ_FRAMES, READ_SAMPLES // sound.channels)
         try:

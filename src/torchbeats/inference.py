@@ -1,9 +1,9 @@
 """Many sounds → batches that waste little → results in order.
 
-Files are decoded by a few threads, a bounded distance ahead of the model. Their windows are gathered into groups of a
-fixed amount of audio, which also end with a block of inputs; inside a group windows of like length share a batch. What
-is in a group, and so every batch, depends on the inputs alone: a run that starts again at a group's end, or a machine
-that computes one block of many, gets the very same numbers.
+Files are decoded by a few threads, small ones some at a time, a bounded distance ahead of the model. Their windows are
+gathered into groups of a fixed amount of audio, which also end with a block of inputs; inside a group windows of like
+length share a batch. What is in a group, and so every batch, depends on the inputs alone: a run that starts again at a
+group's end, or a machine that computes one block of many, gets the very same numbers.
 """
 
 from __future__ import annotations
