@@ -32,12 +32,12 @@ import torchbeats
 HERE = Path(__file__).parent
 LIMITS = HERE / "counts.json"
 CLIPS = HERE.parent / "examples" / "audio"
-FILES = 12  # copies of each
+FILES = 4  # copies of each
 ROOM = 1.1  # for calls of Python functions
 PASSES = {
     "1 x 3 s": [3.0],
     "1 x 10 s": [10.0],
-    "8 x 10 s": [10.0] * 8,
+    "4 x 10 s": [10.0] * 4,
     "4 of 2 to 5 s": [2, 3, 4, 5],
     "1 x 30 s": [30.0],
 }
@@ -79,11 +79,11 @@ def passes(onednn):
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         with torch.backends.mkldnn.flags(enabled=onednn):
+            model.compute("mean", torch.randn(1, 48_000) / 10)  # what is made once is no part of a pass
             for name, seconds in PASSES.items():
                 lengths = torch.tensor([round(16_000 * length) for length in seconds])
                 wav = torch.randn(len(lengths), int(lengths.max())) / 10
                 arguments = (wav, lengths if len(set(seconds)) > 1 else None)
-                model.compute("mean", *arguments)  # what is made once is no part of a pass
                 with Operators(model) as counted:
                     model.compute("mean", *arguments)
                 found[f"{name}: operators"] = counted.calls

@@ -88,7 +88,7 @@ def main():
     parser.add_argument("--files", type=int, default=512)
     parser.add_argument("--data", type=Path, help="a folder of WAV files, for the cases of words")
     parser.add_argument("--hash", action="store_true", help="print a hash of each case's rows")
-    options = bench.parse(parser, files=12)
+    options = bench.parse(parser, files=6, cases=["mixed"])
     if options.threads:
         torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
