@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 # One more than cores, up to four: tests that start servers and trainings wait a good part of their time.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 
-.PHONY: demo test test-all check lint test-oldest test-newest docs pictures fuzz kill wheel clean
+.PHONY: demo test test-all check lint test-oldest test-newest docs pictures bench bench-all fuzz kill wheel clean
 
 demo: $(READY)
 	$(BIN)/python examples/neighbours.py
@@ -57,6 +57,14 @@ test-newest: $(READY)
 	$(PYTHON) -m venv --clear build/newest
 	build/newest/bin/python -m pip install -q --upgrade -e ".[$(TRIED)]" $(TOOLS)
 	build/newest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(LEFT)
+
+# How fast it is: small tables in a few minutes, in build/bench; or, in an hour or more, those that are kept. Peers take
+# part where benchmarks/peers.sh has installed them.
+bench: $(READY)
+	$(BIN)/python benchmarks/all.py
+
+bench-all: $(READY)
+	$(BIN)/python benchmarks/all.py --whole
 
 # Twelve minutes of damaged files, two for each kind; what breaks something is left in build/fuzz.
 FUZZ_SECONDS ?= 120

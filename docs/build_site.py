@@ -54,8 +54,8 @@ MENU: dict[str, tuple[list[str], list[str]]] = {
     "Neighbours": ([], ["integrations"]),
     "Reference": (["reference/commands.md", "reference/settings.md"], ["reference"]),
     "Understand": (
-        ["understand/method.md", "understand/built-in-model.md", "understand/exactness.md", "reliability.md",
-         "design.md", "understand/benchmarks.md"],
+        ["understand/method.md", "understand/built-in-model.md", "understand/exactness.md", "understand/speed.md",
+         "understand/benchmarks.md", "reliability.md", "design.md"],
         ["understand", "understand/results"],
     ),
     "Coming from": (["coming-from/speechbrain.md", "coming-from/research-code.md"], ["coming-from"]),

@@ -6,7 +6,9 @@ They are kept in ``docs/pictures``, so that pages have them wherever they are re
 from __future__ import annotations
 
 import io
+import re
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +110,42 @@ def loop() -> Figure:
     return figure
 
 
+def speed() -> Figure:
+    """How fast torchbeats and the others are, by the tables that benchmarks/all.py wrote."""
+    figure, axes = plt.subplots(1, 4, figsize=(11, 3.4), layout="constrained")
+    one, eight = _tables("throughput.md")
+    panels = [
+        ("one clip of 10 s", one, "× real time"),
+        ("8 clips of 10 s", eight, "× real time"),
+        ("48 files, decoding included", _tables("mixed_lengths.md")[0], "× real time"),
+        ("cold start", _tables("cold_start.md")[0], "to the first embedding, s"),
+    ]
+    for place, (title, table, column) in zip(axes, panels, strict=True):
+        own = {name: row for name, row in table.items() if "alone" not in name and "padded" not in name}
+        names = {name: name.replace("torchbeats.embed", "torchbeats").replace("(default)", "") for name in own}
+        values = [next(float(cell.split()[0]) for head, cell in row.items() if column in head) for row in own.values()]
+        colours = [ACCENTS[0] if name.startswith("torchbeats") else "#aab4bd" for name in own]
+        place.barh(range(len(own)), values, color=colours)
+        place.set_yticks(range(len(own)), [textwrap.fill(name.strip(), 22) for name in names.values()], fontsize=8)
+        place.invert_yaxis()
+        place.bar_label(place.containers[0], fmt="%.1f", padding=2, fontsize=8)
+        place.set_xlim(0, 1.25 * max(values))
+        place.set_xlabel("seconds" if column.endswith(", s") else column, fontsize=9)
+        place.set_title(title, fontsize=10, color=INK)
+        place.tick_params(axis="x", labelsize=8)
+    return figure
+
+
+def _tables(name: str) -> list[dict[str, dict[str, str]]]:
+    """The tables of a benchmark's results: ``{row: {column: cell}}``."""
+    text = (HERE.parent / "benchmarks" / "results" / name).read_text("utf-8")
+    result = []
+    for lines in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        head, _, *rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines.splitlines()]
+        result.append({row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows})
+    return result
+
+
 def _beat() -> np.ndarray:
     return audio.load(CLIPS / "drums-1.mp3")[: round(2.6 * SAMPLE_RATE)]
 
@@ -129,7 +167,13 @@ def _grid(axes: Axes, sound: np.ndarray) -> int:
     return steps
 
 
-PICTURES: dict[str, Callable[[], Figure]] = {"timeline": timeline, "patches": patches, "masked": masked, "loop": loop}
+PICTURES: dict[str, Callable[[], Figure]] = {
+    "timeline": timeline,
+    "patches": patches,
+    "masked": masked,
+    "loop": loop,
+    "speed": speed,
+}
 
 
 def main(folder: Path = HERE / "pictures") -> None:

@@ -1,11 +1,13 @@
 """The benchmarks run, without peers and with little sound."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -13,7 +15,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mixed_lengths", "long_recordings", "cold_start")]
 
 
-@pytest.mark.parametrize("name", ["throughput", "where_time_goes", *SLOW])
+@pytest.mark.parametrize("name", ["throughput", "where_time_goes", "short_files", *SLOW])
 def test_quick(name, tmp_path, monkeypatch):
     out = tmp_path / "table.md"
     monkeypatch.syspath_prepend(BENCHMARKS)
@@ -22,6 +24,38 @@ def test_quick(name, tmp_path, monkeypatch):
     text = out.read_text()
     assert sum(line.startswith("| ") for line in text.splitlines()) > 2  # more than a head and its rule
     assert f"`python benchmarks/{name}.py --quick --peers" in text
+
+
+def test_nothing_takes_more_than_it_did(monkeypatch):
+    """Where it does for a reason: ``python benchmarks/counts.py --write``."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    counts = importlib.import_module("counts")
+    kept = json.loads(counts.LIMITS.read_text())
+    if counts.version() != kept["torch"]:
+        pytest.skip(f"the limits are those of torch {kept['torch']}")
+    assert counts.above(counts.measured(), kept["limits"]) == []
+
+
+def test_a_slower_pass_is_seen(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    counts = importlib.import_module("counts")
+    layer = torch.nn.Linear(64, 64)
+    x = torch.zeros(2, 64)
+
+    def slower():
+        return torch.nn.functional.linear(x, layer.weight.clone(), layer.bias)
+
+    with torch.inference_mode():
+        with counts.Operators(layer) as plain:
+            layer(x)
+        with counts.Operators(layer) as copying:
+            slower()
+    assert (plain.weight_bytes, copying.weight_bytes) == (0, 64 * 64 * 4)
+    assert (copying.calls, copying.bytes) == (plain.calls + 1, plain.bytes + 64 * 64 * 4)
+    limits = {"pass": {"operators": plain.calls, "file: calls": 100}}
+    assert counts.above({"pass": {"operators": copying.calls, "file: calls": 109}}, limits) == [
+        f"pass, operators: {copying.calls}, at most {plain.calls}"
+    ]
 
 
 def test_probe_speed(monkeypatch, capsys):

@@ -16,7 +16,7 @@ import torch
 import torchbeats
 from helpers import noise, small_model, small_tokenizer, tone
 from torchbeats import AudioWarning, audio, embed, tokenize
-from torchbeats.inference import GROUP_BATCHES, Embedding, Position, groups
+from torchbeats.inference import BUNDLE_INPUTS, GROUP_BATCHES, Embedding, Position, groups
 from torchbeats.patches import SAMPLE_RATE
 from torchbeats.plans import EmbeddingPlan
 from torchbeats.pooling import POOLINGS
@@ -161,10 +161,30 @@ def test_lazy(model, folder, monkeypatch):
     rows = embed([folder / "02.wav"] * 300, model=model, batch_seconds=1, jobs=1)
     assert read == []
     next(rows)
-    assert GROUP_BATCHES <= len(read) <= GROUP_BATCHES + 8  # a group of 8 × 1 s, and a few ahead
+    # A group of 8 × 1 s, the rest of what one thread does at a time, and a few such bundles ahead.
+    assert GROUP_BATCHES <= len(read) <= GROUP_BATCHES + 5 * BUNDLE_INPUTS
     rows.close()
     total = len(read)
-    assert total <= GROUP_BATCHES + 8
+    assert total <= GROUP_BATCHES + 5 * BUNDLE_INPUTS
+
+
+def test_small_files_are_decoded_together(model, tmp_path, monkeypatch):
+    worker, stream = {}, audio.stream
+
+    def watched(path):
+        worker[path] = threading.get_ident()
+        return stream(path)
+
+    monkeypatch.setattr(audio, "stream", watched)
+    names = [str(tmp_path / f"{number:02}.wav") for number in range(40)]
+    for number, name in enumerate(names):
+        soundfile.write(name, clip(20.0 if number == 20 else 0.2, number), SAMPLE_RATE)
+    (tmp_path / "25.wav").write_bytes(b"no sound")
+    with pytest.warns(AudioWarning, match=r"25\.wav was left out"):
+        rows = list(embed(tmp_path, model=model, jobs=4))
+    assert list(dict.fromkeys(row.path for row in rows)) == [name for name in names if name != names[25]]
+    for first, last in ((0, 16), (16, 20), (21, 37)):  # a large file is another's, and ends a bundle
+        assert len({worker[name] for name in names[first:last]}) == 1
 
 
 # --- what comes out

@@ -298,7 +298,7 @@ def test_fsdd_attentive_probe_of_several_seeds(script, tmp_path, recordings):
     assert re.search(r"\| all \| \| \| \d+\.\d ± \d+\.\d \|", said)
 
 
-def test_everyday_sounds_are_fetched_and_listed_by_their_names(tmp_path):
+def test_everyday_sounds_are_fetched_and_listed_by_their_names(script, tmp_path):
     """From a repository in place of GitHub's, to the tagger's lists."""
     repository = tmp_path / "mirror" / "Tonejs" / "audio"
     names = ("dog_bark_1", "dog_bark_2", "doorbell1", "door_close2", "RunningEcho", "bullet", "guitar_riff", "crowbar")
@@ -329,7 +329,7 @@ def test_everyday_sounds_are_fetched_and_listed_by_their_names(tmp_path):
     assert len({row["split"] for row in listed if row["label"] == "animal"}) == 1
 
 
-def test_a_tagger_is_calibrated_and_evaluated(tmp_path):
+def test_a_tagger_is_calibrated_and_evaluated(script, tmp_path):
     model = small_model(finetuned_model=True, predictor_class=2, problem_type="single_label", dropout=0.0)
     model.label_dict = {0: "noise", 1: "tone"}
     with torch.no_grad():

@@ -248,7 +248,8 @@ def windows(blocks: Iterable[Floats], length: int, hop: int, shortest: int) -> I
             start, buffer = start + hop, buffer[hop:]
         pending, count = [buffer], len(buffer)
     if count:
-        yield start, np.concatenate(pending)
+        own = len(pending) == 1 and pending[0].base is None
+        yield start, pending[0] if own else np.concatenate(pending)
 
 
 def _decode(path: str, faults: list[str], start: float = 0.0, file: BinaryIO | None = None) -> Iterator[Floats]:

@@ -25,6 +25,7 @@ from torchbeats.files import is_called_like_url, special_kind, with_both_slashes
 
 if TYPE_CHECKING:
     import soundfile
+    from av import AudioFifo, AudioFrame
     from av.audio.stream import AudioStream
     from av.container import InputContainer
 
@@ -48,6 +49,11 @@ SLACK_SECONDS = 0.25  # decoders trim a codec's priming and padding, headers cou
 LOSSLESS = frozenset({"flac", "alac", "wavpack", "tta", "ape", "mlp", "truehd", "shorten", "tak", "wmalossless"})
 
 _COUNTED = frozenset({"flac", "wv", "tta", "ape"})  # FFmpeg's names of formats whose headers count the samples
+
+
+WHOLE_BYTES = 2**22  # a file up to this size is read in one piece for FFmpeg, which asks for 32 kB at a time
+
+_THIRD_PAGE = (2).to_bytes(4, "little")  # of an Ogg stream, by its number; the first two are headers
 
 
 class Declared(NamedTuple):
@@ -96,7 +102,9 @@ def _read(
     chunk, head = sound_chunk(content), content.head
     if chunk:
         check_rate(path, chunk.encoding.rate)
-    plain = chunk or head.startswith(PLAIN_MAGIC) or (head.startswith(b"OggS") and b"vorbis" in head)
+    plain = chunk or head.startswith(PLAIN_MAGIC)
+    if head.startswith(b"OggS") and b"vorbis" in head:
+        plain = _last_ogg_page(source)[18:22] == _THIRD_PAGE
     if plain and (yield from _read_libsndfile(by_path, source, chunk, head[14:18], faults, start)):
         return
     if chunk and chunk.fault:
@@ -283,11 +291,10 @@ def _read_libsndfile(
     if sound is None:
         return False
     with sound:
-        if sound.format == "OGG":
-            # Only where all sound is in one page, the third: there FFmpeg errs by up to 256 samples at the end.
-            end, third = sound.frames.to_bytes(8, "little"), (2).to_bytes(4, "little")
-            if _last_ogg_page(file)[6:22] != end + serial + third:
-                return False
+        # Only where all sound is in one page, the third: there FFmpeg errs by up to 256 samples at the end.
+        whole_sound = sound.frames.to_bytes(8, "little") + serial + _THIRD_PAGE
+        if sound.format == "OGG" and _last_ogg_page(file)[6:22] != whole_sound:
+            return False
         done = min(round(start * sound.samplerate), sound.frames)
         count = min(READ_FRAMES, READ_SAMPLES // sound.channels)
         try:
@@ -313,7 +320,7 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
     """Reads the first audio stream with FFmpeg."""
     import av
 
-    seconds, damaged = 0.0, 0
+    seconds, damaged, gathered = 0.0, 0, _Gathered()
     with _container(path, file) as container:
         sound = container.streams.audio[0]
         if sound.codec_context is None:
@@ -331,14 +338,17 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
                     damaged += 1  # what follows may be sound again
                     continue
                 for frame in frames:
-                    samples = frame.to_ndarray()
-                    if not frame.format.is_planar:
-                        samples = samples.reshape(-1, len(frame.layout.channels)).T
+                    rate = frame.sample_rate
                     begin = seconds if not start or frame.time is None else frame.time
-                    seconds = begin + samples.shape[1] / frame.sample_rate
-                    if seconds > start:
-                        yield frame.sample_rate, samples[:, max(0, round((start - begin) * frame.sample_rate)) :]
+                    seconds = begin + frame.samples / rate
+                    if begin < start < seconds:
+                        yield from gathered.taken()
+                        yield rate, _samples(frame)[:, round((start - begin) * rate) :]
+                    elif seconds > start:
+                        yield from gathered.add(frame)
+            yield from gathered.taken()
         except (av.error.FFmpegError, OSError) as error:
+            yield from gathered.taken()
             faults.append(f"decoding broke off ({error.strerror})")
         name = container.format.name
     if expected is not None and seconds < expected:
@@ -351,13 +361,50 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
         faults.append("the file breaks off within an Ogg page")
 
 
+class _Gathered:
+    """Frames of a codec, of 3 to 100 ms each, which FFmpeg joins to larger ones: as arrays they would cost more."""
+
+    def __init__(self) -> None:
+        self._fifo: AudioFifo | None = None
+        self._enough = 0
+
+    def add(self, frame: AudioFrame) -> Iterator[tuple[int, Channels]]:
+        """Take one; what was gathered comes out where it is much, or of another rate or layout."""
+        import av
+
+        frame.pts = None  # a queue takes no gap, which a file may have
+        if self._fifo is not None:
+            try:
+                self._fifo.write(frame)
+            except ValueError:
+                yield from self.taken()
+                self._fifo = None
+        if self._fifo is None:
+            self._fifo, self._enough = av.AudioFifo(), min(READ_FRAMES, READ_SAMPLES // len(frame.layout.channels))
+            self._fifo.write(frame)
+        if self._fifo.samples >= self._enough:
+            yield from self.taken()
+
+    def taken(self) -> Iterator[tuple[int, Channels]]:
+        """All that was gathered."""
+        if self._fifo is not None and (frame := self._fifo.read()) is not None:
+            yield frame.sample_rate, _samples(frame)
+
+
+def _samples(frame: AudioFrame) -> Channels:
+    samples = frame.to_ndarray()
+    return samples if frame.format.is_planar else samples.reshape(-1, len(frame.layout.channels)).T
+
+
 class _ForFFmpeg:
     """A file that answers FFmpeg with a number where it asks for a place that there is not; PyAV prints exceptions."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.name = getattr(file, "name", "<none>")
-        self.read, self.tell = file.read, file.tell
+        self.name = getattr(file, "name", "<none>")  # whose ending FFmpeg looks at too
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        self._file = io.BytesIO(file.read()) if size <= WHOLE_BYTES else file
+        self.read, self.tell = self._file.read, self._file.tell
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """The new place, or a negative number."""
@@ -371,7 +418,6 @@ def _container(path: str | os.PathLike[str], file: BinaryIO) -> InputContainer:
     """Opens a file with FFmpeg; it has at least one audio stream."""
     import av
 
-    file.seek(0)
     try:
         # Not by name, which FFmpeg may take for an address ("2024-05-01T12:00.m4a"). And no playlist may lead to other
         # files or into the network: the whitelist sees to that by naming a protocol that does not exist.

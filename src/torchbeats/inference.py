@@ -1,9 +1,9 @@
 """Many sounds → batches that waste little → results in order.
 
-Files are decoded by a few threads, a bounded distance ahead of the model. Their windows are gathered into groups of a
-fixed amount of audio, which also end with a block of inputs; inside a group windows of like length share a batch. What
-is in a group, and so every batch, depends on the inputs alone: a run that starts again at a group's end, or a machine
-that computes one block of many, gets the very same numbers.
+Files are decoded by a few threads, small ones some at a time, a bounded distance ahead of the model. Their windows are
+gathered into groups of a fixed amount of audio, which also end with a block of inputs; inside a group windows of like
+length share a batch. What is in a group, and so every batch, depends on the inputs alone: a run that starts again at a
+group's end, or a machine that computes one block of many, gets the very same numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ Times: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 Flags: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
 
 GROUP_BATCHES = 8  # how many batches' worth of audio is sorted by length together
-WINDOWS_AHEAD = 4  # of each file that is being decoded
+PARCELS_AHEAD = 4  # that wait for being taken, of each thread's work
+PARCEL_SECONDS = 10.0  # of sound, or a window: what is handed over at once
+BUNDLE_INPUTS, BUNDLE_BYTES = 16, 2**18  # of small files that a thread decodes together
 FULL_SECONDS = 0.002  # from one look at a queue that is full to the next
 
 
@@ -281,13 +283,13 @@ def groups(
     plan.check(model)
     block_ends = deque[bool]()
 
-    def remaining() -> Iterator[tuple[str, Sound]]:
+    def remaining() -> Iterator[tuple[str, Sound, int]]:
         ends = BlockEnds()
         for number, (name, sound) in enumerate(sounds):
             last = ends.is_last(sound)
             if number >= start.inputs:
                 block_ends.append(last)
-                yield name, sound
+                yield name, sound, ends.size
 
     decoded = _decode_ahead(remaining(), plan, model.grid, jobs or min(4, os.cpu_count() or 1))
     group, clips, held = Group(), list[_Clip](), 0.0
@@ -378,50 +380,91 @@ _Event: TypeAlias = "_Clip | str | None"
 
 
 def _decode_ahead(
-    sounds: Iterator[tuple[str, Sound]], plan: Plan, grid: PatchGrid, jobs: int
+    sounds: Iterator[tuple[str, Sound, int]], plan: Plan, grid: PatchGrid, jobs: int
 ) -> Iterator[tuple[str, _Event]]:
-    """Events of all inputs in order, while threads work on the inputs that follow."""
+    """Events of all inputs in order, while threads work on the inputs that follow.
+
+    Args:
+        sounds: name, sound, and bytes of its file, 0 where they are not known.
+        plan: cuts them into windows.
+        grid: of the model.
+        jobs: number of threads.
+    """
     stopped = threading.Event()
 
-    def decode(name: str, sound: Sound, events: queue.SimpleQueue[_Event]) -> None:
-        def put(event: _Event) -> bool:
+    def decode(bundle: list[tuple[str, Sound]], parcels: queue.SimpleQueue[_Parcel]) -> None:
+        def put(last: bool) -> bool:
             while not stopped.is_set():
-                if events.qsize() < WINDOWS_AHEAD:
-                    events.put(event)
+                if parcels.qsize() < PARCELS_AHEAD:
+                    parcels.put(_Parcel(events.copy(), last))
+                    events.clear()
                     return True
                 time.sleep(FULL_SECONDS)
             return False
 
-        end: str | None = None
-        try:
-            offset = sound.start if isinstance(sound, Piece) else 0.0
-            for number, window in enumerate(plan.windows(blocks(sound), grid)):
-                if not put(_Clip(name, offset, number, window._replace(samples=_copy_in_own_pages(window.samples)))):
-                    return
-        except (AudioError, ValueError, OSError) as error:
-            end = error.reason if isinstance(error, AudioError) else str(error).removesuffix(".")
-        except Exception as error:  # a decoder's surprise must not end the run, nor leave the reader waiting
-            end = f"decoding failed with {error!r}"
-        put(end)
+        events, samples = list[tuple[str, _Event]](), 0
+        for name, sound in bundle:
+            end: str | None = None
+            try:
+                offset = sound.start if isinstance(sound, Piece) else 0.0
+                for number, window in enumerate(plan.windows(blocks(sound), grid)):
+                    window = window._replace(samples=_copy_in_own_pages(window.samples))
+                    events.append((name, _Clip(name, offset, number, window)))
+                    samples += len(window.samples)
+                    if samples >= PARCEL_SECONDS * SAMPLE_RATE:
+                        samples = 0
+                        if not put(last=False):
+                            return
+            except (AudioError, ValueError, OSError) as error:
+                end = error.reason if isinstance(error, AudioError) else str(error).removesuffix(".")
+            except Exception as error:  # a decoder's surprise must not end the run, nor leave the reader waiting
+                end = f"decoding failed with {error!r}"
+            events.append((name, end))
+        put(last=True)
 
     # A signal may raise at any moment here: only what C guards, or what is postponed, leaves no lock held behind it.
-    running: deque[tuple[str, queue.SimpleQueue[_Event]]] = deque()
+    running: deque[queue.SimpleQueue[_Parcel]] = deque()
+    bundles = _bundles(sounds)
     pool = ThreadPoolExecutor(jobs, thread_name_prefix="decode")
     try:
         while True:
-            for name, sound in islice(sounds, 4 * jobs - len(running)):
-                running.append((name, queue.SimpleQueue()))
+            for bundle in islice(bundles, 4 * jobs - len(running)):
+                running.append(queue.SimpleQueue())
                 with postponed():
-                    pool.submit(decode, name, sound, running[-1][1])
+                    pool.submit(decode, bundle, running[-1])
             if not running:
                 break
-            name, events = running.popleft()
-            while isinstance(event := events.get(), _Clip):
-                yield name, event
-            yield name, event
+            parcels, last = running.popleft(), False
+            while not last:
+                events, last = parcels.get()
+                yield from events
     finally:
         stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Parcel(NamedTuple):
+    """Events that a thread hands over together, each with the name of its input; and whether its work is done."""
+
+    events: list[tuple[str, _Event]]
+    last: bool
+
+
+def _bundles(sounds: Iterable[tuple[str, Sound, int]]) -> Iterator[list[tuple[str, Sound]]]:
+    """Small files together, for one thread each: to hand over each by itself costs as much as to decode it."""
+    bundle, size = list[tuple[str, Sound]](), 0
+    for name, sound, count in sounds:
+        alone = not count or count > BUNDLE_BYTES // 4
+        if bundle and (alone or size + count > BUNDLE_BYTES or len(bundle) == BUNDLE_INPUTS):
+            yield bundle
+            bundle, size = [], 0
+        bundle.append((name, sound))
+        size += count
+        if alone:
+            yield bundle
+            bundle, size = [], 0
+    if bundle:
+        yield bundle
 
 
 # --- computing --------------------------------------------------------------------------------------------------------

@@ -21,15 +21,20 @@ S = TypeVar("S", bound=Sound)
 
 
 class BlockEnds:
-    """Tells of inputs that come one by one which is the last of its block."""
+    """Tells of inputs that come one by one which is the last of its block.
+
+    Attributes:
+        size: of the last one that was asked about, in bytes, more or less; 0 where it is not known.
+    """
 
     def __init__(self) -> None:
-        self._inputs, self._bytes = 0, 0
+        self._inputs, self._bytes, self.size = 0, 0, 0
 
     def is_last(self, sound: Sound) -> bool:
         """Whether a block ends with the next sound, which is this one."""
+        self.size = _bytes(sound)
         self._inputs += 1
-        self._bytes += _bytes(sound)
+        self._bytes += self.size
         last = self._inputs >= BLOCK_INPUTS or self._bytes >= BLOCK_BYTES
         if last:
             self._inputs, self._bytes = 0, 0
