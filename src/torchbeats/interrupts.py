@@ -1,8 +1,8 @@
 """What Ctrl-C and SIGTERM do to the command ``torchbeats``; a program that imports the package is left alone.
 
 While the package is being imported, which takes seconds, a Ctrl-C ends the command at once and without a traceback.
-Later it is an exception, so that what is done can be kept; a second one ends the command at once, and so does one behind
-all work, while Python ends.
+Later it is an exception, so that what is done can be kept; a second one ends the command at once, and so does
+one behind all work, while Python ends.
 """
 
 from __future__ import annotations
