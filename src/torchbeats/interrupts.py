@@ -1,7 +1,8 @@
 """What Ctrl-C and SIGTERM do to the command ``torchbeats``; a program that imports the package is left alone.
 
 While the package is being imported, which takes seconds, a Ctrl-C ends the command at once and without a traceback.
-Later it is an exception, so that what is done can be kept; a second one ends the command at once.
+Later it is an exception, so that what is done can be kept; a second one ends the command at once, and so does
+one behind all work, while Python ends.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def as_exceptions() -> Iterator[None]:
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            # What the command still does is to end, of which Python would print tracebacks.
+            ending = handler is signal.default_int_handler and is_the_command()
+            signal.signal(number, signal.SIG_DFL if ending else handler)
 
 
 _postponed: list[int] | None = None  # signals that came while they were not to be raised

@@ -135,6 +135,16 @@ def test_while_it_is_being_imported(delay):
     assert process.returncode in (0, 130, -signal.SIGINT)
 
 
+def test_while_it_ends(tmp_path):
+    late = "import atexit, os, signal; atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    (tmp_path / "sitecustomize.py").write_text(late)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = command_line("models", env={**os.environ, "PYTHONPATH": path})
+    out, err = process.communicate(timeout=60)
+    assert "beats-nano" in out
+    assert (err, process.returncode) == ("", -signal.SIGINT)
+
+
 def test_a_program_that_imports_the_package_keeps_its_own_signals():
     script = "import signal, torchbeats; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

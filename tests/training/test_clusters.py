@@ -21,7 +21,7 @@ from torchbeats.cli import console
 from torchbeats.errors import SettingsError
 from torchbeats.training.environment import environment_for
 from torchbeats.training.pretraining import Pretraining
-from torchbeats.training.processes import Launched, is_leader, launched
+from torchbeats.training.processes import Launched, is_leader, join_processes, launched
 from torchbeats.training.reporter import Reporter
 from torchbeats.training.run import Run
 from torchbeats.training.settings import TrainerSettings, settings
@@ -84,10 +84,29 @@ def test_several_machines_need_a_launcher(variables):
         environment_for(TrainerSettings(nodes=4))
 
 
-def test_variables_that_make_no_sense(variables):
-    variables(RANK="x", WORLD_SIZE=2, LOCAL_RANK=0)
-    with pytest.raises(SettingsError, match="RANK=x"):
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({**TORCHRUN, "RANK": "x"}, "RANK=x"),
+        ({**TORCHRUN, "RANK": 4}, "number 4 of 4 processes"),
+        ({**TORCHRUN, "RANK": -1}, "number -1 of 4 processes"),
+        ({**TORCHRUN, "LOCAL_RANK": -1}, "number -1 on its machine"),
+        ({**MPI, "OMPI_COMM_WORLD_SIZE": 0}, "number 3 of 0 processes"),
+        ({**TASK, "SLURM_PROCID": 1, "SLURM_NNODES": "two"}, "SLURM_NNODES=two"),
+        ({"LOCAL_RANK": "first"}, "LOCAL_RANK=first"),
+    ],
+)
+def test_variables_that_make_no_sense(variables, values, said):
+    variables(**values)
+    with pytest.raises(SettingsError, match=said):
         is_leader()
+
+
+@pytest.mark.parametrize("port", ["abc", "", -1, 0, 2**16])
+def test_a_port_that_is_none(variables, port):
+    variables(**TORCHRUN, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    with pytest.raises(SettingsError, match=f"MASTER_PORT={port}"):
+        join_processes("cpu")
 
 
 def run(data, out, **over):

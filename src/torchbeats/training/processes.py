@@ -50,7 +50,21 @@ class Launched(NamedTuple):
 
 
 def launched() -> Launched | None:
-    """The launcher that the environment describes; None for a process that was started alone, or by Lightning."""
+    """The launcher that the environment describes; None for a process that was started alone, or by Lightning.
+
+    Raises:
+        SettingsError: what it describes cannot be.
+    """
+    launch = _launched()
+    if launch is not None and not (0 <= launch.rank < launch.world and launch.local_rank >= 0):
+        raise SettingsError(
+            f"The environment of this process makes no sense: by the variables of {launch.launcher} it is number "
+            f"{launch.rank} of {launch.world} processes, counted from 0, and number {launch.local_rank} on its machine."
+        )
+    return launch
+
+
+def _launched() -> Launched | None:
     env = os.environ
     if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= env.keys():
         rank, world, local = _numbers("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -63,7 +77,9 @@ def launched() -> Launched | None:
     if "SLURM_PROCID" in env and _within_srun():
         size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
         rank, world, local = _numbers("SLURM_PROCID", size, "SLURM_LOCALID")
-        nodes = int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", env.get("SLURM_JOB_NUM_NODES", 1))))
+        counts = ("SLURM_STEP_NUM_NODES", "SLURM_NNODES", "SLURM_JOB_NUM_NODES")
+        nodes = next((_numbers(name)[0] for name in counts if name in env), 1)
+        world = world if size in env else 1
         return Launched("srun", rank, world, local, max(1, world // max(1, nodes)))
     return None
 
@@ -80,7 +96,7 @@ def _numbers(*names: str) -> list[int]:
     try:
         return [int(os.environ.get(name, 0)) for name in names]
     except ValueError:
-        values = ", ".join(f"{name}={os.environ.get(name)}" for name in names)
+        values = ", ".join(f"{name}={os.environ[name]}" for name in names if name in os.environ)
         raise SettingsError(f"The environment of this process makes no sense: {values} must be integers.") from None
 
 
@@ -93,7 +109,7 @@ def is_leader() -> bool:
     launch = launched()
     if launch is not None:
         return launch.rank == 0
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+    return not any(_numbers("LOCAL_RANK", "NODE_RANK"))
 
 
 def join_processes(accelerator: str = "auto") -> None:
@@ -151,8 +167,12 @@ def address(launch: Launched) -> tuple[str, int]:
             f"{launch.launcher} started {launch.world} processes; MASTER_ADDR must name the first machine."
         )
     if port is None:  # the same for all tasks of a job, and seldom that of another job
-        port = str(15_000 + int("".join(filter(str.isdigit, os.environ.get("SLURM_JOB_ID", "")))[-4:] or 0))
-    return host or "127.0.0.1", int(port)
+        digits = "".join(filter(str.isdecimal, os.environ.get("SLURM_JOB_ID", "")))
+        return host or "127.0.0.1", 15_000 + int(digits[-4:] or 0)
+    (number,) = _numbers("MASTER_PORT")
+    if not 0 < number < 2**16:
+        raise SettingsError(f"The environment of this process makes no sense: there is no port MASTER_PORT={port}.")
+    return host or "127.0.0.1", number
 
 
 def leader_first(action: Callable[[], None]) -> None:
