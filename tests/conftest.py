@@ -24,6 +24,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def plain_sigterm():
+    """The system's own answer to SIGTERM; Ray leaves another in the processes that it was used in."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the command here: its exit status, and what it wrote to standard output and error."""

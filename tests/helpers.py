@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import tarfile
 import warnings
@@ -165,7 +166,9 @@ def forking(*more):
     """
     if missing := [name for name in more if name not in IMPORTED]:
         IMPORTED.extend(missing)
-        forkserver._forkserver._stop()  # if it runs; the next one knows them
+        if forkserver._forkserver._forkserver_pid is not None:  # the next one knows them
+            os.kill(forkserver._forkserver._forkserver_pid, signal.SIGTERM)  # by itself it ends only with all it began
+            forkserver._forkserver._stop()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     return context

@@ -170,7 +170,7 @@ def main() -> None:
     given = parser.parse_args()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what they run in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    preload = ["torchbeats.cli", "safetensors.torch", "soundfile", "soxr", "av", "helpers"]
+    preload = ["default_signals", "torchbeats.cli", "safetensors.torch", "soundfile", "soxr", "av", "helpers"]
     preload += ["torchbeats.training.run", "torchbeats.training.finetune_run", "tensorboard"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
     with tempfile.TemporaryDirectory() as name:

@@ -22,6 +22,7 @@ from torchbeats.protocol import PROBABILITIES, Model
 UNKNOWN = "unknown"  # a label like any other where it is written
 SETTING = "abstention"  # of a model's configuration
 FALSE_ALARMS = 0.05  # share of the sounds of known classes that a threshold lets be called unknown
+SURE = 0.99  # what one class has this much of is never unknown, however sure a model is of all that was held out
 
 
 class Scored(NamedTuple):
@@ -95,7 +96,8 @@ def setting(
         false_alarms: share of these sounds that may be called unknown.
     """
     familiar = np.sort(Abstention(0.0, other).familiarity(probabilities, names))
-    threshold = math.floor(1e6 * float(familiar[math.floor(false_alarms * len(familiar))])) / 1e6
+    lowest = min(float(familiar[math.floor(false_alarms * len(familiar))]), SURE)
+    threshold = math.floor(1e6 * lowest) / 1e6
     below = float((familiar < threshold).mean())
     return {
         "threshold": threshold,

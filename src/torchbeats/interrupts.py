@@ -1,8 +1,8 @@
 """What Ctrl-C and SIGTERM do to the command ``torchbeats``; a program that imports the package is left alone.
 
 While the package is being imported, which takes seconds, a Ctrl-C ends the command at once and without a traceback.
-Later it is an exception, so that what is done can be kept; a second one ends the command at once, and so does
-one behind all work, while Python ends.
+In the work itself it is an exception, so that what is done can be kept; a second one ends the command at once, and so
+does one before or behind all work.
 """
 
 from __future__ import annotations
@@ -82,10 +82,3 @@ def postponed() -> Iterator[None]:
 
 if is_the_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def take_keyboard_interrupts() -> None:
-    """Behind the imports: a Ctrl-C is Python's exception again, where it was none while they went on."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        with suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGINT, signal.default_int_handler)

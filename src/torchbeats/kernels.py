@@ -431,8 +431,9 @@ def convolution(x: Tensor, kernel: Callable[[], Tensor], bias: Tensor, groups: i
         size = 2 * weights[0].shape[-1]
         spectra = remembered(lambda: _spectra(kernel(), size, groups), *weights)
         return _spectral_convolution(x, spectra, size, size // 2, bias)
-    for weight in weights[:1]:
-        forget(weight)
+    if not in_graph():
+        for weight in weights[:1]:
+            forget(weight)
     made = kernel()
     K = made.shape[2]
     if (

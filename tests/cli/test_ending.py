@@ -291,15 +291,6 @@ def test_errors_without_a_number_that_say_no_room(tmp_path):
         assert files.is_full(caught.value)
 
 
-@pytest.fixture
-def plain_sigterm():
-    """The system's own answer to SIGTERM; Ray leaves another in the processes that it was used in."""
-    previous = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGTERM, previous)
-
-
-@pytest.mark.usefixtures("plain_sigterm")
 def test_a_signal_waits_where_an_exception_would_leave_a_lock_held():
     steps = []
 

@@ -198,7 +198,7 @@ def test_tokenize_gives_a_file_once_it_is_complete(models, sounds, monkeypatch):
     rows = tokenize([sounds / "a.wav"] * 300, models["random"], batch_seconds=1, jobs=1)
     assert not read
     next(rows)
-    assert len(read) <= 20
+    assert len(read) <= 80  # five times as many small files as a thread decodes together
     rows.close()
 
 
@@ -304,7 +304,7 @@ def test_of_broken_files_alone_there_is_no_table(run, files, tmp_path, name):
     (tmp_path / "a.wav").touch()
     status, _, error = run("tokens", tmp_path / "a.wav", "-o", tmp_path / name, "-t", files["random"])
     assert status == 2
-    assert "Not one of the 1 files could be read, so there is no table" in error
+    assert "The file could not be read, so there is no table" in error
     assert {path.name for path in tmp_path.iterdir()} == {"a.wav", f"{name}.errors.jsonl"}
 
 

@@ -33,7 +33,6 @@ from torchbeats.cli.console import complain
 from torchbeats.cli.ending import run, stoppable
 from torchbeats.cli.quiet import with_quiet
 from torchbeats.distributed.cluster import AUTO
-from torchbeats.interrupts import take_keyboard_interrupts
 from torchbeats.version import __version__
 
 app = typer.Typer(
@@ -87,7 +86,6 @@ for panel, commands in COMMANDS.items():
 
 def main() -> None:
     """Run the command; `torchbeats.cli.ending` lists the exit status."""
-    take_keyboard_interrupts()
     warnings.showwarning = lambda message, category, *_: complain(
         str(message) if issubclass(category, AudioWarning) else f"{category.__name__}: {message}", "Warning"
     )

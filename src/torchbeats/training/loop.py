@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,6 @@ from torchbeats.files import replacing
 from torchbeats.training.environment import environment_for
 from torchbeats.training.feed import Feed
 from torchbeats.training.folder import RunFolder
-from torchbeats.training.heap import freed_memory_kept
 from torchbeats.training.processes import leader_finds
 from torchbeats.training.reporter import Reporter
 from torchbeats.training.saving import Saver
@@ -89,8 +88,7 @@ def fit(
             ],
         )
         try:
-            with freed_memory_kept() if trainer.strategy.root_device.type == "cpu" else nullcontext():
-                trainer.fit(task, feed, ckpt_path=state if leader_finds(state) else None, weights_only=True)
+            trainer.fit(task, feed, ckpt_path=state if leader_finds(state) else None, weights_only=True)
         except SystemExit as leaving:  # so Lightning answers a Ctrl-C that comes before the first step
             if isinstance(leaving.__context__, KeyboardInterrupt):
                 raise leaving.__context__ from None
