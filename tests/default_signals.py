@@ -1,4 +1,4 @@
-"""Imported by a fork server: until their command begins, its processes end at a Ctrl-C, as a command that is starting does."""
+"""Imported by a fork server: until their command begins, a Ctrl-C ends its processes as one that is starting."""
 
 import signal
 

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from torchbeats import yaml_text
 from torchbeats.errors import InputError
 from torchbeats.files import is_called_like_url, with_both_slashes
 from torchbeats.loading import load
@@ -49,6 +48,8 @@ def settings_of_run(path: Path) -> dict[str, Any]:
     Raises:
         InputError: that cannot be read.
     """
+    from torchbeats import yaml_text  # with PyYAML, which few descriptions need
+
     file = path / RUN_SETTINGS
     try:
         values = yaml_text.read(file, _MOST_BYTES, _MOST_VALUES)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchbeats import yaml_text
 from torchbeats.errors import CheckpointError
 
 LARGEST = 2**23  # bytes: label tables of 100,000 names fit
@@ -33,6 +32,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The dictionary in a YAML file."""
+    from torchbeats import yaml_text  # with PyYAML, which few files need
+
     try:
         return _dictionary(path, yaml_text.read(path, LARGEST, _MOST_YAML_VALUES))
     except ValueError as error:
