@@ -41,7 +41,7 @@ pictures: $(READY)
 OLDEST ?= python3.10
 TRIED  := train,probe,plots,onnx,search,remote
 # Of moto the part that is an object store: all of it wants a newer boto than s3fs of 2023, which is named to spare a search.
-TOOLS  := pytest pytest-xdist hypothesis "kaldi-native-fbank>=1.20,<1.23" "moto[s3]>=5" flask flask-cors
+TOOLS  := pytest pytest-xdist hypothesis pandas psutil "kaldi-native-fbank>=1.20,<1.23" "moto[s3]>=5" flask flask-cors
 # What compiles a model or needs neighbours is left to `make test`.
 LEFT   := --ignore=tests/integrations --ignore=tests/test_compilers.py --ignore=tests/test_docs.py --ignore=tests/test_notebooks.py \
           --ignore=tests/test_site.py --ignore=tests/serve --ignore=tests/distributed --ignore=tests/maps

@@ -70,8 +70,12 @@ class Abstention:
         if not isinstance(stored, Mapping):
             raise ModelError(f"{problem}; it is {stored!r}.")
         threshold, other = stored.get("threshold"), stored.get("other")
-        number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
-        if not number or not 0 <= threshold <= 1 or not (other is None or isinstance(other, str)):
+        if (
+            not isinstance(threshold, (int, float))
+            or isinstance(threshold, bool)
+            or not 0 <= threshold <= 1
+            or not (other is None or isinstance(other, str))
+        ):
             raise ModelError(f"{problem}; it is {dict(stored)!r}.")
         if other is not None and other not in (model.labels or ()):
             raise ModelError(f"The model's {SETTING} setting names the class {other!r}, which the model does not have.")

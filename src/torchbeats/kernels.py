@@ -393,7 +393,7 @@ def _onednn_product(layer: nn.Module, x: Tensor) -> Callable[..., Tensor] | None
         and type(layer.weight) is nn.Parameter
         and layer.weight.dtype == torch.float32
         and layer.weight.is_contiguous()
-        and not _differentiable(x, layer.weight, layer.bias)
+        and not _differentiable(x, *layer.parameters(recurse=False))
         and x.numel()
     ):
         return None
