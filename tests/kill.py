@@ -170,6 +170,9 @@ def main() -> None:
     given = parser.parse_args()
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start what they run in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Older Pythons do not tell a fork server where this file's neighbours are, and it goes without them in silence.
+    known = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([known] if known else [])])
     preload = ["default_signals", "torchbeats.cli", "safetensors.torch", "soundfile", "soxr", "av", "helpers"]
     preload += ["torchbeats.training.run", "torchbeats.training.finetune_run", "tensorboard"]
     multiprocessing.get_context("forkserver").set_forkserver_preload(preload)
