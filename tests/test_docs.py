@@ -8,6 +8,7 @@ import csv
 import os
 import re
 import shutil
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -45,7 +46,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("MPLBACKEND", "agg")
-    return tmp_path
+    yield tmp_path
+    if "ray" in sys.modules:  # a page's cluster is its own
+        sys.modules["ray"].shutdown()
 
 
 def sounds(folder):

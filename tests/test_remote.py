@@ -4,6 +4,7 @@ import http.server
 import io
 import sys
 import threading
+import time
 import zipfile
 from collections import Counter
 
@@ -35,6 +36,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     asked: list
     ranges = True
     lengths = True
+    pause = 0.0  # after each piece of an answer, in seconds
 
     def log_message(self, *args):
         pass
@@ -76,7 +78,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.cuts[self.path] > 0:
             self.cuts[self.path] -= 1
             content, self.close_connection = content[: len(content) // 2], True
-        self.wfile.write(content)
+        for start in range(0, len(content), 2**14):
+            self.wfile.write(content[start : start + 2**14])
+            time.sleep(self.pause)
 
 
 @pytest.fixture
@@ -151,7 +155,7 @@ def test_trouble_in_the_middle_of_a_large_file_is_a_failure_and_no_end(web, monk
 def test_servers_that_know_no_parts_or_no_sizes(web, monkeypatch):
     handler, address = web
     handler.files["/a.wav"] = encoded(SAMPLES)
-    handler.lengths = False
+    handler.lengths, handler.pause = False, 0.02
     np.testing.assert_array_equal(audio.load(f"{address}/a.wav"), stored())
     monkeypatch.setattr(remote, "MOST_BYTES", 2**14)
     with pytest.raises(AudioError, match="does not send parts"):

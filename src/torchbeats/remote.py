@@ -189,11 +189,13 @@ def _exactly(content: bytes, size: int) -> bytes:
 
 def _at_most(url: str, files: Any, path: str) -> bytes:
     """All of a file whose size is not known."""
+    content = bytearray()
     with files.open(path, "rb") as file:
-        content: bytes = file.read(MOST_BYTES)
-        if len(content) == MOST_BYTES:
-            raise AudioError(url, _TOO_LARGE)
-    return content
+        while more := file.read(MOST_BYTES - len(content)):  # a stream gives what has come so far, not all of it
+            content += more
+            if len(content) >= MOST_BYTES:
+                raise AudioError(url, _TOO_LARGE)
+    return bytes(content)
 
 
 def _named(file: io.BytesIO, name: str) -> BinaryIO:

@@ -64,6 +64,7 @@ def nodes(tmp_path_factory):
     }
     before = {name: os.environ.get(name) for name in variables}
     os.environ |= variables
+    ray.shutdown()  # an example of the documentation may have begun one in this process
     small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     nodes.add_node(**small)
