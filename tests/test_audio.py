@@ -444,6 +444,7 @@ def test_arrays_are_resampled():
         (np.array([[0, 1, 2], [0, np.inf, 2]]), RATE, "Sample 1 is not a finite"),
         (np.array([[np.inf, 1, 2], [-np.inf, 1, 2]]), RATE, "Sample 0 is not a finite"),
         (np.array([1e300]), RATE, "Sample 0 is not a finite"),
+        (np.array([[0, 1e30, 2], [0, -1e30, 2]]), RATE, r"Sample 1 is -?1e\+30, far beyond"),
         (np.zeros(100), 0, "rate is 0"),
         (np.zeros(100), float("nan"), "rate is nan"),
     ],
@@ -453,6 +454,14 @@ def test_arrays_that_are_no_sound_are_refused(samples, rate, reason):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=reason):
             from_array(samples, rate)
+
+
+def test_channels_that_would_cancel_are_no_sound(tmp_path):
+    samples = np.full((2, RATE), 0.1, np.float32)
+    samples[:, 100] = 1e30, -1e30
+    soundfile.write(tmp_path / "a.wav", samples.T, RATE, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"the sample at 0\.006 s is -?1e\+30, far beyond full scale"):
+        load(tmp_path / "a.wav")
 
 
 def test_a_later_clip_has_its_own_quiet_before_it():

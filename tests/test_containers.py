@@ -271,6 +271,19 @@ def test_a_flac_of_silence_is_as_long_as_it_says(tmp_path):
 
 
 @writes_variable_bit_rate
+def test_an_mp3_whose_delay_is_longer_than_its_sound(tmp_path):
+    data = bytearray(write_sound(tmp_path / "clip.mp3", tone(0.5, RATE), RATE).read_bytes())
+    count = data.index(b"Xing" if b"Xing" in data else b"Info") + 8
+    data[count : count + 4] = (1).to_bytes(4, "big")  # frames
+    delay = data.index(b"LAME") + 21
+    data[delay : delay + 3] = b"\xff\xf0\x00"
+    (tmp_path / "clip.mp3").write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AudioWarning)
+        assert duration(tmp_path / "clip.mp3") == pytest.approx(len(load(tmp_path / "clip.mp3")) / RATE)
+
+
+@writes_variable_bit_rate
 @pytest.mark.parametrize("frames", [1_000, 10**7])
 def test_an_mp3_whose_header_counts_too_many_frames(tmp_path, frames):
     path = write_sound(tmp_path / "clip.mp3", tone(2, 44_100), 44_100, bitrate_mode="VARIABLE")

@@ -277,10 +277,16 @@ def _mono(channels: Channels) -> Floats:
     if len(channels) == 1:
         return _float(channels[0])
     total = np.zeros(channels.shape[1], np.float32)
+    bad: list[tuple[int, np.float32]] = []
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is reported with its place
         for channel in channels:
-            total += _float(channel)
+            samples = _float(channel)
+            total += samples
+            if (place := _first_bad(samples)) is not None:
+                bad.append((place, samples[place]))
     total /= len(channels)
+    for place, sample in bad:  # opposite ones would cancel
+        total[place] = sample
     return total
 
 

@@ -146,13 +146,14 @@ def declared(path: str | os.PathLike[str]) -> Declared:
             else:
                 return Declared(None)
             if sound.codec_context is None:
-                return Declared(seconds)
+                return Declared(seconds if seconds >= 0 else None)
             if sound.codec_context.sample_rate:
                 check_rate(path, sound.codec_context.sample_rate)
             if container.format.name.startswith("mov,"):
                 seconds = _indexed_seconds(sound, seconds, content.size)
             too_short = _counted_seconds(container, sound) and content.size > _most_bytes(sound, seconds)
-            return Declared(seconds, not too_short and 8 * content.size >= seconds * _least_bits(sound))
+            enough = 8 * content.size >= seconds * _least_bits(sound)
+            return Declared(seconds, seconds >= 0 and enough and not too_short)  # less: a delay longer than the sound
 
 
 def check_rate(path: str | os.PathLike[str], rate: float) -> None:

@@ -1,6 +1,7 @@
 """Clips: what is cut is what lies there, sample by sample; names that never collide; runs that go on."""
 
 import csv
+import math
 import warnings
 from pathlib import Path
 
@@ -144,16 +145,18 @@ def test_bad_recordings_and_stretches_are_told_and_left_out(tmp_path):
         Annotation(good, 9.0, 10.0, "x"),
         Annotation(good, 1.0, 0.5, "x"),
         Annotation(good, 1.0, 1.0, "x"),
+        Annotation(good, math.inf, math.inf, "x"),
         Annotation(good, 0.0, 1.0, "x"),
     ]
     told = []
     result = cut_clips(rows, tmp_path / "out", on_failure=lambda path, reason: told.append((Path(path).name, reason)))
-    assert [name for name, _ in told] == ["bad.wav", "gone.wav", "broken.flac", "holes.wav", *["good.wav"] * 3]
-    assert len(result.failures) == 7
+    assert [name for name, _ in told] == ["bad.wav", "gone.wav", "broken.flac", "holes.wav", *["good.wav"] * 4]
+    assert len(result.failures) == 8
     assert result.written == len(manifest(tmp_path / "out")) == 2
     assert "recording has ended" in told[4][1]
     assert "ends at 0.5 s, but starts at 1 s" in told[5][1]
     assert "is a point" in told[6][1]
+    assert "starts at inf s" in told[7][1]
 
 
 def test_a_stretch_that_goes_over_the_end_is_cut_there(tmp_path):

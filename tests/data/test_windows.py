@@ -1,5 +1,7 @@
 """Annotated recordings as windows: overlapping boxes, points, edges, and what is said of unlabelled parts."""
 
+import math
+
 import pytest
 
 from helpers import write_sounds
@@ -40,7 +42,10 @@ def test_a_box_on_an_edge_is_in_a_window_unless_more_is_asked(folder):
     assert Windows(2.0, 0.6).cut([box]) == ([], [box])
 
 
-@pytest.mark.parametrize(("start", "end"), [(1.0, 99.0), (0.0, 1e30), (30.0, 31.0), (-2.0, 1.0), (3.0, 2.0)])
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [(1.0, 99.0), (0.0, 1e30), (30.0, 31.0), (-2.0, 1.0), (3.0, 2.0), (math.inf, math.inf), (1e30, 1e30)],
+)
 def test_what_a_recording_cannot_have_is_not_used(folder, start, end):
     path = str(folder / "a.wav")
     good, bad = Example(path, ("x",), 0.0, 2.0), Example(path, ("y",), start, end)

@@ -145,7 +145,7 @@ def annotation_seeds(folder):
 def check_annotations(path):
     recordings = [path.parent / "seeds"]
     for one in read_annotations([path], sounds=recordings):
-        assert math.isfinite(one.start)
+        assert not math.isnan(one.start)  # what is no time of a recording is named by whoever cuts it
         assert one.label
     labelled = read_labelled([path], sounds=recordings, windows=Windows(0.05, plain_lists=True))
     for window in labelled.examples:

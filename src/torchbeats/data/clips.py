@@ -202,10 +202,10 @@ def _cut(stretch: Annotation, path: Path, format: str, padding: float) -> float:
     """
     import soundfile
 
+    if reason := impossible(stretch.start, stretch.end, points=True):
+        raise _StretchError(reason.replace("the piece", f"{stretch.label!r}"))
     if stretch.end == stretch.start and not padding:
         raise _StretchError(f"{stretch.label!r} at {stretch.start:g} s is a point: give a padding")
-    if stretch.end != stretch.start and (reason := impossible(stretch.start, stretch.end)):
-        raise _StretchError(reason.replace("the piece", f"{stretch.label!r}"))
     begin = max(0.0, stretch.start - padding)
     duration = math.inf if stretch.end is None else stretch.end + padding - begin
     faults: list[str] = []

@@ -15,14 +15,17 @@ SLACK_SECONDS = 0.25  # that a piece may end behind its file: times are rounded,
 LONGEST_SECONDS = 1e9  # thirty years
 
 
-def impossible(start: float, end: float | None, seconds: float | None = None) -> str | None:
+def impossible(start: float, end: float | None, seconds: float | None = None, *, points: bool = False) -> str | None:
     """Why there can be no such piece of a file, without a final full stop; None if there can.
 
     Args:
         start: of the piece, in seconds.
         end: of the piece; None for the file's end.
         seconds: of the file, where they are known.
+        points: whether a piece may end where it starts.
     """
+    if points and end == start:
+        end = None
     if not math.isfinite(start) or start < 0:
         return f"the piece starts at {start:g} s, and a sound starts at 0 s"
     if end is not None and not end > start:

@@ -59,7 +59,7 @@ class Windows:
         covering = defaultdict[int, list[Example]](list)
         unused = []
         for example in path_stretches:
-            if example.end != example.start and impossible(example.start, example.end, length):
+            if impossible(example.start, example.end, length, points=True):
                 unused.append(example)
                 continue
             end = math.inf if example.end is None else example.end
