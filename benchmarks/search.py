@@ -23,7 +23,8 @@ ROWS = 5_000  # a row group; as `embed` makes them
 
 
 def make(path, rows, width):
-    about = {"model": "none", "weights": "sha256:0", "pool": "mean", "shape": [width]}
+    about = {"model": "none", "weights": "sha256:0", "engine": "torch", "dtype": "float32", "shape": [width]}
+    about |= {"pool": "mean", "layer": None, "hop": None, "window": 10.0, "batch_seconds": 40.0}
     fields = [("path", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
     schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), width))], {METADATA_KEY: json.dumps(about)})
     draw = np.random.default_rng(0)

@@ -34,7 +34,8 @@ def vectors(rows, width, seed=0):
 
 def make(path, values):
     rows, width = values.shape
-    about = {"model": "none", "weights": "sha256:0", "pool": "mean", "shape": [width]}
+    about = {"model": "none", "weights": "sha256:0", "engine": "torch", "dtype": "float32", "shape": [width]}
+    about |= {"pool": "mean", "layer": None, "hop": None, "window": 10.0, "batch_seconds": 40.0}
     fields = [("path", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
     schema = pa.schema([*fields, ("embedding", pa.list_(pa.float32(), width))], {METADATA_KEY: json.dumps(about)})
     start = np.arange(rows) * 1.0

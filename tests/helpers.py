@@ -232,3 +232,9 @@ def pretrain_command(data, out, **over):
     return ["pretrain", str(data), "--out", str(out), "--size", "nano"] + [
         part for assignment in tiny_run(**over) for part in ("--set", assignment)
     ]
+
+
+def about_embeddings(width):
+    """What a table of embeddings says of itself, of a model that there is not."""
+    about = {"model": "m", "weights": "sha256:0", "engine": "torch", "dtype": "float32", "shape": [width]}
+    return {**about, "pool": "mean", "layer": None, "hop": None, "window": 1.0, "batch_seconds": 40.0}

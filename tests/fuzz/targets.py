@@ -192,6 +192,10 @@ def check_table(path):
         assert len(rows.paths) == len(rows.values) == len(rows.times)
         count += len(rows.paths)
     assert count == table.count
+    first = np.arange(min(count, 2))
+    assert len(table.take(first)) == len(table.places(first)) == len(first)
+    assert sum(len(values) for values in table.vectors()) == count
+    assert len(table.rows_of(["0.wav"])) == 0
 
 
 # --- settings

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from helpers import about_embeddings
 from torchbeats import InputError, SettingsError
 from torchbeats.data.example import Example
 from torchbeats.data.labelled import Labelled
@@ -26,7 +27,7 @@ def made(path, rows, seed=0, spoil=()):
     values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), WIDTH)
     start = np.arange(rows) % PER_FILE * 1.0
     columns = [[f"{row // PER_FILE:04}.wav" for row in range(rows)], start, start + 1, values]
-    about = {"model": "m", "weights": "sha256:0", "shape": [WIDTH], "pool": "mean"}
+    about = about_embeddings(WIDTH)
     table = pa.table(columns, ["path", "start", "end", "embedding"])
     pq.write_table(table.replace_schema_metadata({"torchbeats": json.dumps(about)}), path, row_group_size=64)
     return path

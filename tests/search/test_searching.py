@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 import torchbeats
-from helpers import noise, small_model, tone
+from helpers import about_embeddings, noise, small_model, tone
 from torchbeats import EmbeddingPlan, InputError, ModelError, SettingsError, write_table
 from torchbeats.data.inputs import Piece
 from torchbeats.search import index as search_index
@@ -105,7 +105,7 @@ def test_not_the_same_file(tables, sounds, name, monkeypatch):
 def made(path, embeddings, paths=None):
     """A table with these embeddings."""
     rows, width = embeddings.shape
-    about = {"model": "m", "weights": "sha256:0", "shape": [width], "pool": "mean"}
+    about = about_embeddings(width)
     times = [np.arange(rows) * 1.0, np.arange(rows) + 1.0]
     values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.reshape(-1)), width)
     columns = [paths or [f"{row // 10}.wav" for row in range(rows)], *times, values]

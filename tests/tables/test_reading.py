@@ -1,16 +1,19 @@
 """Some rows of a finished table, and all of them, a piece at a time."""
 
 import importlib.util
+import json
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from helpers import about_embeddings, noise, small_model, write_sound
+from torchbeats import write_table
 from torchbeats.errors import InputError
 from torchbeats.inference import Group, Position
 from torchbeats.plans import Row
 from torchbeats.tables import reading, store
-from torchbeats.tables.formats import read_about
+from torchbeats.tables.formats import METADATA_KEY, read_about
 from torchbeats.tables.parts import Parts, Summary
 from torchbeats.tables.reading import Table
 
@@ -41,7 +44,7 @@ def table(request, tmp_path, monkeypatch):
     name = "t.parquet" if request.param == "parts" else request.param
     if request.param == "parts":
         pytest.importorskip("fsspec", reason="the extra ray is not installed")
-    written = store.Store(tmp_path / name, Row("embedding", (6,), np.dtype(np.float32), "window"), {"shape": [6]})
+    written = store.Store(tmp_path / name, Row("embedding", (6,), np.dtype(np.float32), "window"), about_embeddings(6))
     written.append(Group(paths, times, values, times[:, 0] == 0, position=Position(20)))
     written.finish()
     if request.param == "parts":
@@ -76,3 +79,58 @@ def test_rows_of_files(table):
 def test_a_table_at_a_url_is_refused_with_a_reason():
     with pytest.raises(InputError, match=r"s3:/+b/t.parquet is a URL, and a table is read from this machine"):
         Table("s3://b/t.parquet")
+
+
+LIES = [
+    ("shape", None), ("shape", 7), ("shape", [47]), ("shape", [-48]), ("shape", [48.0]), ("pool", 7), ("pool", "most"),
+    ("layer", True), ("layer", "top"), ("hop", "1"), ("window", -1.0), ("window", [1]), ("batch_seconds", True),
+    ("dtype", "load"), ("dtype", 32), ("model", None), ("weights", ["sha256:"]), ("engine", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
+def test_a_table_that_lies_about_itself_is_damaged(tmp_path, suffix):
+    path = write_table(
+        [write_sound(tmp_path / "a.wav", noise(1.0), 16_000)], tmp_path / f"a{suffix}", small_model()
+    ).path
+    about = read_about(path)
+    for name, value in LIES:
+        lie = {**about, name: value}
+        if value is None:
+            del lie[name]
+        write_about(path, lie)
+        if (suffix, name, value) == (".npz", "shape", [47]):  # its array has a width of its own
+            with pytest.raises(InputError, match="is damaged"):
+                list(Table(path).rows())
+            continue
+        with pytest.raises(InputError, match=f"says of itself makes no sense .*{name if value != 'most' else 'most'}"):
+            Table(path)
+
+
+def test_what_breaks_in_the_middle_is_told_by_every_reader(tmp_path):
+    sounds = [write_sound(tmp_path / f"{i}.wav", noise(0.5, seed=i), 16_000) for i in range(3)]
+    path = write_table(sounds, tmp_path / "a.parquet", small_model()).path
+    footer = int.from_bytes(path.read_bytes()[-8:-4], "little") + 8  # says where things are, and stays as it is
+    data = path.read_bytes()
+    path.write_bytes(b"PAR1" + bytes(len(data) - footer - 4) + data[-footer:])
+    for read in (
+        lambda table: list(table.rows()),
+        lambda table: list(table.vectors()),
+        lambda table: table.take(np.arange(3)),
+        lambda table: table.places(np.arange(3)),
+        lambda table: table.rows_of([str(sounds[0])]),
+    ):
+        with pytest.raises(InputError, match="is damaged"):
+            read(Table(path))
+
+
+def write_about(path, about):
+    """The same table that says something else of itself."""
+    text = json.dumps(about)
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            content = {name: arrays[name] for name in arrays.files}
+        np.savez(path, **{**content, "about": np.array(text)})
+    else:
+        table = pq.read_table(path)
+        pq.write_table(table.replace_schema_metadata({**table.schema.metadata, METADATA_KEY: text.encode()}), path)

@@ -16,7 +16,6 @@ from torchbeats.errors import HubError, InputError, ModelError
 from torchbeats.files import sha256
 from torchbeats.inference import groups
 from torchbeats.loading import load, ready
-from torchbeats.plans import EmbeddingPlan
 from torchbeats.protocol import Model
 from torchbeats.weights import hub
 
@@ -93,7 +92,7 @@ def _embed(
     device: str | torch.device | None,
 ) -> list[Floats]:
     """A vector for each sound, computed as the table's rows were."""
-    network, plan = model_of(table, model, device), plan_of(table)
+    network, plan = model_of(table, model, device), table.plan
     result = []
     for sound in sounds:
         values = []
@@ -106,14 +105,6 @@ def _embed(
             raise InputError(f"The query {sound.path} cannot be used: it has no sound.")
         result.append(direction(np.concatenate(values)))
     return result
-
-
-def plan_of(table: Table) -> EmbeddingPlan:
-    """How a table's rows were computed."""
-    about = table.about
-    return EmbeddingPlan(
-        about["pool"], about["layer"], about["hop"], window=about["window"], batch_seconds=about["batch_seconds"]
-    )
 
 
 def direction(rows: Floats) -> Floats:

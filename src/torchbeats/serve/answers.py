@@ -14,7 +14,7 @@ from torchbeats.files import readable
 from torchbeats.inference import Group
 from torchbeats.plans import EmbeddingPlan, ScorePlan
 from torchbeats.protocol import Model
-from torchbeats.search.queries import direction, plan_of, unit
+from torchbeats.search.queries import direction, unit
 from torchbeats.search.searching import closest
 from torchbeats.serve import shapes
 from torchbeats.serve.decoding import Decoded
@@ -105,7 +105,7 @@ async def matches(
         raise RequestError(422, "no_such_row", f"The table has the rows 0 to {table.count - 1}, and no row {wrong[0]}.")
     uploads = [query for query in queries if not isinstance(query, int)]
     sounds = await service.decode(uploads)
-    groups = await service.compute(uploads, sounds, model, plan_of(table)) if uploads else []
+    groups = await service.compute(uploads, sounds, model, table.plan) if uploads else []
     computed = iter([direction(group.values.reshape(len(group.values), -1)) for group in groups])
     stored = iter(unit(await service.search(table.take, np.array(rows, np.int64))) if rows else ())
     vectors = np.stack([next(stored if isinstance(query, int) else computed) for query in queries])

@@ -20,7 +20,7 @@ from torchbeats.loading import load
 from torchbeats.plans import Plan
 from torchbeats.pooling import WINDOW_POOLINGS
 from torchbeats.protocol import PROBABILITIES, Model
-from torchbeats.search.queries import model_of, plan_of
+from torchbeats.search.queries import model_of
 from torchbeats.serve.batching import Batcher
 from torchbeats.serve.decoding import Decoded, Decoders
 from torchbeats.serve.limits import Limits
@@ -172,7 +172,7 @@ class Service:
             if table.about.get("weights") == f"sha256:{served.model.digest()}":
                 return served.model
         model = model_of(table, None, device)
-        plan_of(table).check(model)
+        table.plan.check(model)
         return model
 
 

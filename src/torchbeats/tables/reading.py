@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
 from torchbeats.audio import Floats
-from torchbeats.errors import InputError
+from torchbeats.errors import InputError, TorchbeatsError
 from torchbeats.files import from_readable, is_called_like_url, with_both_slashes
 from torchbeats.inference import Flags, Times
+from torchbeats.plans import EmbeddingPlan
 from torchbeats.tables.formats import BEGINS, DAMAGE, SUFFIXES, open_lance, parquet_files, summary
 
 ROWS = 8192  # at a time
@@ -100,6 +106,17 @@ class Ranges:
         return self._held.slice(first - self._edges[group])
 
 
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except TorchbeatsError:
+        raise
+    except DAMAGE as error:
+        reason = (str(error).splitlines() or [repr(error)])[0]
+        raise InputError(f"{path} is damaged ({reason}). Make it again, or copy it again.") from error
+
+
 class Table:
     """Embeddings that `write_table` wrote.
 
@@ -108,11 +125,13 @@ class Table:
 
     Attributes:
         about: all that the embeddings depend on: "model", "weights", "pool", "layer", "window" and so on.
+        plan: how they were made, of these.
         shape: of an embedding.
         count: number of rows.
 
     Raises:
-        InputError: it cannot be read, torchbeats did not write it, or its rows are no embeddings.
+        InputError: it cannot be read, torchbeats did not write it, its rows are no embeddings, or what it says of
+            itself makes no sense.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -125,7 +144,7 @@ class Table:
         if "embedding" not in about_table["columns"]:
             raise InputError(f"{self.path} holds no embeddings; its columns are {', '.join(about_table['columns'])}.")
         self.about: dict[str, Any] = about_table["settings"]
-        self.shape: tuple[int, ...] = tuple(self.about["shape"])
+        self.plan, self.shape = _checked(self.path, self.about, about_table["columns"]["embedding"])
         self.count: int = about_table["rows"]
 
     def rows(self, size: int = ROWS) -> Iterator[Rows]:
@@ -155,7 +174,15 @@ class Table:
             )
 
     def take(self, indices: np.ndarray[Any, Any]) -> Floats:
-        """``(n, D)``, the embeddings of some rows, in the order of the indices."""
+        """``(n, D)``, the embeddings of some rows, in the order of the indices.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        with _damage_told(self.path):
+            return self._take(indices)
+
+    def _take(self, indices: np.ndarray[Any, Any]) -> Floats:
         unique_indices, inverse = np.unique(indices, return_inverse=True)
         vectors = np.empty((len(unique_indices), int(np.prod(self.shape))), np.float32)
         count = 0
@@ -182,15 +209,28 @@ class Table:
                 count = int(np.searchsorted(indices, first + len(rows)))
 
     def vectors(self, size: int = ROWS) -> Iterator[Floats]:
-        """``(rows, D)`` embeddings in order, and nothing else of the rows."""
-        if self.path.suffix == ".npz":
-            yield from (values for _, _, values in self._npz(size))
-            return
-        for batch in self.batches(["embedding"], size):
-            yield batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)
+        """``(rows, D)`` embeddings in order, and nothing else of the rows.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        with _damage_told(self.path):
+            if self.path.suffix == ".npz":
+                yield from (values for _, _, values in self._npz(size))
+                return
+            for batch in self.batches(["embedding"], size):
+                yield batch["embedding"].flatten().to_numpy().reshape(len(batch), -1)
 
     def places(self, indices: np.ndarray[Any, Any]) -> list[tuple[str, float, float]]:
-        """Path, start and end of some rows, in the order of the indices."""
+        """Path, start and end of some rows, in the order of the indices.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        with _damage_told(self.path):
+            return self._places_of(indices)
+
+    def _places_of(self, indices: np.ndarray[Any, Any]) -> list[tuple[str, float, float]]:
         order = np.argsort(indices, kind="stable")
         ordered = indices[order]
         result: list[tuple[str, float, float]] = [("", 0.0, 0.0)] * len(indices)
@@ -203,18 +243,20 @@ class Table:
         return result
 
     def _pieces(self, size: int) -> Iterator[tuple[list[str], Times, Floats]]:
-        try:
+        with _damage_told(self.path):
             yield from self._npz(size) if self.path.suffix == ".npz" else self._arrow(size)
-        except DAMAGE as error:
-            reason = (str(error).splitlines() or [repr(error)])[0]
-            raise InputError(f"{self.path} is damaged ({reason}). Make it again, or copy it again.") from error
 
     def rows_of(self, paths: Iterable[str]) -> np.ndarray[Any, Any]:
-        """Sorted indices of the rows of some files, by their paths as the table has them."""
+        """Sorted indices of the rows of some files, by their paths as the table has them.
+
+        Raises:
+            InputError: the file is damaged.
+        """
         requested = pa.array(sorted(paths), pa.string())
         parts = [np.zeros(0, np.int64)]
-        for first, path, _, _ in self._places():
-            parts.append(first + np.flatnonzero(pc.is_in(path, requested).to_numpy(zero_copy_only=False)))
+        with _damage_told(self.path):
+            for first, path, _, _ in self._places():
+                parts.append(first + np.flatnonzero(pc.is_in(path, requested).to_numpy(zero_copy_only=False)))
         return np.concatenate(parts)
 
     def _places(
@@ -274,11 +316,45 @@ class Table:
         with zipfile.ZipFile(self.path) as archive, archive.open("embedding.npy") as file:
             np.lib.format.read_magic(file)
             (_, width), _, dtype = np.lib.format.read_array_header_2_0(file)  # as the store writes it
+            if width != math.prod(self.shape) or dtype.kind != "f":
+                raise ValueError(f"its array has {width:,} {dtype} a row")
             for first in range(0, len(paths), size):
                 part = slice(first, first + size)
                 content = file.read(len(paths[part]) * width * dtype.itemsize)
                 values = np.frombuffer(content, dtype).reshape(-1, width).astype(np.float32, copy=False)
                 yield paths[part].tolist(), times[part], values
+
+
+# Of what a table says of itself, what its readers rely on.
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model", "weights", "engine", "dtype", "pool"), (str,)),
+    "layer": (int, str, NoneType),
+    **dict.fromkeys(("hop", "window"), (int, float, NoneType)),
+    "batch_seconds": (int, float),
+    "shape": (list,),
+}
+
+
+def _checked(path: Path, about: dict[str, Any], stored: str) -> tuple[EmbeddingPlan, tuple[int, ...]]:
+    """Plan and shape of what a table says of itself, where that makes sense; ``stored`` is its column's type."""
+    try:
+        for name, types in _TYPES.items():
+            if name not in about or type(about[name]) not in types:  # a bool is no number
+                raise ValueError(name)
+        plan = EmbeddingPlan(*(about[name] for name in ("pool", "layer", "hop")),
+                             **{name: about[name] for name in ("window", "batch_seconds")})  # fmt: skip
+        if not isinstance(getattr(torch, about["dtype"], None), torch.dtype):
+            raise ValueError("dtype")
+        shape = tuple(about["shape"])
+        width = re.fullmatch(r"fixed_size_list<\w+: float>\[(\d+)\]", stored)
+        fits = int(width[1]) == math.prod(shape) if width else stored == "float32"  # NumPy's has a width of its own
+        if not fits or not all(type(size) is int and size > 0 for size in shape):
+            raise ValueError("shape")
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged: what it says of itself makes no sense ({error}). Make it again, or copy it again."
+        ) from error
+    return plan, shape
 
 
 def _numbers(array: pa.Array) -> np.ndarray[Any, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from torchbeats.audio import Floats
 from torchbeats.errors import RequestError
 from torchbeats.patches import SAMPLE_RATE
-from torchbeats.search.queries import direction, plan_of, unit
+from torchbeats.search.queries import direction, unit
 from torchbeats.search.searching import Match, closest
 from torchbeats.serve.page import parts
 from torchbeats.serve.page.listen import sound_input, upload_at
@@ -134,7 +134,7 @@ async def of_sound(service: Service, path: str, start: float, end: float | None)
             422, "no_such_stretch", f"{upload.name} has {sound.seconds:.2f} s; there is nothing between."
         )
     stretch = sound._replace(samples=samples)
-    (group,) = await service.compute([upload], [stretch], model, plan_of(table))
+    (group,) = await service.compute([upload], [stretch], model, table.plan)
     return Query(direction(group.values.reshape(len(group.values), -1)), upload.name)
 
 
