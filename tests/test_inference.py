@@ -16,7 +16,8 @@ import torch
 import torchbeats
 from helpers import noise, small_model, small_tokenizer, tone
 from torchbeats import AudioWarning, audio, embed, tokenize
-from torchbeats.inference import BUNDLE_INPUTS, GROUP_BATCHES, Embedding, Position, groups
+from torchbeats.decoding_ahead import BUNDLE_INPUTS
+from torchbeats.inference import GROUP_BATCHES, Embedding, Position, groups
 from torchbeats.patches import SAMPLE_RATE
 from torchbeats.plans import EmbeddingPlan
 from torchbeats.pooling import POOLINGS

@@ -26,7 +26,7 @@ weights
 protocol labels abstention model tokenizers other_models
 onnx loading
 data batching
-plans inference arrays tagging embedder
+plans decoding_ahead inference arrays tagging embedder
 tables search plots evaluation heads description distributed maps
 training
 torchbeats

@@ -1,24 +1,19 @@
 """Many sounds → batches that waste little → results in order.
 
-Files are decoded by a few threads, small ones some at a time, a bounded distance ahead of the model. Their windows are
-gathered into groups of a fixed amount of audio, which also end with a block of inputs; inside a group windows of like
-length share a batch. What is in a group, and so every batch, depends on the inputs alone: a run that starts again at a
-group's end, or a machine that computes one block of many, gets the very same numbers.
+Files are decoded a bounded distance ahead of the model. Their windows are gathered into groups of a fixed amount of
+audio, which also end with a block of inputs; inside a group windows of like length share a batch. What is in a group,
+and so every batch, depends on the inputs alone: a run that starts again at a group's end, or a machine that computes
+one block of many, gets the very same numbers.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-import queue
-import threading
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,23 +22,17 @@ import torch
 from torchbeats.audio import AudioWarning, Floats
 from torchbeats.batching import batches_of_like_length
 from torchbeats.data.blocks import BlockEnds
-from torchbeats.data.inputs import Piece
-from torchbeats.data.sounds import Sound, blocks, named
-from torchbeats.errors import AudioError
-from torchbeats.interrupts import postponed
+from torchbeats.data.sounds import Sound, named
+from torchbeats.decoding_ahead import Clip, decode_ahead
 from torchbeats.loading import ready
-from torchbeats.patches import SAMPLE_RATE, PatchGrid
-from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, EmbeddingPlan, Plan, TokenPlan, Values, Window
+from torchbeats.patches import SAMPLE_RATE
+from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, EmbeddingPlan, Plan, TokenPlan, Values
 from torchbeats.protocol import Model
 
 Times: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 Flags: TypeAlias = "np.ndarray[Any, np.dtype[np.bool_]]"
 
 GROUP_BATCHES = 8  # how many batches' worth of audio is sorted by length together
-PARCELS_AHEAD = 4  # that wait for being taken, of each thread's work
-PARCEL_SECONDS = 10.0  # of sound, or a window: what is handed over at once
-BUNDLE_INPUTS, BUNDLE_BYTES = 16, 2**18  # of small files that a thread decodes together
-FULL_SECONDS = 0.002  # from one look at a queue that is full to the next
 
 
 class Embedding(NamedTuple):
@@ -291,8 +280,8 @@ def groups(
                 block_ends.append(last)
                 yield name, sound, ends.size
 
-    decoded = _decode_ahead(remaining(), plan, model.grid, jobs or min(4, os.cpu_count() or 1))
-    group, clips, held = Group(), list[_Clip](), 0.0
+    decoded = decode_ahead(remaining(), plan, model.grid, jobs or min(4, os.cpu_count() or 1))
+    group, clips, held = Group(), list[Clip](), 0.0
     inputs, skip, seen, failed, block_ended = start.inputs, start.windows, 0, start.failed, False
     decode_failures: dict[int, tuple[str, str]] = {}  # by the index of their input
 
@@ -305,7 +294,7 @@ def groups(
         return result
 
     for name, event in decoded:
-        if isinstance(event, _Clip):
+        if isinstance(event, Clip):
             seen += 1
             if seen <= skip or failed:  # computed by the run that this one continues; or not to be
                 continue
@@ -331,148 +320,12 @@ def _note_of_rows(windows: int) -> str:
     return f"; what comes before it was kept, in {windows} windows" if windows else ""
 
 
-# --- decoding ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Clip:
-    """A window of an input.
-
-    Attributes:
-        name: of the input.
-        offset: seconds at which the input starts in its file.
-        number: of the window in the input.
-        window: what is in it.
-        input: the input's index among all.
-    """
-
-    name: str
-    offset: float
-    number: int
-    window: Window
-    input: int = 0
-
-    @property
-    def samples(self) -> Floats:
-        """What the model sees."""
-        return self.window.samples
-
-    def release(self) -> None:
-        """Give the samples' memory back; a group of windows is large."""
-        self.window = self.window._replace(samples=np.empty(0, np.float32))
-
-
-def _copy_in_own_pages(samples: Floats) -> Floats:
-    """A copy in pages of its own, which go back to the system with it.
-
-    Windows wait for their group's end. Beside the blocks that they were cut from, which go at once, they would keep
-    twice their size of a decoding thread's heap.
-    """
-    if len(samples) < SAMPLE_RATE:  # of those there may be more than a process may have maps
-        return samples
-    copy: Floats = np.frombuffer(mmap.mmap(-1, samples.nbytes, access=mmap.ACCESS_COPY), np.float32)
-    copy[:] = samples
-    return copy
-
-
-# What comes out of decoding an input: its windows, then None, or the reason why there are no more.
-_Event: TypeAlias = "_Clip | str | None"
-
-
-def _decode_ahead(
-    sounds: Iterator[tuple[str, Sound, int]], plan: Plan, grid: PatchGrid, jobs: int
-) -> Iterator[tuple[str, _Event]]:
-    """Events of all inputs in order, while threads work on the inputs that follow.
-
-    Args:
-        sounds: name, sound, and bytes of its file, 0 where they are not known.
-        plan: cuts them into windows.
-        grid: of the model.
-        jobs: number of threads.
-    """
-    stopped = threading.Event()
-
-    def decode(bundle: list[tuple[str, Sound]], parcels: queue.SimpleQueue[_Parcel]) -> None:
-        def put(last: bool) -> bool:
-            while not stopped.is_set():
-                if parcels.qsize() < PARCELS_AHEAD:
-                    parcels.put(_Parcel(events.copy(), last))
-                    events.clear()
-                    return True
-                time.sleep(FULL_SECONDS)
-            return False
-
-        events, samples = list[tuple[str, _Event]](), 0
-        for name, sound in bundle:
-            end: str | None = None
-            try:
-                offset = sound.start if isinstance(sound, Piece) else 0.0
-                for number, window in enumerate(plan.windows(blocks(sound), grid)):
-                    window = window._replace(samples=_copy_in_own_pages(window.samples))
-                    events.append((name, _Clip(name, offset, number, window)))
-                    samples += len(window.samples)
-                    if samples >= PARCEL_SECONDS * SAMPLE_RATE:
-                        samples = 0
-                        if not put(last=False):
-                            return
-            except (AudioError, ValueError, OSError) as error:
-                end = error.reason if isinstance(error, AudioError) else str(error).removesuffix(".")
-            except Exception as error:  # a decoder's surprise must not end the run, nor leave the reader waiting
-                end = f"decoding failed with {error!r}"
-            events.append((name, end))
-        put(last=True)
-
-    # A signal may raise at any moment here: only what C guards, or what is postponed, leaves no lock held behind it.
-    running: deque[queue.SimpleQueue[_Parcel]] = deque()
-    bundles = _bundles(sounds)
-    pool = ThreadPoolExecutor(jobs, thread_name_prefix="decode")
-    try:
-        while True:
-            for bundle in islice(bundles, 4 * jobs - len(running)):
-                running.append(queue.SimpleQueue())
-                with postponed():
-                    pool.submit(decode, bundle, running[-1])
-            if not running:
-                break
-            parcels, last = running.popleft(), False
-            while not last:
-                events, last = parcels.get()
-                yield from events
-    finally:
-        stopped.set()
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Parcel(NamedTuple):
-    """Events that a thread hands over together, each with the name of its input; and whether its work is done."""
-
-    events: list[tuple[str, _Event]]
-    last: bool
-
-
-def _bundles(sounds: Iterable[tuple[str, Sound, int]]) -> Iterator[list[tuple[str, Sound]]]:
-    """Small files together, for one thread each: to hand over each by itself costs as much as to decode it."""
-    bundle, size = list[tuple[str, Sound]](), 0
-    for name, sound, count in sounds:
-        alone = not count or count > BUNDLE_BYTES // 4
-        if bundle and (alone or size + count > BUNDLE_BYTES or len(bundle) == BUNDLE_INPUTS):
-            yield bundle
-            bundle, size = [], 0
-        bundle.append((name, sound))
-        size += count
-        if alone:
-            yield bundle
-            bundle, size = [], 0
-    if bundle:
-        yield bundle
-
-
 # --- computing --------------------------------------------------------------------------------------------------------
 
 
 def _compute(
     group: Group,
-    clips: list[_Clip],
+    clips: list[Clip],
     model: Model,
     plan: Plan,
     progress: Progress | None,
@@ -521,9 +374,9 @@ def _compute(
     return group
 
 
-def _first_without_numbers(results: list[tuple[_Clip, Values]]) -> dict[int, _Clip]:
+def _first_without_numbers(results: list[tuple[Clip, Values]]) -> dict[int, Clip]:
     """For each input whose results are not all numbers, the first window of which they are not."""
-    broken: dict[int, _Clip] = {}
+    broken: dict[int, Clip] = {}
     for clip, values in results:
         valid = np.isfinite(values) if values.dtype.kind == "f" else values >= 0  # a patch without a label has -1
         if not valid.all():
@@ -531,7 +384,7 @@ def _first_without_numbers(results: list[tuple[_Clip, Values]]) -> dict[int, _Cl
     return broken
 
 
-def _times(clip: _Clip, rows: int, step: float | None) -> Times:
+def _times(clip: Clip, rows: int, step: float | None) -> Times:
     """Start and end of a window's rows in its file, ``(rows, 2)``; of steps, where their length is given."""
     start, end = (clip.offset + edge / SAMPLE_RATE for edge in (clip.window.start, clip.window.end))
     if step is None:
