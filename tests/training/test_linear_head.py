@@ -139,6 +139,16 @@ def test_a_head_for_the_same_classes_stays(folder, tmp_path):
     assert Finetune(tmp_path / "b", begun, labelled, None, settings_with("model.pool=bands"), {}).fits_head
 
 
+def test_what_was_measured_with_the_old_head_does_not_go_with_the_new_one():
+    model = plain_model()
+    model.cfg.update({"abstention": {"threshold": 0.9}, "thresholds": [0.8, None], "fitted": {"hop": 1}})
+    model.label_dict = {0: "high", 1: "low"}
+    for classes in (["a", "b"], ["high", "low"]):
+        tuned = with_head(model, classes, "single_label", settings_with().model)
+        assert not {"abstention", "thresholds", "fitted"} & tuned.cfg.to_dict().keys()
+    assert model.cfg.abstention["threshold"] == 0.9  # the model to begin with is as it was
+
+
 def test_sounds_that_do_not_suffice_leave_the_head_untrained(tmp_path):
     (tmp_path / "junk.wav").write_text("junk")
     labelled = Labelled([Example(str(tmp_path / "junk.wav"), (name,)) for name in "ab"], ["a", "b"], "single_label")
