@@ -20,10 +20,11 @@ from torchbeats.plans import EmbeddingPlan, ScorePlan
 from torchbeats.training import linear_head
 from torchbeats.training.finetune_run import Finetune
 from torchbeats.training.finetuning import with_head
+from torchbeats.training.folder import RunFolder
 from torchbeats.training.linear_head import drawn, linear_model
 from torchbeats.training.listener import Listener
 from torchbeats.training.settings import finetune_settings
-from torchbeats.training.validation import noise_of_difference
+from torchbeats.training.validation import Validate, noise_of_difference
 
 pytest.importorskip("sklearn")
 RATE = 16_000
@@ -195,6 +196,24 @@ def test_noise_is_that_of_the_pairs_that_differ():
     several = np.random.default_rng(0).random((100, 3)) < 0.4
     assert noise_of_difference(several, several * 1.0, several * 1.0, none) == 0
     assert 0 < noise_of_difference(several, several * 1.0, np.random.default_rng(1).random((100, 3)), none) < 0.1
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(1, 0), (3, 1), (6, 3)])
+def test_a_gain_as_large_as_its_noise_is_none_however_it_is_rounded(gained, lost, tmp_path):
+    """The square of the gain is then the number of pairs that differ, whatever the number of sounds."""
+    verdicts = set()
+    for count in range(gained + lost + 1, 60):
+        after, before = np.zeros((2, count))
+        after[:gained], before[gained : gained + lost] = 1, 1
+        scores = {
+            name: (torch.arange(count), torch.from_numpy(np.stack([right, 1 - right], 1)))
+            for name, right in {"tuned": after, "linear": before}.items()
+        }
+        labelled = Labelled([Example(f"{i}.wav", ("high",)) for i in range(count)], ["high", "low"], "single_label")
+        validate = Validate(plain_model, labelled, settings_with(), 1, RunFolder(tmp_path), tmp_path / "best")
+        validate.scores = scores
+        verdicts.add(validate.verdict().linear)
+    assert verdicts == {True}
 
 
 def test_of_many_sounds_a_part_is_drawn_with_all_rare_ones():

@@ -29,6 +29,7 @@ from torchbeats.weights import checkpoint
 _RESAMPLES = 100  # of the bootstrap by which two mAPs are compared
 _RESAMPLED = 1e8  # scores that all of them hold at most, down to ten
 _SURER = 0.999  # times the log loss, and an epoch with the same figure is better
+_ABOVE_ROUNDING = 1 + 1e-9  # one sound more, and none less, is a gain of exactly its noise
 _FEWEST_GROUPS = 5  # that are drawn as wholes
 
 
@@ -149,7 +150,7 @@ class Validate(Callback):
         measure = metrics.accuracy if truth.ndim == 1 else metrics.mean_average_precision
         after, before = measure(truth, a), measure(truth, b)
         noise = noise_of_difference(truth, a, b, [example.group for example in examples.examples])
-        linear_kept = not after - before > noise
+        linear_kept = not after - before > noise * _ABOVE_ROUNDING
         sounds = f"the {len(both):,} sounds held out: {kind} {after:.1%} fine-tuned, {before:.1%} with the linear head"
         sentence = (
             f"Fine-tuning gained nothing beyond noise (± {noise:.1%}) on {sounds}; the linear head is kept."
