@@ -60,6 +60,7 @@ def test_what_is_given_wins():
     assert (settings.model.epochs, settings.data.batch_seconds) == (3, 77)
     assert settings.model.lr == TABLE[0].lr
     assert finetune_settings(None, ["data.seconds=30"], DataSize(100, 2, 20.0, 30.0)).data.batch_seconds >= 30
+    assert finetune_settings(None, ["data.seconds=10.04"], DataSize(100, 2, 0.3, 10.04)).data.batch_seconds == 10.04
 
 
 def test_the_size_is_that_of_what_is_heard(tmp_path):
