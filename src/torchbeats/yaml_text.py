@@ -55,7 +55,7 @@ def load(text: str, most_values: int) -> Any:
         Dictionaries, lists, words, numbers and dates; None for an empty text.
 
     Raises:
-        ValueError: it is not YAML, too deep or too much, or holds a date or a number that cannot be, or is too long. The
+        ValueError: it is not YAML, too deep or too much, or holds a date or number that cannot be, or is too long. The
             message goes on behind the name of the file, and has no full stop.
     """
     try:
