@@ -133,6 +133,23 @@ def test_a_run_from_before_the_setting_goes_on_without_it_only(folder, tmp_path)
     assert not run.fits_head
 
 
+def test_embeddings_are_computed_where_training_is(folder, monkeypatch):
+    devices, ready = [], linear_head.ready
+
+    def called(model, device):
+        devices.append(device)
+        return ready(model)  # this machine may have none
+
+    monkeypatch.setattr(linear_head, "ready", called)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    labelled = read_labelled([folder])
+    for more in ("trainer.accelerator=gpu", "trainer.accelerator=cpu"):
+        linear_model(plain_model(), labelled, None, settings_with(more, "model.pool=mean"), Listener())
+    assert devices == ["cuda", None]
+    assert linear_head.device_of(settings_with("trainer.accelerator=auto", "trainer.devices='2,'").trainer) == "cuda:2"
+    assert linear_head.device_of(settings_with("trainer.accelerator=auto", "trainer.devices=2").trainer) == "cuda"
+
+
 def test_a_head_for_the_same_classes_stays(folder, tmp_path):
     labelled, settings = read_labelled([folder]), settings_with()
     begun = with_head(plain_model(), labelled.classes, "single_label", settings.model)
