@@ -233,6 +233,23 @@ def test_a_gain_as_large_as_its_noise_is_none_however_it_is_rounded(gained, lost
     assert verdicts == {True}
 
 
+def test_pieces_of_a_file_count_together(tmp_path):
+    """Of 100 pieces of ten recordings the ten of one are right only after training: one thing, not ten, is better."""
+    right = np.repeat(np.eye(2)[0][np.newaxis], 100, 0)
+    wrong = right.copy()
+    wrong[:10] = [0, 1]
+    scores = {
+        name: (torch.arange(100), torch.from_numpy(values))
+        for name, values in {"tuned": right, "linear": wrong}.items()
+    }
+    for pieces, kept in ((10, True), (1, False)):
+        examples = [Example(f"{i // pieces}.wav", ("high",), i % pieces, i % pieces + 1.0) for i in range(100)]
+        labelled = Labelled(examples, ["high", "low"], "single_label")
+        validate = Validate(plain_model, labelled, settings_with(), 1, RunFolder(tmp_path), tmp_path / "best")
+        validate.scores = scores
+        assert validate.verdict().linear == kept
+
+
 def test_of_many_sounds_a_part_is_drawn_with_all_rare_ones():
     examples = [Example(f"{i}.wav", ("rare" if i % 1000 == 7 else "often",)) for i in range(12_000)]
     labelled = Labelled(examples, ["often", "rare"], "single_label")

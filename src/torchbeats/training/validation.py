@@ -149,7 +149,8 @@ class Validate(Callback):
         kind = "accuracy" if truth.ndim == 1 else "mAP"
         measure = metrics.accuracy if truth.ndim == 1 else metrics.mean_average_precision
         after, before = measure(truth, a), measure(truth, b)
-        noise = noise_of_difference(truth, a, b, [example.group for example in examples.examples])
+        together = [example.group or example.path for example in examples.examples]  # pieces of a file are alike too
+        noise = noise_of_difference(truth, a, b, together)
         linear_kept = not after - before > noise * _ABOVE_ROUNDING
         sounds = f"the {len(both):,} sounds held out: {kind} {after:.1%} fine-tuned, {before:.1%} with the linear head"
         sentence = (
