@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,7 +162,7 @@ class Validate(Callback):
         return Verdict(linear_kept, sentence), figure
 
 
-def noise_of_difference(truth: Array, a: Array, b: Array, groups: list[str | None]) -> float:
+def noise_of_difference(truth: Array, a: Array, b: Array, groups: Sequence[str | None]) -> float:
     """The standard error of the difference between two models' figures on the same examples.
 
     Of accuracies that of the paired difference, as in McNemar's test: only examples that one has right and the other
