@@ -73,6 +73,14 @@ def test_a_setting_that_makes_no_sense_is_said(stored, message):
     Naming(model, unknown=False)  # nothing is asked of it
 
 
+def test_a_model_of_no_known_class_is_said():
+    model = small_model(finetuned_model=True, predictor_class=1, problem_type="single_label")
+    model.label_dict = {0: "other"}
+    model.cfg.update({SETTING: {"threshold": 0.5, "other": "other"}})
+    with pytest.raises(ModelError, match="leaves no known class: 'other' is the only one"):
+        Naming(model)
+
+
 def test_one_in_twenty_held_out_sounds_is_a_false_alarm():
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet([3, 1, 1], 1000).astype(np.float32)

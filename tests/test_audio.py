@@ -544,3 +544,15 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path):
 def test_a_name_with_a_nul_is_refused(tmp_path):
     with pytest.raises(AudioError, match="cannot be opened"):
         load(f"{tmp_path}/a\0.wav")
+
+
+@pytest.mark.parametrize("name", ["piano-2.mp3", "siren.mp3", "flute.ogg"])
+@pytest.mark.parametrize("start", [0.25, 1.25])
+def test_a_piece_of_a_compressed_file_is_that_of_the_whole(name, start):
+    """FFmpeg's time of an MP3's first sample is the encoder's delay, here 25 and 69 ms."""
+    path = Path(__file__).parents[1] / "examples" / "audio" / name
+    whole = load(path)[round(RATE * start) :]
+    piece = excerpt(path, start, np.inf)
+    assert len(piece) == len(whole)
+    middle = slice(1_000, -1_000)  # resampling has edges
+    np.testing.assert_allclose(piece[middle], whole[middle], atol=2e-3)

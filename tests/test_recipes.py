@@ -243,6 +243,8 @@ def test_fsdd_probes_and_fine_tunes_a_model(script, tmp_path, recordings):
     assert "| m | 3 |" in said
     about = yaml.safe_load((tmp_path / "out" / "m-0-3-ada" / "run.yaml").read_text("utf-8"))
     assert about["model"]["lr"] == TABLE[0].lr  # by the number of words
+    status, _, error = script(*command, "--set=model.epochs=1")  # figures of other settings are no figures of these
+    assert (status, "made otherwise" in error) == (1, True)
 
 
 @pytest.mark.slow

@@ -43,7 +43,10 @@ def test_values(text, values):
         ("{[1]: 2}", "is not YAML"),
         ("a: !!python/object/apply:os.getcwd []", "is not YAML: could not determine a constructor"),
         ("a: 2001-02-30", "holds a value that cannot be read"),
-        ("a: " + "9" * 5_000, "holds a value that cannot be read"),
+        ("a: " + "9" * 5_000, "holds a number of 5,000 characters"),
+        ("a: 1" + ":59" * 100_000, "holds a number of 300,001 characters"),  # to the base of 60
+        ("a: 1" + ":59" * 100_000 + ".5", "holds a number of 300,003 characters"),
+        ("a: !!int '1" + ":59" * 100_000 + "'", "holds a number of 300,001 characters"),
     ],
 )
 def test_what_is_refused(text, said):

@@ -145,6 +145,12 @@ def main() -> None:
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
+    about = {"model": torchbeats.load(options.model).digest(), "set": options.set}
+    about["config"] = options.config.read_text("utf-8")
+    plan_file = out / "plan.json"  # figures that are there are not made again, so they have to be of these settings
+    if plan_file.exists() and json.loads(plan_file.read_text("utf-8")) != about:
+        raise SystemExit(f"{out} holds runs that were made otherwise, see {plan_file}; name another --out.")
+    write_json(plan_file, about)
     speakers = write_list(options.fsdd, out / "list.csv")
     labelled = read_labelled([out / "list.csv"])
     held_out = design(labelled)

@@ -34,6 +34,7 @@ from torchbeats import BEATs, audio
 from torchbeats.abstention import SETTING, setting
 from torchbeats.config import BEATsConfig
 from torchbeats.files import replacing
+from torchbeats.heads.fitting import OF_A_HEAD
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -248,7 +249,7 @@ def whole(base: BEATs, head: nn.Linear, classes: list[str]) -> BEATs:
         predictor_pool=POOL,
         problem_type="single_label",
     )
-    for name in ("thresholds", "fitted", SETTING):
+    for name in OF_A_HEAD:
         cfg.__dict__.pop(name, None)
     model = BEATs(cfg)
     state = {name: value for name, value in base.state_dict().items() if not name.startswith("predictor.")}

@@ -79,6 +79,8 @@ class Abstention:
             raise ModelError(f"{problem}; it is {dict(stored)!r}.")
         if other is not None and other not in (model.labels or ()):
             raise ModelError(f"The model's {SETTING} setting names the class {other!r}, which the model does not have.")
+        if other is not None and {*(model.labels or ())} == {other}:
+            raise ModelError(f"The model's {SETTING} setting leaves no known class: {other!r} is the only one.")
         return cls(float(threshold), other)
 
     def familiarity(self, probabilities: Floats, names: list[str]) -> Floats:

@@ -328,9 +328,11 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
             raise AudioError(path, "FFmpeg has no decoder for its sound")
         expected = _least_seconds(container, sound)
         counted = _counted_seconds(container, sound)
+        # Of the first sample, on FFmpeg's clock: for an MP3 the encoder's delay, for a broadcast any time of the day.
+        origin = float(sound.start_time * sound.time_base) if sound.start_time and sound.time_base else 0.0
         if start > SEEK_SECONDS:
             with suppress(av.error.FFmpegError):  # a format that cannot be entered midway is read from its beginning
-                container.seek(int((start - SEEK_SECONDS) * 1_000_000))
+                container.seek(int((origin + start - SEEK_SECONDS) * 1_000_000))
         try:
             for packet in container.demux(sound):
                 try:
@@ -340,7 +342,7 @@ def _read_ffmpeg(path: str, file: BinaryIO, faults: list[str], start: float = 0.
                     continue
                 for frame in frames:
                     rate = frame.sample_rate
-                    begin = seconds if not start or frame.time is None else frame.time
+                    begin = seconds if not start or frame.time is None else frame.time - origin
                     seconds = begin + frame.samples / rate
                     if begin < start < seconds:
                         yield from gathered.taken()

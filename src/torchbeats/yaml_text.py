@@ -10,8 +10,11 @@ import yaml
 from torchbeats.files import special_kind
 
 DEEPEST = 50
+LONGEST_NUMBER = 1000  # characters; one to the base of 60 (1:59:59) takes time with the square of its length
 # libyaml is ten times as fast, and as safe; not every system has it.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def read(path: str | os.PathLike[str], most_bytes: int, most_values: int) -> Any:
@@ -52,8 +55,8 @@ def load(text: str, most_values: int) -> Any:
         Dictionaries, lists, words, numbers and dates; None for an empty text.
 
     Raises:
-        ValueError: it is not YAML, too deep or too much, or holds a date or a number that cannot be. The message goes
-            on behind the name of the file, and has no full stop.
+        ValueError: it is not YAML, too deep or too much, or holds a date or number that cannot be, or is too long. The
+            message goes on behind the name of the file, and has no full stop.
     """
     try:
         if fault := _fault(text, most_values):
@@ -95,6 +98,8 @@ def _values(node: yaml.Node, counts: dict[int, int], most: int) -> int:
     if id(node) in counts:
         return counts[id(node)]
     counts[id(node)] = most + 1  # until it is known: an alias within what it stands for has no end
+    if node.tag in _NUMBERS and len(node.value) > LONGEST_NUMBER:
+        raise ValueError(f"holds a number of {len(node.value):,} characters")
     below = node.value if isinstance(node, yaml.CollectionNode) else []
     parts = [part for entry in below for part in (entry if isinstance(entry, tuple) else (entry,))]
     counts[id(node)] = 1 + sum(_values(part, counts, most) for part in parts)

@@ -59,6 +59,23 @@ def test_a_file_by_several_names_comes_once(folder, tmp_path):
     assert lines[0].endswith(" and 1 more.")
 
 
+def test_where_files_are_not_numbered_they_are_told_apart_by_name(folder, monkeypatch):
+    """Python gives 0 on file systems that number no files."""
+    real = os.stat
+
+    def without_number(path, **options):
+        about = list(real(path, **options))
+        about[1] = 0
+        return os.stat_result(about)
+
+    (folder / "link.wav").symlink_to("a.wav")
+    monkeypatch.setattr(os, "stat", without_number)
+    assert find_audio(at(folder, "a.wav", "g.wav", "link.wav")) == at(folder, "a.wav", "g.wav")
+    assert find_audio([folder], follow_links=True) == at(
+        folder, *sorted(HERE[:2]), "g.wav", *HERE[2:3], *HERE[4:5], HERE[3]
+    )
+
+
 def test_hidden_folder_is_searched_when_it_is_named(folder):
     assert find_audio([folder / ".git"]) == at(folder, ".git/x.wav")
 

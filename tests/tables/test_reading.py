@@ -82,9 +82,10 @@ def test_a_table_at_a_url_is_refused_with_a_reason():
 
 
 LIES = [
-    ("shape", None), ("shape", 7), ("shape", [47]), ("shape", [-48]), ("shape", [48.0]), ("pool", 7), ("pool", "most"),
-    ("layer", True), ("layer", "top"), ("hop", "1"), ("window", -1.0), ("window", [1]), ("batch_seconds", True),
-    ("dtype", "load"), ("dtype", 32), ("model", None), ("weights", ["sha256:"]), ("engine", {}),
+    ("shape", None), ("shape", 7), ("shape", [47]), ("shape", [-48]), ("shape", [48.0]), ("shape", [None]),
+    ("pool", 7), ("pool", "most"), ("layer", True), ("layer", "top"), ("hop", "1"), ("window", -1.0),
+    ("window", [1]), ("batch_seconds", True), ("dtype", "load"), ("dtype", 32), ("model", None),
+    ("weights", ["sha256:"]), ("engine", {}),
 ]  # fmt: skip
 
 

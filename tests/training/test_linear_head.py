@@ -20,10 +20,11 @@ from torchbeats.plans import EmbeddingPlan, ScorePlan
 from torchbeats.training import linear_head
 from torchbeats.training.finetune_run import Finetune
 from torchbeats.training.finetuning import with_head
+from torchbeats.training.folder import RunFolder
 from torchbeats.training.linear_head import drawn, linear_model
 from torchbeats.training.listener import Listener
 from torchbeats.training.settings import finetune_settings
-from torchbeats.training.validation import noise_of_difference
+from torchbeats.training.validation import Validate, noise_of_difference
 
 pytest.importorskip("sklearn")
 RATE = 16_000
@@ -132,11 +133,38 @@ def test_a_run_from_before_the_setting_goes_on_without_it_only(folder, tmp_path)
     assert not run.fits_head
 
 
+def test_embeddings_are_computed_where_training_is(folder, monkeypatch):
+    devices, ready = [], linear_head.ready
+
+    def called(model, device):
+        devices.append(device)
+        return ready(model)  # this machine may have none
+
+    monkeypatch.setattr(linear_head, "ready", called)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    labelled = read_labelled([folder])
+    for more in ("trainer.accelerator=gpu", "trainer.accelerator=cpu"):
+        linear_model(plain_model(), labelled, None, settings_with(more, "model.pool=mean"), Listener())
+    assert devices == ["cuda", None]
+    assert linear_head.device_of(settings_with("trainer.accelerator=auto", "trainer.devices='2,'").trainer) == "cuda:2"
+    assert linear_head.device_of(settings_with("trainer.accelerator=auto", "trainer.devices=2").trainer) == "cuda"
+
+
 def test_a_head_for_the_same_classes_stays(folder, tmp_path):
     labelled, settings = read_labelled([folder]), settings_with()
     begun = with_head(plain_model(), labelled.classes, "single_label", settings.model)
     assert not Finetune(tmp_path / "a", begun, labelled, None, settings, {}).fits_head
     assert Finetune(tmp_path / "b", begun, labelled, None, settings_with("model.pool=bands"), {}).fits_head
+
+
+def test_what_was_measured_with_the_old_head_does_not_go_with_the_new_one():
+    model = plain_model()
+    model.cfg.update({"abstention": {"threshold": 0.9}, "thresholds": [0.8, None], "fitted": {"hop": 1}})
+    model.label_dict = {0: "high", 1: "low"}
+    for classes in (["a", "b"], ["high", "low"]):
+        tuned = with_head(model, classes, "single_label", settings_with().model)
+        assert not {"abstention", "thresholds", "fitted"} & tuned.cfg.to_dict().keys()
+    assert model.cfg.abstention["threshold"] == 0.9  # the model to begin with is as it was
 
 
 def test_sounds_that_do_not_suffice_leave_the_head_untrained(tmp_path):
@@ -185,6 +213,41 @@ def test_noise_is_that_of_the_pairs_that_differ():
     several = np.random.default_rng(0).random((100, 3)) < 0.4
     assert noise_of_difference(several, several * 1.0, several * 1.0, none) == 0
     assert 0 < noise_of_difference(several, several * 1.0, np.random.default_rng(1).random((100, 3)), none) < 0.1
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(1, 0), (3, 1), (6, 3)])
+def test_a_gain_as_large_as_its_noise_is_none_however_it_is_rounded(gained, lost, tmp_path):
+    """The square of the gain is then the number of pairs that differ, whatever the number of sounds."""
+    verdicts = set()
+    for count in range(gained + lost + 1, 60):
+        after, before = np.zeros((2, count))
+        after[:gained], before[gained : gained + lost] = 1, 1
+        scores = {
+            name: (torch.arange(count), torch.from_numpy(np.stack([right, 1 - right], 1)))
+            for name, right in {"tuned": after, "linear": before}.items()
+        }
+        labelled = Labelled([Example(f"{i}.wav", ("high",)) for i in range(count)], ["high", "low"], "single_label")
+        validate = Validate(plain_model, labelled, settings_with(), 1, RunFolder(tmp_path), tmp_path / "best")
+        validate.scores = scores
+        verdicts.add(validate.verdict().linear)
+    assert verdicts == {True}
+
+
+def test_pieces_of_a_file_count_together(tmp_path):
+    """Of 100 pieces of ten recordings the ten of one are right only after training: one thing, not ten, is better."""
+    right = np.repeat(np.eye(2)[0][np.newaxis], 100, 0)
+    wrong = right.copy()
+    wrong[:10] = [0, 1]
+    scores = {
+        name: (torch.arange(100), torch.from_numpy(values))
+        for name, values in {"tuned": right, "linear": wrong}.items()
+    }
+    for pieces, kept in ((10, True), (1, False)):
+        examples = [Example(f"{i // pieces}.wav", ("high",), i % pieces, i % pieces + 1.0) for i in range(100)]
+        labelled = Labelled(examples, ["high", "low"], "single_label")
+        validate = Validate(plain_model, labelled, settings_with(), 1, RunFolder(tmp_path), tmp_path / "best")
+        validate.scores = scores
+        assert validate.verdict().linear == kept
 
 
 def test_of_many_sounds_a_part_is_drawn_with_all_rare_ones():

@@ -1,5 +1,6 @@
 """Settings by the size of the data, and the search of learning rates."""
 
+import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +61,7 @@ def test_what_is_given_wins():
     assert (settings.model.epochs, settings.data.batch_seconds) == (3, 77)
     assert settings.model.lr == TABLE[0].lr
     assert finetune_settings(None, ["data.seconds=30"], DataSize(100, 2, 20.0, 30.0)).data.batch_seconds >= 30
+    assert finetune_settings(None, ["data.seconds=10.04"], DataSize(100, 2, 0.3, 10.04)).data.batch_seconds == 10.04
 
 
 def test_the_size_is_that_of_what_is_heard(tmp_path):
@@ -128,6 +130,9 @@ def test_a_search_that_is_stopped_goes_on_and_its_best_is_trained_with(parts, tm
     (chosen,) = [line for line in whole.lines if line.startswith("Training goes on")]
     assert f"learning rate {run.settings.model.lr:.2g}, layer decay {run.settings.model.layer_decay:.2g}" in chosen
     assert {path.name for path in (tmp_path / "whole").iterdir()} >= {"model.safetensors", "validation.json"}
+    found = json.loads((tmp_path / "whole" / "search.json").read_text("utf-8"))  # run.yaml has what was given
+    assert (found["lr"], found["layer_decay"]) == (run.settings.model.lr, run.settings.model.layer_decay)
+    assert len(found["tried"]) == search.TRIALS
     assert not (tmp_path / "whole" / "search").exists()
 
     trial, calls = search._trial, []
@@ -170,9 +175,25 @@ def test_an_epoch_is_timed_and_nothing_is_left_of_it(tmp_path, monkeypatch):
 
     run = search.Searched(finetune_settings(), 40, 400, 60, train)
     assert search._seconds_an_epoch(run, tmp_path / "timing") == pytest.approx(2 * 40 * (1 + 60 / 3 / 400))
-    assert [round(40 * epochs) for epochs in lengths] == [2, 8]
+    assert [round(40 * epochs) for epochs in lengths] == [2, 2, 8]
     assert not list(tmp_path.iterdir())
     run.settings.model.epochs = 6
     plans = [search._plan(run, tmp_path, budget) for budget in (1e6, 84 * 5, 84 * 4 / 2, 1)]
     assert plans[0] == {"trials": 5, "epochs": 6}  # never longer than what it is for
     assert plans[1:] == [{"trials": 5, "epochs": 1}, {"trials": 5, "epochs": 0.25}, {"trials": 0, "epochs": 0}]
+
+
+@pytest.mark.parametrize("starts", [(30.0, 2.0, 2.0, 2.0, 2.0, 2.0), (3.0, 2.4, 2.0, 2.4, 2.0, 2.4)])
+@pytest.mark.parametrize("seconds_a_step", [0.003, 0.02, 2.0])
+def test_what_starts_cost_is_not_taken_for_steps_nor_steps_for_nothing(starts, seconds_a_step, tmp_path, monkeypatch):
+    """The first training loads what all others find ready, and no two starts take the same time."""
+    now, runs = [0.0], iter(starts)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def train(folder, settings, validated):
+        now[0] += next(runs) + seconds_a_step * round(settings.model.epochs * 40)
+
+    run = search.Searched(finetune_settings(), 40, 400, 0, train)
+    epoch = search._seconds_an_epoch(run, tmp_path / "timing")
+    assert epoch == pytest.approx(40 * seconds_a_step, rel=0.5)
+    assert now[0] < sum(starts) + 30 * max(seconds_a_step, 0.1)

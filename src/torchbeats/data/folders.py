@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 from torchbeats.audio import AUDIO_SUFFIXES
@@ -64,7 +64,7 @@ def sounds_in_folder(folder: str, omissions: Omissions, *, follow_links: bool = 
     """
     own = Omissions()
     empty = True
-    visited: set[tuple[int, int]] = set()
+    visited: set[Hashable] = set()
     aliases = _Aliases(folder, visited)
     pending = [folder]
     while pending:
@@ -99,9 +99,9 @@ class _Aliases:
         visited: identities of the folders that were searched, if links to folders are followed.
     """
 
-    def __init__(self, folder: str, visited: set[tuple[int, int]]) -> None:
+    def __init__(self, folder: str, visited: set[Hashable]) -> None:
         self._root, self._visited = os.path.realpath(folder), visited
-        self._linked: set[tuple[int, int]] = set()
+        self._linked: set[Hashable] = set()
 
     def comes_otherwise(self, path: str, is_link: bool) -> bool:
         """Whether the file at a path is one that has come, or will, by another name."""
@@ -127,9 +127,9 @@ class _Aliases:
         return not any(part.startswith(".") for part in parts)  # hidden, or outside: ../
 
 
-def _identity(path: str) -> tuple[int, int]:
+def _identity(path: str) -> Hashable:
     about = os.stat(path)
-    return about.st_dev, about.st_ino
+    return (about.st_dev, about.st_ino) if about.st_ino else os.path.realpath(path)  # 0: files are not numbered
 
 
 def _entries(parent: str, omissions: Omissions, follow_links: bool) -> tuple[list[str], set[str], list[str]]:
@@ -154,7 +154,7 @@ def _entries(parent: str, omissions: Omissions, follow_links: bool) -> tuple[lis
     return sounds, links, below
 
 
-def _first_visit(folder: str, visited: set[tuple[int, int]]) -> bool:
+def _first_visit(folder: str, visited: set[Hashable]) -> bool:
     identity = _identity(folder)
     if identity in visited:
         return False

@@ -188,7 +188,8 @@ def _identity(sound: Piece) -> Hashable:
         return repr(sound)
     try:
         about = os.stat(sound.path)
-        file: Hashable = (about.st_dev, about.st_ino) if about.st_nlink == 1 else os.path.realpath(sound.path)
+        known = about.st_nlink == 1 and about.st_ino  # some file systems number no files: 0 says so
+        file: Hashable = (about.st_dev, about.st_ino) if known else os.path.realpath(sound.path)
     except (OSError, ValueError):
         file = os.path.abspath(sound.path)
     return file, sound.start, sound.end

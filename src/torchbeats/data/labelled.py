@@ -234,7 +234,8 @@ def _identity(example: Example) -> Hashable:
         return example.content[:4], example.start, example.end
     try:
         about = os.stat(example.path)
-        return (about.st_dev, about.st_ino), example.start, example.end
+        file: Hashable = (about.st_dev, about.st_ino) if about.st_ino else os.path.realpath(example.path)
+        return file, example.start, example.end
     except (OSError, ValueError):
         return os.path.abspath(example.path), example.start, example.end
 

@@ -31,6 +31,8 @@ from torchbeats.weights import hub
 
 CS = (0.001, 0.01, 0.1, 1.0)
 FOLDS = 5
+# Of a configuration, what was measured with the model's head; another head is not to have it.
+OF_A_HEAD = ("thresholds", "fitted", abstention.SETTING)
 
 
 class Linear(NamedTuple):
@@ -190,6 +192,8 @@ def whole_model(base: BEATs, head: Head, about: dict[str, Any]) -> BEATs:
         predictor_pool=pool,
         problem_type=head.problem_type,
     )
+    for name in OF_A_HEAD:
+        cfg.__dict__.pop(name, None)
     cfg.update(
         {
             "thresholds": [None if math.isnan(value) else round(float(value), 6) for value in head.thresholds],
@@ -200,7 +204,6 @@ def whole_model(base: BEATs, head: Head, about: dict[str, Any]) -> BEATs:
             },
         }
     )
-    cfg.__dict__.pop(abstention.SETTING, None)  # of a head that the base model had
     if head.abstention is not None:
         cfg.update({abstention.SETTING: head.abstention})
     model = BEATs(cfg)

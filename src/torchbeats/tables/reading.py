@@ -346,9 +346,11 @@ def _checked(path: Path, about: dict[str, Any], stored: str) -> tuple[EmbeddingP
         if not isinstance(getattr(torch, about["dtype"], None), torch.dtype):
             raise ValueError("dtype")
         shape = tuple(about["shape"])
+        if not all(type(size) is int and size > 0 for size in shape):
+            raise ValueError("shape")
         width = re.fullmatch(r"fixed_size_list<\w+: float>\[(\d+)\]", stored)
         fits = int(width[1]) == math.prod(shape) if width else stored == "float32"  # NumPy's has a width of its own
-        if not fits or not all(type(size) is int and size > 0 for size in shape):
+        if not fits:
             raise ValueError("shape")
     except ValueError as error:
         raise InputError(

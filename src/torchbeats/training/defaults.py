@@ -88,7 +88,7 @@ def by_size(size: DataSize) -> dict[str, Any]:
     row = row_for(size)
     batch = min(_MOST_SECONDS, row.clips_a_batch * size.seconds)
     return {
-        "data": {"batch_seconds": round(max(size.longest, batch), 1), "validation": row.validation},
+        "data": {"batch_seconds": max(size.longest, round(batch, 1)), "validation": row.validation},
         "model": {
             "epochs": row.epochs,
             "patience": row.patience,

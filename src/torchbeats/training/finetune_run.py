@@ -46,6 +46,7 @@ from torchbeats.weights import checkpoint
 
 MAY_CHANGE = ("trainer", "data.workers")
 _BEGUN, _LINEAR, _SEARCH = "begun.json", "linear.safetensors", "search"  # in the folder, until the run is done
+_FOUND = "found.json"  # in that of the search
 _COLUMNS = ("loss", "train_accuracy", "score", "accuracy", "mAP", "macro_f1", *COLUMNS)
 
 
@@ -158,6 +159,8 @@ class Finetune:
                 best.replace(final)
             else:
                 checkpoint.save(task.finished(weights), final)
+            if self.budget:  # run.yaml has the rates that were given, not those that were found
+                (self.folder / _SEARCH / _FOUND).replace(self.folder / "search.json")
             for file in (state, best, linear, self.folder / _BEGUN):
                 file.unlink(missing_ok=True)
             shutil.rmtree(self.folder / _SEARCH, ignore_errors=True)
@@ -192,7 +195,7 @@ class Finetune:
     def _searched(self, model: BEATs) -> FinetuneSettings:
         """The settings with the learning rates that a short search found best."""
         folder = self.folder / _SEARCH
-        file = folder / "found.json"
+        file = folder / _FOUND
 
         def train(place: Path, settings: FinetuneSettings, validated: bool) -> dict[str, float]:
             Finetune(place, model, self.labelled, self.held_out if validated else None, settings, {}).train()

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from torchbeats.config import BEATsConfig
 from torchbeats.errors import InputError
+from torchbeats.heads.fitting import OF_A_HEAD
 from torchbeats.model import BEATs
 from torchbeats.training.augmentation import equalise, shift_mel
 from torchbeats.training.examples import LabelledBatch
@@ -47,6 +48,8 @@ def with_head(
         encoder_layerdrop=tuning.layerdrop,
         layer_wise_gradient_decay_ratio=tuning.gradient_decay,
     )
+    for name in OF_A_HEAD:
+        cfg.__dict__.pop(name, None)
     tuned = BEATs(cfg, freeze=False)
     names = dict(enumerate(labels))
     keep = keeps_head(model, labels, pool)

@@ -18,12 +18,13 @@ from torchbeats.evaluation.metrics import Array, accuracy, mean_average_precisio
 from torchbeats.evaluation.regression import limited_threads
 from torchbeats.evaluation.rows import Rows, rows_of
 from torchbeats.heads.fitting import FOLDS, Head, Linear, fit_head
+from torchbeats.loading import ready
 from torchbeats.model import BEATs
 from torchbeats.plans import EmbeddingPlan
 from torchbeats.training.examples import one_hot
 from torchbeats.training.finetuning import USUAL_POOL, with_head
 from torchbeats.training.listener import Listener
-from torchbeats.training.settings import AUTO, FinetuneSettings
+from torchbeats.training.settings import AUTO, FinetuneSettings, TrainerSettings
 
 MOST_SOUNDS = 10_000  # a linear head has little to learn from more
 MOST_VALUES = 5e7  # of all embeddings together
@@ -101,8 +102,17 @@ def linear_model(
 def _embeddings(model: BEATs, labelled: Labelled, pool: str, settings: FinetuneSettings, listener: Listener) -> Rows:
     """As the head sees them, in windows as long as validation has them."""
     plan = EmbeddingPlan(pool, window=settings.data.seconds)
+    network = ready(model.eval(), device_of(settings.trainer))
     with listener.work("Embedding", len(labelled.examples), "sounds") as advance:
-        return rows_of(labelled.examples, model.eval(), plan, progress=lambda _, share: advance(share, ""))
+        return rows_of(labelled.examples, network, plan, progress=lambda _, share: advance(share, ""))
+
+
+def device_of(t: TrainerSettings) -> str | None:
+    """Where the process that leads trains, and so may embed; None for a processor, or what only Lightning knows."""
+    if t.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return None
+    first, comma, _ = str(t.devices).partition(",")
+    return f"cuda:{first}" if comma else "cuda"  # "2" are two of them, "2," is the third
 
 
 def _grouped(labelled: Labelled) -> Labelled:

@@ -3,7 +3,7 @@
 RUN/search/plan.json           how long each trial trains, so that a search that goes on does the same
 RUN/search/1, 2, …             a trial each: a fine-tuning like any other
 RUN/search/1/score.json        its figure on the sounds held out
-RUN/search/found.json          what was tried, and the best
+RUN/search/found.json          what was tried, and the best; RUN/search.json when the run is done
 
 Each trial is a whole schedule, warm-up and all, in as many steps as the time allows. First learning rates around the
 one given, then layer decays at the best of them; all depends on the seed and the plan alone.
@@ -30,6 +30,8 @@ DECAYS = (-0.15, 0.1)  # beside the layer decay given
 TRIALS = len(RATES) + len(DECAYS)
 _EPOCHS = (0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # lengths of a trial: coarse, so that most runs plan alike
 _TIMED_STEPS = (2, 8)  # of two runs, whose difference tells how long a step takes
+_CLEAR_SECONDS = 1.0  # of difference, which is more than starts differ by; until then the second run has more steps
+_MOST_TIMED = 512
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
@@ -133,14 +135,23 @@ def _plan(run: Searched, folder: Path, budget: float) -> dict[str, Any]:
 
 def _seconds_an_epoch(run: Searched, folder: Path) -> float:
     """How long an epoch takes, its validation included, by a few steps that are thrown away."""
-    elapsed = []
-    for count in _TIMED_STEPS:  # what both have in common is the start
+
+    def seconds(count: int) -> float:
         shutil.rmtree(folder, ignore_errors=True)
         begun = time.monotonic()
         run.train(folder, _settings(run, run.settings.model.lr, 1.0, count / run.steps), False)
-        elapsed.append(time.monotonic() - begun)
-    shutil.rmtree(folder, ignore_errors=True)
-    step = max(1e-3, (elapsed[1] - elapsed[0]) / (_TIMED_STEPS[1] - _TIMED_STEPS[0]))
+        elapsed = time.monotonic() - begun
+        shutil.rmtree(folder, ignore_errors=True)
+        return elapsed
+
+    few, many = _TIMED_STEPS
+    seconds(few)  # the very first also loads and compiles what the others find ready
+    start, whole = seconds(few), seconds(many)  # what both have in common is the start
+    while whole - start < _CLEAR_SECONDS and many < _MOST_TIMED:
+        many *= 4
+        whole = seconds(many)
+    # Where no difference is to be seen, the start counts as steps, so that the time is kept all the same.
+    step = (whole - start) / (many - few) if whole > start else whole / many
     # What is only heard takes about a third of what is learned from.
     heard = run.held_out * run.settings.data.views / (3 * run.clips)
     return step * run.steps * (1 + heard)

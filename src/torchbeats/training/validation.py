@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from torchbeats.weights import checkpoint
 _RESAMPLES = 100  # of the bootstrap by which two mAPs are compared
 _RESAMPLED = 1e8  # scores that all of them hold at most, down to ten
 _SURER = 0.999  # times the log loss, and an epoch with the same figure is better
+_ABOVE_ROUNDING = 1 + 1e-9  # one sound more, and none less, is a gain of exactly its noise
 _FEWEST_GROUPS = 5  # that are drawn as wholes
 
 
@@ -148,8 +149,9 @@ class Validate(Callback):
         kind = "accuracy" if truth.ndim == 1 else "mAP"
         measure = metrics.accuracy if truth.ndim == 1 else metrics.mean_average_precision
         after, before = measure(truth, a), measure(truth, b)
-        noise = noise_of_difference(truth, a, b, [example.group for example in examples.examples])
-        linear_kept = not after - before > noise
+        together = [example.group or example.path for example in examples.examples]  # pieces of a file are alike too
+        noise = noise_of_difference(truth, a, b, together)
+        linear_kept = not after - before > noise * _ABOVE_ROUNDING
         sounds = f"the {len(both):,} sounds held out: {kind} {after:.1%} fine-tuned, {before:.1%} with the linear head"
         sentence = (
             f"Fine-tuning gained nothing beyond noise (± {noise:.1%}) on {sounds}; the linear head is kept."
@@ -160,7 +162,7 @@ class Validate(Callback):
         return Verdict(linear_kept, sentence), figure
 
 
-def noise_of_difference(truth: Array, a: Array, b: Array, groups: list[str | None]) -> float:
+def noise_of_difference(truth: Array, a: Array, b: Array, groups: Sequence[str | None]) -> float:
     """The standard error of the difference between two models' figures on the same examples.
 
     Of accuracies that of the paired difference, as in McNemar's test: only examples that one has right and the other
