@@ -7,6 +7,7 @@ the weights go, when they are trained, or with `forget`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -55,9 +56,18 @@ def forget(weight: Tensor) -> None:
 
 
 def _state(weight: Tensor) -> tuple[object, ...]:
-    """What differs whenever the values do.
+    """What differs where the values do, but for changes that rounding hides.
 
-    Autograd counts what it sees. It sees nothing of what is written through ``.data``, NumPy or shared memory, so the
-    sum of the values is part of it: a read at the speed of memory, far from what is spared.
+    Autograd counts what it sees. It sees nothing of what is written through ``.data``, NumPy or shared memory, so a sum
+    of the values is part of it, each with a factor of its own, or values that change places would leave it as it is: a
+    read at the speed of memory, far from what is spared.
     """
-    return weight.data_ptr(), weight._version, weight.dtype, tuple(weight.shape), float(weight.detach().sum())
+    rows = weight.detach().flatten(1) if weight.ndim > 1 else weight.detach().flatten()[None]
+    total = (rows @ _factors(rows.shape[1], weight.dtype)) @ _factors(rows.shape[0], weight.dtype)
+    return weight.data_ptr(), weight._version, weight.dtype, tuple(weight.shape), float(total)
+
+
+@lru_cache(16)
+def _factors(count: int, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.rand(count, generator=torch.Generator().manual_seed(count), dtype=torch.float64).to(dtype)

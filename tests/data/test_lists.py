@@ -131,6 +131,11 @@ def test_columns_that_look_like_times_are_named(folder, column):
     assert f"the columns '{column}' look like times, and are not used: whole files are taken" in said
 
 
+@pytest.mark.parametrize("column", ["Tag(s)", "Comment(s)", "Label(s)"])
+def test_a_plural_is_no_unit(folder, column):
+    assert read(write(folder, "l.csv", f"path,{column}\na.wav,3\n")) == ([Piece(str(folder / "a.wav"))], "")
+
+
 def test_a_column_that_is_there_twice_is_named(folder):
     result, said = read(write(folder, "l.csv", "path,start,start\na.wav,0.25,0.5\n"))
     assert result == [Piece(str(folder / "a.wav"), 0.5)]

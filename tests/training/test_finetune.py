@@ -331,6 +331,17 @@ def test_split_keeps_groups_together_and_every_class_in_training():
         split(Labelled(own[:8], ["a", "b", "c"], "single_label"), 0.2, 0)
 
 
+def test_pieces_of_a_recording_are_held_out_together():
+    examples = [
+        Ex(f"{recording}.wav", ("a" if window % 3 else "b",), float(window), window + 1.0)
+        for recording in range(6)
+        for window in range(20)
+    ]
+    parts = split(Labelled(examples, ["a", "b"], "single_label"), 0.2, 0)
+    assert parts.validation is not None
+    assert not {e.path for e in parts.train.examples} & {e.path for e in parts.validation.examples}
+
+
 @pytest.mark.parametrize(
     "assignment",
     [

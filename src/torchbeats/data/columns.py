@@ -46,9 +46,8 @@ _LIKE_TIME = frozenset((
     *("start", "begin", "onset", "offset", "end", "stop", "finish", "duration", "dur", "time", "times"),
     *("seconds", "secs", "sec", "ms", "msec", "t0", "t1", "tmin", "tmax"),
 ))  # fmt: skip
-_UNIT_BEHIND = re.compile(
-    r"[(\[](s|secs?|seconds?|ms|milliseconds?)[)\]]\s*", re.IGNORECASE
-)  # in any language: Zeit (s)
+# In any language: Zeit (s). Without a blank before it, "(s)" makes a plural: Label(s).
+_UNIT_BEHIND = re.compile(r"(\s[(\[]s|[(\[](secs?|seconds?|ms|milliseconds?))[)\]]\s*", re.IGNORECASE)
 _INDEX = re.compile(r"|unnamed_\d+|index|index_level_\d+|id|row|number")  # what pandas and spreadsheets add
 
 

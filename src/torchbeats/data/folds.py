@@ -216,7 +216,7 @@ def split(labelled: Labelled, share: float, seed: int) -> Split:
     """Divide examples by the split that they say they are in, if they do, else by a seeded share of each class.
 
     Where some are for validation, those for testing are left alone; where only some are for testing, they validate.
-    Groups, where there are any, stay together when a share is drawn. A class's last example stays in training.
+    Groups, or else the pieces of a file, stay together when a share is drawn. A class's last example stays in training.
 
     Raises:
         InputError: a split of unknown purpose, or none to train on.
@@ -237,11 +237,14 @@ def split(labelled: Labelled, share: float, seed: int) -> Split:
 
 
 def share_of(labelled: Labelled, share: float, seed: int) -> list[int]:
-    """Indices of a seeded share of each class's examples, never all of a class; groups stay together."""
+    """Indices of a seeded share of each class's examples, never all of a class.
+
+    Groups stay together, and pieces of one file where there are no groups: they sound alike.
+    """
     random = np.random.default_rng(seed)
     units: dict[str, list[int]] = {}
     for i, example in enumerate(labelled.examples):
-        units.setdefault(f"g {example.group}" if example.group is not None else f"e {i}", []).append(i)
+        units.setdefault(f"g {example.group}" if example.group is not None else f"f {example.path}", []).append(i)
     left = labelled.counts()
     quota = {name: share * count for name, count in left.items()}
     out: list[int] = []

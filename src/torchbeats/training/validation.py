@@ -153,10 +153,11 @@ class Validate(Callback):
         noise = noise_of_difference(truth, a, b, together)
         linear_kept = not after - before > noise * _ABOVE_ROUNDING
         sounds = f"the {len(both):,} sounds held out: {kind} {after:.1%} fine-tuned, {before:.1%} with the linear head"
+        margin = f"± {noise:.1%}" if math.isfinite(noise) else "of which one sound says nothing"
         sentence = (
-            f"Fine-tuning gained nothing beyond noise (± {noise:.1%}) on {sounds}; the linear head is kept."
+            f"Fine-tuning gained nothing beyond noise ({margin}) on {sounds}; the linear head is kept."
             if linear_kept
-            else f"Fine-tuning is kept, better than noise (± {noise:.1%}) on {sounds} alone."
+            else f"Fine-tuning is kept, better than noise ({margin}) on {sounds} alone."
         )
         figure = {"linear_head": {kind: before, "fine_tuned": after, "noise": noise, "kept": linear_kept}}
         return Verdict(linear_kept, sentence), figure
