@@ -115,6 +115,7 @@ class OpenVino:
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # processes with a thread each would all be bound to the first core
             "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 otherwise, where a processor has it
+            "CPU_RUNTIME_CACHE_CAPACITY": 500,  # of kernels, some for each new shape; with 5,000 memory grows for long
         }
         core = openvino.Core()
         try:
