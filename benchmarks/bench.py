@@ -25,11 +25,16 @@ TITLES = {
     "torchbeats": "torchbeats",
     "onnx": "torchbeats, ONNX Runtime",
     "int8": "torchbeats, ONNX Runtime, int8",
+    "openvino": "torchbeats, OpenVINO",
+    "openvino_int8": "torchbeats, OpenVINO, int8, calibrated",
     "speechbrain": "SpeechBrain 1.1.2",
     "avex": "AVEX 1.4.0",
     "openbeats": "OpenBEATs 0.1.1",
     "products": "float32 matrix products alone",
+    "int8_products": "int8 products of linear layers alone",
 }
+PROCESSES = {"onnx": "torchbeats", "int8": "torchbeats", "openvino_int8": "openvino"}  # what each is in `worker.py`
+SOUNDS = HERE.parent / "examples" / "audio"  # to calibrate with
 PEERS = ("speechbrain", "avex", "openbeats")
 
 
@@ -54,7 +59,7 @@ class Worker:
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         else:
             environment.pop("PYTHONPATH", None)  # of our environment, not of the peers'
-        engine = "torchbeats" if name in ("onnx", "int8") else name
+        engine = PROCESSES.get(name, name)
         self.name = name
         self.begun = time.perf_counter()
         self.process = subprocess.Popen(
@@ -135,14 +140,20 @@ def checkpoint(options, folder):
     return folder / "model.pt"
 
 
-def exported(weights, int8, options):
-    """An ONNX file of the same weights."""
+def exported(weights, name, options):
+    """The file that an engine of ours runs, with the same weights."""
     if not hasattr(torchbeats, "export"):
         raise WorkerError("This version of torchbeats does not export to ONNX.")
-    path = weights.with_name("int8.onnx" if int8 else "float32.onnx")
-    with Worker("torchbeats", options) as worker:
-        worker("start")
-        worker("export", checkpoint=str(weights), out=str(path), int8=int8)
+    path = weights
+    if name != "openvino":
+        path = weights.with_name(f"{name}.onnx")
+        sounds = sorted(map(str, SOUNDS.glob("*.*"))) if name == "openvino_int8" else []
+        with Worker("torchbeats", options) as worker:
+            worker("start")
+            sounds = [sound for sound in sounds if not sound.endswith(".md")]
+            worker("export", checkpoint=str(weights), out=str(path), int8=name != "onnx", sounds=sounds)
+    if name.startswith("openvino"):
+        opened(name, path, options).__exit__()  # which says what is missing
     return path
 
 
@@ -158,9 +169,9 @@ def contenders(options, weights, onnx=False):
         except WorkerError as error:
             missing[name] = str(error)
     if onnx and options.device == "cpu":
-        for name in ("onnx", "int8"):
+        for name in ("onnx", "int8", "openvino", "openvino_int8"):
             try:
-                found[name] = exported(weights, name == "int8", options)
+                found[name] = exported(weights, name, options)
             except WorkerError as error:
                 missing[name] = str(error)
     for reason in dict.fromkeys(missing.values()):

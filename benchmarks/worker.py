@@ -14,13 +14,15 @@ from pathlib import Path
 class Torchbeats:
     """Ours: a checkpoint, or an .onnx file that `torchbeats export` wrote."""
 
+    options = {}  # noqa: RUF012
+
     def __init__(self):
         import torchbeats
 
         self.package = torchbeats
 
     def load(self, checkpoint, device):
-        self.model = self.package.load(checkpoint, device=device)
+        self.model = self.package.load(checkpoint, device=device, **self.options)
 
     def patches(self, wav):
         """Patches ``(B, T, C)`` of whole clips ``(B, samples)``."""
@@ -34,6 +36,12 @@ class Torchbeats:
         for row in self.package.embed(paths, self.model, window=window):
             rows.setdefault(row.path, []).append(row.embedding)
         return np.stack([np.mean(rows[path], axis=0) for path in paths])
+
+
+class OpenVino(Torchbeats):
+    """The same by OpenVINO."""
+
+    options = {"engine": "openvino"}  # noqa: RUF012
 
 
 class Peer:
@@ -163,8 +171,37 @@ class Products:
         return self.query
 
 
-ENGINES = {"torchbeats": Torchbeats, "speechbrain": SpeechBrain, "avex": Avex, "openbeats": OpenBeats}
-ENGINES["products"] = Products
+class IntegerProducts(Products):
+    """Those of the linear layers alone, in 8-bit integers with float32 results, by oneDNN."""
+
+    def patches(self, wav):
+        import torch
+
+        clips, samples = wav.shape
+        count = 8 * ((1 + (samples - 400) // 160) // 16)
+        if getattr(self, "made", None) != (clips, count):
+            self.made, self.linear = (clips, count), []
+            for inner, outer in [(self.dim, self.dim)] * 4 + [(self.dim, self.hidden), (self.hidden, self.dim)]:
+                given = torch.randint(0, 255, (clips * count, inner), dtype=torch.uint8)
+                weight = torch.randint(-64, 64, (outer, inner), dtype=torch.int8)
+                packed = torch.ops.onednn.qlinear_prepack(weight, list(given.shape))
+                self.linear.append((given, packed, torch.ones(outer), torch.zeros(outer, dtype=torch.int64)))
+        for _ in range(self.layers):
+            for given, packed, steps, zeros in self.linear:
+                result = torch.ops.onednn.qlinear_pointwise(
+                    given, 0.1, 0, packed, steps, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+                )
+        return result
+
+
+ENGINES = {
+    "torchbeats": Torchbeats,
+    "openvino": OpenVino,
+    "speechbrain": SpeechBrain,
+    "avex": Avex,
+    "openbeats": OpenBeats,
+}
+ENGINES |= {"products": Products, "int8_products": IntegerProducts}
 
 
 def memory(field):
@@ -206,10 +243,14 @@ class Session:
         """Time one pass over noise that is in memory."""
         wav = self._noise(clips, seconds)
         self._wait()
-        begun = time.perf_counter()
+        begun, processor = time.perf_counter(), time.process_time()
         self._engine.patches(wav)
         self._wait()
-        return {"seconds": time.perf_counter() - begun, "peak": memory("VmHWM")}
+        return {
+            "seconds": time.perf_counter() - begun,
+            "processor": time.process_time() - processor,
+            "peak": memory("VmHWM"),
+        }
 
     def values(self, clips, seconds, out):
         """Write the patches of the same noise, for comparison."""
@@ -241,11 +282,13 @@ class Session:
                 raise RuntimeError(f"`torchbeats {' '.join(arguments)}` ended with status {done.code}.") from done
         return {"seconds": time.perf_counter() - begun, "peak": memory("VmHWM")}
 
-    def export(self, checkpoint, out, int8):
-        """Write an ONNX file."""
+    def export(self, checkpoint, out, int8, sounds=()):
+        """Write an ONNX file, calibrated where there are sounds."""
         import torchbeats
+        from torchbeats import audio
 
-        torchbeats.export(torchbeats.load(checkpoint), out, int8=int8)
+        settings = {"calibrate": map(audio.load, sounds)} if sounds else {}
+        torchbeats.export(torchbeats.load(checkpoint), out, int8=int8, **settings)
         return {}
 
     def _noise(self, clips, seconds):

@@ -20,9 +20,16 @@ import torch
 from safetensors import safe_open
 
 from torchbeats import BEATs, BEATsConfig, Tokenizers, TokenizersConfig, audio, cli
+from torchbeats.extras import is_installed
 from torchbeats.tables import store
 
 GOLDEN = Path(__file__).parent / "golden"
+
+# Parameters of tests: what runs an ONNX file.
+OPENVINO = pytest.param(
+    "openvino", marks=pytest.mark.skipif(not is_installed("openvino"), reason="the extra openvino is not installed")
+)
+EXPORTED_ENGINES = ("onnx", OPENVINO)
 
 # Everything that published checkpoints switch on, at a size that computes in milliseconds.
 SMALL = {

@@ -28,6 +28,7 @@ NEEDS = {
     "docs/integrations/datasets.md": ["datasets"],
     "docs/integrations/mteb.md": ["mteb"],
     "docs/many-machines.md": ["ray", "datasets"],
+    "docs/onnx.md": ["openvino"],
     "docs/integrations/transformers.md": ["transformers"],
     "docs/integrations/sentence-transformers.md": ["sentence_transformers"],
 }

@@ -47,6 +47,7 @@ OPTIONAL = {
     "matplotlib",
     "onnx",
     "onnxruntime",
+    "openvino",
     "ray",
     "sklearn",
     "transformers",

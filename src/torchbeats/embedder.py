@@ -21,7 +21,7 @@ from torchbeats.data.sounds import Sound
 from torchbeats.data.stored import MemorySound
 from torchbeats.errors import InputError
 from torchbeats.inference import Group, groups
-from torchbeats.loading import device_called, load, ready
+from torchbeats.loading import device_called, exported_layer, load, ready
 from torchbeats.plans import BATCH_SECONDS, WINDOW_SECONDS, EmbeddingPlan, Plan
 from torchbeats.protocol import Layer, Model
 from torchbeats.tagging import TOP, check_choice, likeliest, score_plan, scored
@@ -69,9 +69,8 @@ class _Worker(ABC):
         engine, device, dtype, threads = self._settings
         if not isinstance(self._model, str):
             return ready(self._model, device, dtype)
-        layer: Layer = getattr(self.plan, "layer", None)
-        exported = layer if engine == "onnx" and isinstance(layer, int) else None
-        return _load(self._model, engine, device, dtype, exported, threads)
+        layer = exported_layer(engine, getattr(self.plan, "layer", None))
+        return _load(self._model, engine, device, dtype, layer, threads)
 
     def __call__(self, batch: Any) -> Any:
         """Results of a batch of sounds.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from typing import Any, Literal, TypeAlias, TypeVar, overload
+from typing import Any, Literal, TypeAlias, TypeVar, cast, overload
 
 import torch
 
@@ -13,15 +13,16 @@ from torchbeats import other_models
 from torchbeats.config import BEATsConfig
 from torchbeats.errors import ModelError, SettingsError
 from torchbeats.model import BEATs
-from torchbeats.onnx.engine import OnnxModel
+from torchbeats.onnx.engine import ENGINES as EXPORTED
+from torchbeats.onnx.engine import TITLES, OnnxModel
 from torchbeats.onnx.export import SUFFIX
-from torchbeats.protocol import Model
+from torchbeats.protocol import Layer, Model
 from torchbeats.tokenizers import RandomProjectionTokenizer, Tokenizers
 from torchbeats.weights import checkpoint, hub, kinds
 
 AnyModel: TypeAlias = "BEATs | Tokenizers | RandomProjectionTokenizer | OnnxModel"
 M = TypeVar("M", bound="BEATs | Tokenizers | RandomProjectionTokenizer | OnnxModel")
-ENGINES = ("torch", "onnx")
+ENGINES = ("torch", *EXPORTED)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 other_models.import_all()
@@ -34,7 +35,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     freeze: bool = True,
-    engine: Literal["onnx"],
+    engine: Literal["onnx", "openvino"],
     layer: int | None = None,
     expect: None = None,
 ) -> OnnxModel: ...
@@ -111,21 +112,22 @@ def load(
         device: where the model goes; "auto" for a GPU if there is one; the CPU where not given.
         dtype: of its parameters; float32 where not given. The front end stays in float32.
         freeze: stay in evaluation mode and ask for no parameter gradients, until ``model.unfreeze()``.
-        engine: what computes: "torch", or "onnx", which is ONNX Runtime on the CPU. Where not given, what suits the
-            file. A checkpoint is exported in memory for ONNX Runtime, which takes two seconds at the base size.
+        engine: what computes: "torch", or on the CPU "onnx", which is ONNX Runtime, or "openvino". Where not given,
+            torch for a checkpoint and ONNX Runtime for an .onnx file. A checkpoint is exported in memory for the other
+            two, which takes two seconds at the base size.
         layer: at which a checkpoint ends that is exported so.
         expect: the class that the file must hold; where not given, any.
 
     Returns:
         A `BEATs`, with its label names under ``labels`` if it has any; from a tokenizer's checkpoint, a `Tokenizers` or
-        a `RandomProjectionTokenizer`; from an .onnx file, or with the engine "onnx", an `OnnxModel`; from a file of
-        another kind that is registered (see `weights.kinds`), its class.
+        a `RandomProjectionTokenizer`; from an .onnx file, or with another engine than "torch", an `OnnxModel`; from a
+        file of another kind that is registered (see `weights.kinds`), its class.
 
     Raises:
         FileNotFoundError: there is no such file.
         HubError: no such name, or its file cannot be had.
         CheckpointError: the file is not a BEATs checkpoint, is damaged, or holds another kind than ``expect``.
-        MissingPackageError: ONNX Runtime is needed, and not installed.
+        MissingPackageError: ONNX Runtime or OpenVINO is needed, and not installed.
         ModelError: a model that cannot be exported, or an exported one that cannot be had otherwise.
         SettingsError: a device that this machine lacks, or an engine, device and dtype that do not go together.
     """
@@ -138,28 +140,39 @@ def load(
     path = hub.resolve(name_or_path)
     exported = path.suffix == SUFFIX
     if exported and engine == "torch":
-        raise ModelError(f"{path} is for ONNX Runtime; for torch name the checkpoint that it was made from.")
+        raise ModelError(
+            f"{path} is for ONNX Runtime or OpenVINO; for torch name the checkpoint that it was made from."
+        )
     if exported and expect not in (None, OnnxModel):
         raise ModelError(f"{path} is an exported model, and a checkpoint is needed: the one that it was made from.")
-    if exported or engine == "onnx":
+    if exported and engine is None:
+        engine = "onnx"
+    if engine in EXPORTED:
         if device != "auto" and torch_device is not None and torch_device.type != "cpu":
-            raise SettingsError("ONNX Runtime computes on the CPU here; leave the device out, or use the engine torch.")
+            raise SettingsError(
+                f"{TITLES[engine]} computes on the CPU here; leave the device out, or use the engine torch."
+            )
         if dtype not in (None, torch.float32):
             raise SettingsError("A dtype is for the engine torch; for smaller numbers, export the model with --int8.")
     if exported:
-        return OnnxModel(path)
+        return OnnxModel(path, cast("str", engine))
     kind = None if expect is None else kinds.kind_of_model(expect)
     stored = checkpoint.read(path, expect=None if expect is None else BEATsConfig if kind is None else kind.config)
     kind = kinds.kind_of(type(stored.config))
     model = kind.build(stored, freeze)
-    if engine == "onnx":
+    if engine in EXPORTED:
         if not isinstance(model, BEATs):
-            raise ModelError(f"{path} is a {kind.about}; ONNX Runtime is for BEATs models.")
+            raise ModelError(f"{path} is a {kind.about}; {TITLES[engine]} is for BEATs models.")
         try:
-            return OnnxModel.of(model, layer)
+            return OnnxModel.of(model, layer, engine)
         except ValueError as error:
             raise ModelError(f"{path}: {error}") from error
     return model.to(device=torch_device, dtype=dtype)
+
+
+def exported_layer(engine: str | None, layer: Layer) -> int | None:
+    """The layer at which a checkpoint is to be exported for an engine; None for its last."""
+    return layer if engine in EXPORTED and isinstance(layer, int) else None
 
 
 def ready(

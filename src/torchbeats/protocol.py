@@ -70,7 +70,7 @@ class Model(Protocol):
 
     @property
     def engine(self) -> str:
-        """What computes: "torch" or "onnx"."""
+        """What computes: "torch", "onnx" or "openvino"."""
 
     @property
     def device(self) -> torch.device:

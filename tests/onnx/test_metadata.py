@@ -5,14 +5,13 @@ import re
 import resource
 import time
 
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 import onnx
 import torchbeats
-from helpers import noise, small_model
+from helpers import EXPORTED_ENGINES, noise, small_model
 from torchbeats.onnx.engine import OnnxModel
 from torchbeats.onnx.export import serialized
 
@@ -25,9 +24,14 @@ def labelled():
     return model
 
 
+@pytest.fixture(scope="module", params=EXPORTED_ENGINES)
+def engine(request):
+    OnnxModel.of(labelled(), engine=request.param)  # what it needs once is not counted
+    return request.param
+
+
 @pytest.fixture(scope="module")
 def proto():
-    onnxruntime.InferenceSession(serialized(labelled()))  # what it needs once is not counted
     return onnx.load_from_string(serialized(labelled()))
 
 
@@ -45,11 +49,11 @@ def rewritten(path, proto, about=None, text=None, change=None):
     return path
 
 
-def refused(path):
+def refused(path, engine):
     """The sentence with which a file is refused, once it has been seen to cost nothing."""
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(torchbeats.CheckpointError) as caught:
-        torchbeats.load(path)
+        torchbeats.load(path, engine=engine)
     assert time.monotonic() - start < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
     said = str(caught.value)
@@ -106,8 +110,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("about", "said"), HOSTILE.values(), ids=HOSTILE)
-def test_settings_that_lie(proto, tmp_path, about, said):
-    assert re.search(said, refused(rewritten(tmp_path / "m.onnx", proto, about)))
+def test_settings_that_lie(engine, proto, tmp_path, about, said):
+    assert re.search(said, refused(rewritten(tmp_path / "m.onnx", proto, about), engine))
 
 
 @pytest.mark.parametrize(
@@ -122,12 +126,12 @@ def test_settings_that_lie(proto, tmp_path, about, said):
     ],
     ids=lambda value: value[:20],
 )
-def test_what_other_programs_are_told_is_no_lie(proto, tmp_path, name, value, said):
+def test_what_other_programs_are_told_is_no_lie(engine, proto, tmp_path, name, value, said):
     other = onnx.ModelProto()
     other.CopyFrom(proto)
     next(entry for entry in other.metadata_props if entry.key == name).value = value
     onnx.save(other, tmp_path / "m.onnx")
-    assert said in refused(tmp_path / "m.onnx")
+    assert said in refused(tmp_path / "m.onnx", engine)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +139,9 @@ def test_what_other_programs_are_told_is_no_lie(proto, tmp_path, name, value, sa
     ["", "{", "[]", "null", "5", "[" * 10**6, '{"version": ' + "9" * 10**5 + "}", '{"version": 1}', " " * 10**7],
     ids=lambda text: repr(text[:20]),
 )
-def test_metadata_that_are_none(proto, tmp_path, text):
-    assert "metadata that describes the model is damaged" in refused(rewritten(tmp_path / "m.onnx", proto, text=text))
+def test_metadata_that_are_none(engine, proto, tmp_path, text):
+    path = rewritten(tmp_path / "m.onnx", proto, text=text)
+    assert "metadata that describes the model is damaged" in refused(path, engine)
 
 
 def rename_output(graph):
@@ -165,12 +170,12 @@ def widen_waveform(graph):
         (widen_waveform, "cannot read it|waveform"),
     ],
 )
-def test_graphs_of_another_form(proto, tmp_path, change, said):
-    assert re.search(said, refused(rewritten(tmp_path / "m.onnx", proto, change=change)))
+def test_graphs_of_another_form(engine, proto, tmp_path, change, said):
+    assert re.search(said, refused(rewritten(tmp_path / "m.onnx", proto, change=change), engine))
 
 
-def test_a_patch_size_that_lies_is_found_when_it_computes(proto, tmp_path):
-    model = OnnxModel(rewritten(tmp_path / "m.onnx", proto, config(input_patch_size=8)))
+def test_a_patch_size_that_lies_is_found_when_it_computes(engine, proto, tmp_path):
+    model = OnnxModel(rewritten(tmp_path / "m.onnx", proto, config(input_patch_size=8)), engine)
     with pytest.raises(torchbeats.CheckpointError, match="input_patch_size"):
         model.encode(torch.from_numpy(noise(1.0)).unsqueeze(0))
 

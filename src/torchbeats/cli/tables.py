@@ -28,6 +28,7 @@ class Engines(str, Enum):
 
     torch = "torch"
     onnx = "onnx"
+    openvino = "openvino"
 
 
 # How the options of a command are grouped in its help.
@@ -123,7 +124,7 @@ Engine = Annotated[
     Engines | None,
     typer.Option(
         rich_help_panel=COMPUTING,
-        help="torch, or onnx for ONNX Runtime on the CPU. Default: onnx for an .onnx file, otherwise torch.",
+        help="torch; on the CPU also onnx (ONNX Runtime) or openvino. Default: onnx for .onnx files, otherwise torch.",
     ),
 ]
 Jobs = Annotated[

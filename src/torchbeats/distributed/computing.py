@@ -16,9 +16,8 @@ from torchbeats.data.inputs import Piece
 from torchbeats.errors import AudioError, ModelError
 from torchbeats.files import sha256
 from torchbeats.inference import groups
-from torchbeats.loading import load
+from torchbeats.loading import exported_layer, load
 from torchbeats.plans import Plan
-from torchbeats.protocol import Layer
 from torchbeats.tables import formats
 from torchbeats.tables.formats import METADATA_KEY, Content, with_begins
 from torchbeats.tables.parts import Parts, Summary
@@ -111,9 +110,8 @@ class Computing:
         path = hub.resolve(job.model)
         if job.about["weights"] != f"sha256:{sha256(path)}":
             raise ModelError(f"{path} on this machine is not the model that {job.model} is where the run was started.")
-        layer: Layer = getattr(job.plan, "layer", None)
-        exported = layer if job.engine == "onnx" and isinstance(layer, int) else None
-        self.model = load(path, engine=job.engine, device=job.device, dtype=job.dtype, layer=exported)
+        layer = exported_layer(job.engine, getattr(job.plan, "layer", None))
+        self.model = load(path, engine=job.engine, device=job.device, dtype=job.dtype, layer=layer)
         self.job, self.parts = job, Parts(job.parts)
         self.schema = schema_of(job.plan.row(self.model)).with_metadata({METADATA_KEY: json.dumps(job.about)})
 

@@ -1,10 +1,10 @@
-"""An ONNX file that `export` wrote → a model that `embed` and `tag` take, computed by ONNX Runtime on the CPU."""
+"""An ONNX file that `export` wrote → a model that `embed` and `tag` take, computed by ONNX Runtime or OpenVINO."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +13,20 @@ from torch import Tensor
 
 from torchbeats import labels
 from torchbeats.backbone import Encoded
-from torchbeats.errors import CheckpointError, ModelError
-from torchbeats.extras import require
+from torchbeats.errors import CheckpointError, ModelError, SettingsError
 from torchbeats.fbank import Fbank
 from torchbeats.model import BEATs
 from torchbeats.onnx.export import serialized
-from torchbeats.onnx.metadata import LENGTHS, description_of
+from torchbeats.onnx.metadata import LENGTHS
 from torchbeats.onnx.outputs import BY_OUTPUT, BY_STEP
+from torchbeats.onnx.sessions import OnnxRuntime, OpenVino, Session
 from torchbeats.patches import PatchGrid, frames, mask_behind
 from torchbeats.pooling import POOLINGS
 from torchbeats.protocol import PROBABILITIES, Layer, Output, embeddings, refuse
 from torchbeats.waveform import prepare
 
+ENGINES: dict[str, Callable[[str, str | bytes], Session]] = {"onnx": OnnxRuntime, "openvino": OpenVino}
+TITLES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO"}
 # What a file calls an output, where it has the very one: labels' probabilities, and a row a clip.
 _INSIDE = {PROBABILITIES: PROBABILITIES} | {mode: output for output, mode in BY_OUTPUT.items() if output not in BY_STEP}
 
@@ -34,8 +36,10 @@ class OnnxModel:
 
     Args:
         path: of a file that `export` wrote.
+        engine: "onnx" for ONNX Runtime, or "openvino".
 
     Attributes:
+        engine: what computes.
         cfg: the `BEATsConfig` of the model that was exported.
         label_dict: its labels, as `BEATs` has them.
         layer: at which the exported model ends; None for its last.
@@ -43,60 +47,41 @@ class OnnxModel:
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: `export` did not write it, or it is damaged.
-        MissingPackageError: onnxruntime is not installed.
+        MissingPackageError: onnxruntime, or openvino, is not installed.
     """
 
-    engine = "onnx"
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], engine: str = "onnx") -> None:
         path = Path(path).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"There is no ONNX file {path}.")
-        self._open(path, str(path))
+        self._open(path, str(path), engine)
 
     @classmethod
-    def of(cls, model: BEATs, layer: int | None = None) -> OnnxModel:
-        """A model exported in memory: the same numbers, computed by ONNX Runtime.
+    def of(cls, model: BEATs, layer: int | None = None, engine: str = "onnx") -> OnnxModel:
+        """A model exported in memory: the same numbers, computed by ONNX Runtime or OpenVINO.
 
         Args:
             model: a `BEATs`.
             layer: whose output; the model's where not given.
+            engine: "onnx" for ONNX Runtime, or "openvino".
         """
         result = cls.__new__(cls)
-        result._open("the exported model", serialized(model, layer=layer))
+        for_openvino = engine == "openvino"
+        content = serialized(model, takes="fbank" if for_openvino else "waveform", layer=layer, fused=for_openvino)
+        result._open("the exported model", content, engine)
         return result
 
-    def _open(self, name: str | os.PathLike[str], content: str | bytes) -> None:
-        self._name = os.fspath(name)
-        onnxruntime = require("onnxruntime", "onnx")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # errors, which are raised as well
-        try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # it has a dozen types of its own
-            reason = next(iter(str(error).splitlines()), type(error).__name__)[-200:]  # its beginning is the path again
-            raise CheckpointError(
-                name, f"ONNX Runtime cannot read it: the file is damaged, or none ({reason})."
-            ) from error
-        self._describe(name)
+    def _open(self, name: str | os.PathLike[str], content: str | bytes, engine: str) -> None:
+        self._name, self.engine = os.fspath(name), engine
+        if engine not in ENGINES:
+            raise SettingsError(f"An ONNX file has no engine called {engine!r}; choose {' or '.join(ENGINES)}.")
+        self._session = ENGINES[engine](self._name, content)
+        result = self._session.description
+        self.cfg, self.label_dict, self.layer = result.config, result.label_dict, result.layer
+        self.grid = PatchGrid(self.cfg.input_patch_size)
+        self._takes, self._inside = self._session.takes, tuple(self._session.outputs)
         self._fbank = Fbank()
         self._digest = hashlib.sha256(content if isinstance(content, bytes) else Path(content).read_bytes()).hexdigest()
-
-    def _describe(self, name: str | os.PathLike[str]) -> None:
-        inputs, outputs = (
-            {value.name: value.shape for value in values}
-            for values in (self._session.get_inputs(), self._session.get_outputs())
-        )
-        result = description_of(name, self._session.get_modelmeta().custom_metadata_map, inputs, outputs)
-        self.cfg, self.label_dict, self.layer, self._takes = (
-            result.config,
-            result.label_dict,
-            result.layer,
-            result.takes,
-        )
-        self.grid = PatchGrid(self.cfg.input_patch_size)
-        self._inside = tuple(outputs)
 
     @property
     def labels(self) -> list[str] | None:
@@ -203,9 +188,10 @@ class OnnxModel:
         inputs, counts = wav.float(), torch.full((len(wav),), wav.size(1)) if samples is None else samples
         if self._takes == "fbank":
             with torch.inference_mode():
-                inputs, counts = self._fbank(wav), frames(counts)
+                whole = self.grid.steps(wav.size(1)) * self.grid.patch_size  # frames of whole patches: fewer shapes
+                inputs, counts = self._fbank(wav)[:, :whole], frames(counts)
         feed = {self._takes: inputs.detach().numpy(), LENGTHS: counts.numpy()}
-        results = [torch.from_numpy(result) for result in self._session.run(list(outputs), feed)]
+        results = [torch.from_numpy(result) for result in self._session.run(outputs, feed)]
         for output, result in zip(outputs, results, strict=True):
             if output == "patches" and result.size(1) != (expected := self.grid.patches(wav.size(1))):
                 raise CheckpointError(

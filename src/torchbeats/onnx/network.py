@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchbeats.attention import MultiheadAttention
@@ -16,18 +18,26 @@ from torchbeats.errors import ModelError
 from torchbeats.fbank import LOG_FLOOR, N_FFT, PCM_SCALE, PREEMPHASIS
 from torchbeats.layers import GLU_Linear
 from torchbeats.model import BEATs
-from torchbeats.onnx.graph import Graph
+from torchbeats.onnx.graph import Graph, integers_and_steps
 from torchbeats.onnx.outputs import Features
 from torchbeats.patches import FRAME_LENGTH, FRAME_SHIFT, N_MELS, frames
 
 INPUTS = ("waveform", "fbank")
+FRONT_END = "fbank/"  # what the names of its operations begin with
+PATCHES_AT_ONCE = 8  # in the position convolution: a whole step of most models
 
 
 class Network:
-    """Writes a model's operations into a graph. Shapes are named as in the model."""
+    """Writes a model's operations into a graph. Shapes are named as in the model.
 
-    def __init__(self, model: BEATs, graph: Graph) -> None:
-        self.model, self.graph = model, graph
+    Args:
+        model: a `BEATs`.
+        graph: to write into.
+        fused: in the form that OpenVINO computes fastest. The numbers are the same, but for rounding.
+    """
+
+    def __init__(self, model: BEATs, graph: Graph, fused: bool = False) -> None:
+        self.model, self.graph, self.fused = model, graph, fused
 
     def write(self, takes: str, layer: int | None) -> Features:
         """Everything from the graph's inputs to the output of a layer; the model's where not given."""
@@ -51,7 +61,7 @@ class Network:
     def _fbank(self, wav: str, lengths: str) -> tuple[str, str]:
         """``(B, samples)`` to ``(B, frames, 128)``, and how many of them are each clip's own; see `fbank.Fbank`."""
         g, front = self.graph, self.model.fbank
-        with g.scope("fbank"):
+        with g.scope(FRONT_END.rstrip("/")):
             samples = g.size(wav, 1)
             lengths = g.add("Min", lengths, samples)
             wav = g.add("Where", g.behind(lengths, samples), g.number(0), wav)
@@ -127,11 +137,8 @@ class Network:
         x = g.add("Where", g.add("Unsqueeze", mask, g.integers(2)), g.number(0), x)
         with g.scope("pos_conv"):
             conv = cast("WeightNormConv1d", encoder.pos_conv[0])
-            taps = conv.weight_v.size(2)
-            # One fewer behind where the number of taps is even: what SamePad cuts off.
-            pads = [taps // 2, taps - 1 - taps // 2]
-            y = self._conv(g.add("Transpose", x, perm=[0, 2, 1]), conv.weight, conv.bias, pads=pads, group=conv.groups)
-            x = g.add("Add", x, g.add("Transpose", self._gelu(y), perm=[0, 2, 1]))
+            y = self._position_conv_by_blocks(x, conv) if self.fused else self._position_conv(x, conv)
+            x = g.add("Add", x, y)
         if not encoder.layer_norm_first:
             x = g.norm(x, encoder.layer_norm, "layer_norm")
 
@@ -147,6 +154,51 @@ class Network:
         if encoder.layer_norm_first and depth == len(encoder.layers):
             x = g.norm(x, encoder.layer_norm, "layer_norm")
         return x
+
+    def _position_conv(self, x: str, conv: WeightNormConv1d) -> str:
+        """``(B, T, C)`` to ``(B, T, C)``, activation included."""
+        g, taps = self.graph, conv.weight_v.size(2)
+        # One fewer behind where the number of taps is even: what SamePad cuts off.
+        pads = [taps // 2, taps - 1 - taps // 2]
+        y = self._conv(g.add("Transpose", x, perm=[0, 2, 1]), conv.weight, conv.bias, pads=pads, group=conv.groups)
+        return g.add("Transpose", self._gelu(y), perm=[0, 2, 1])
+
+    def _position_conv_by_blocks(self, x: str, conv: WeightNormConv1d) -> str:
+        """The same, some neighbouring patches at once: P of them are P times as many channels of a shorter sequence.
+
+        Groups of 16 channels are too few for OpenVINO's fast convolutions, which were a quarter of its time. A weight
+        stands P times in the larger one, between zeros; the file has it once, and runtimes arrange it as they load.
+        """
+        g, groups, taps = self.graph, conv.groups, conv.weight_v.size(2)
+        weight = conv.weight.detach()
+        inner, outer = weight.size(1), weight.size(0) // groups
+        P = math.gcd(self.model.grid.bands, PATCHES_AT_ONCE)
+        # Patch P * b + p of the output takes from patch P * (b + block) + q of the input what has the tap that follows.
+        first, last = -((taps // 2 + P - 1) // P), (taps - 1 - taps // 2 + P - 1) // P
+        block, p, q = torch.arange(first, last + 1), torch.arange(P)[:, None, None], torch.arange(P)[:, None]
+        tap = P * block + q - p + taps // 2
+        tap = torch.where((tap >= 0) & (tap < taps), tap, taps)  # the last one is zero
+
+        weight, steps = F.pad(weight, (0, 1)), None
+        if g.static:
+            weight, steps = integers_and_steps(weight, 0)
+        y = g.add("Gather", g.weight(weight, "weight"), g.integer_array(tap), axis=2)
+        y = g.add("Reshape", y, g.integers(groups, outer, inner, P, P, len(block)))
+        y = g.add("Transpose", y, perm=[0, 3, 1, 4, 2, 5])
+        blocks = g.add("Reshape", y, g.integers(groups * P * outer, P * inner, len(block)))
+
+        def by_block(values: Tensor) -> Tensor:
+            return values.detach().view(groups, 1, outer).expand(-1, P, -1).reshape(-1)
+
+        if steps is not None:
+            blocks = g.in_steps(blocks, by_block(steps), 0)
+        x = g.add("Reshape", g.rounded(x, "input"), g.integers(0, -1, P, groups, inner))
+        x = g.add("Transpose", x, perm=[0, 3, 2, 4, 1])
+        x = g.add("Reshape", x, g.integers(0, groups * P * inner, -1))
+        biases = [] if conv.bias is None else [g.weight(by_block(conv.bias), "bias")]
+        y = self._gelu(g.add("Conv", x, blocks, *biases, pads=[-first, last], group=groups))
+        y = g.add("Transpose", g.add("Reshape", y, g.integers(0, groups, P, outer, -1)), perm=[0, 4, 2, 1, 3])
+        return g.add("Reshape", y, g.integers(0, -1, groups * outer))
 
     def _layer(self, x: str, layer: TransformerSentenceEncoderLayer, hidden: str, bias: str | None) -> str:
         """``(B, T, C)`` to ``(B, T, C)``; see `TransformerSentenceEncoderLayer`."""
@@ -178,15 +230,25 @@ class Network:
         q = heads(attention.q_proj, "q_proj", 0, 2, 1, 3)  # (B, H, T, D)
         k = heads(attention.k_proj, "k_proj", 0, 2, 3, 1)
         v = heads(attention.v_proj, "v_proj", 0, 2, 1, 3)
-        scores = g.add("MatMul", g.add("Mul", q, g.number(attention.scaling)), k)
-        if bias is not None:
-            scores = g.add(
-                "Add", scores, g.add("Mul", self._gate(q, attention), bias) if attention.gru_rel_pos else bias
-            )
+        gate = self._gate(q, attention) if bias is not None and attention.gru_rel_pos else None
+        scaling = g.number(attention.scaling)
+        if gate is not None and self.fused and _is_moderate(attention):
+            # (q k / gate + bias) * gate: nothing but the product and a few passes over it, which OpenVINO makes as one.
+            q = g.add("Mul", q, g.add("Div", scaling, gate))
+            scores = g.add("Mul", g.add("Add", self._scores(q, k), cast("str", bias)), gate)
+        else:
+            scores = self._scores(g.add("Mul", q, scaling), k)
+            if bias is not None:
+                scores = g.add("Add", scores, bias if gate is None else g.add("Mul", gate, bias))
         weights = g.add("Softmax", g.add("Add", scores, hidden), axis=-1)
         y = g.add("Transpose", g.add("MatMul", weights, v), perm=[0, 2, 1, 3])
         y = g.add("Reshape", y, g.integers(0, 0, C))
         return g.linear(y, attention.out_proj.weight, attention.out_proj.bias, "out_proj")
+
+    def _scores(self, q: str, k: str) -> str:
+        """``(B, H, T, T)``, products of queries and keys."""
+        g = self.graph
+        return g.add("MatMul", g.rounded(q, "queries"), g.rounded(k, "keys"))
 
     def _gate(self, q: str, attention: MultiheadAttention) -> str:
         """``(B, H, T, 1)``; see `MultiheadAttention.gate_projection`."""
@@ -247,3 +309,12 @@ class Network:
         inner = g.add("Add", x, g.add("Mul", cube, g.number(0.044715)))
         tanh = g.add("Tanh", g.add("Mul", inner, g.number(math.sqrt(2 / math.pi))))
         return g.add("Mul", g.add("Mul", x, g.number(0.5)), g.add("Add", tanh, g.number(1)))
+
+
+def _is_moderate(attention: MultiheadAttention) -> bool:
+    """Whether the gate is between 1/2 and 4 whatever is heard, so that one may divide by it.
+
+    It is ``a * (b * grep_a - 1) + 2``, with a and b between 0 and 1.
+    """
+    grep_a = attention.grep_a
+    return bool((grep_a >= -0.5).all() and (grep_a <= 3).all())

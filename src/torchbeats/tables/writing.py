@@ -23,7 +23,7 @@ from torchbeats.data.listing import Listing
 from torchbeats.errors import SettingsError
 from torchbeats.files import refuse_inputs, sha256
 from torchbeats.inference import OnFailure, Position, Progress, groups
-from torchbeats.loading import load, ready
+from torchbeats.loading import exported_layer, load, ready
 from torchbeats.plans import Plan, plan_for
 from torchbeats.protocol import Model
 from torchbeats.version import __version__
@@ -280,8 +280,8 @@ def opened(
     if not isinstance(model, (str, os.PathLike)):
         return ready(model, device, dtype), type(model).__name__, model.digest()
     path = hub.resolve(model)
-    layer = getattr(plan, "layer", None)
-    loaded = load(path, engine=engine, device=device, dtype=dtype, layer=layer if engine == "onnx" else None)
+    layer = exported_layer(engine, getattr(plan, "layer", None))
+    loaded = load(path, engine=engine, device=device, dtype=dtype, layer=layer)
     return loaded, os.fspath(model), sha256(path)
 
 
