@@ -278,6 +278,13 @@ def test_rows_of_a_budget_are_made_one_by_one(script, tmp_path, recordings):
     assert all(float(f["minutes"]) > 0 for f in figures)
     assert "| masks | four masks a clip | 1 |" in said
     assert (tmp_path / "results" / "budget.png").exists()
+    status, said, error = script(*command, "fresh", "teacher")
+    assert status == 0, error
+    assert "fresh, seed 0: 1 steps\n" in said
+    assert not list((tmp_path / "out").glob("teacher-0/iteration-1/tokenizer.*"))  # nor any labels
+    first, last = (torchbeats.load(tmp_path / "out" / f"{row}-0" / "model.safetensors") for row in ("fresh", "paper"))
+    for name, weight in first.state_dict().items():  # they begin alike
+        torch.testing.assert_close(weight, last.state_dict()[name], rtol=0, atol=0.02)
     status, _, error = script(*command, "paper", "--set=seed=1")
     assert (status, "made otherwise" in error) == (1, True)
 

@@ -2,11 +2,12 @@
 
     python recipes/nano/budget.py --audio build/nano/audio --fsdd fsdd/recordings --out build/nano/budget
 
-Each row is one iteration on random-projection labels, with nano.yaml and what `ROWS` says of it, once for each seed. A
-trial of some steps tells what a step costs on one core, and so how many steps there are in the budget; the learning
-rate rises and falls over just those. Then linear probes ask what the model knows, as in evaluate.py: digits by other
-speakers, and the families of instruments where the manifest has them, with all three poolings. A run's seed draws its
-weights, sounds and masks, and the clips that its probes are fitted on.
+Each row is one iteration, on random-projection labels where it says nothing else, with nano.yaml and what `ROWS` says
+of it, once for each seed; `fresh` is what all begin with. A trial of some steps tells what a step costs on one core,
+and so how many steps there are in the budget; the learning rate rises and falls over just those. Then linear probes
+ask what the model knows, as in evaluate.py: digits by other speakers, and the families of instruments where the
+manifest has them, with all three poolings. A run's seed draws its weights, sounds and masks, and the clips that its
+probes are fitted on.
 
 Results are written behind each run: ``RESULTS/budget.csv`` has every figure, ``budget.md`` the table, ``budget.png``
 the picture. What was stopped goes on, run by run, where it was.
@@ -42,6 +43,7 @@ from matplotlib import pyplot as plt
 HERE = Path(__file__).parent
 # Short batches where there are several masks, so that a step is no dearer; 10 s is the longest crop of nano.yaml.
 ROWS: dict[str, tuple[str, list[str]]] = {
+    "fresh": ("weights as they are drawn: one step at no rate worth the name", ["model.lr=1e-12"]),
     "paper": ("one mask of single patches, 160 ms, as nano.yaml has it", []),
     "masks": ("four masks a clip", ["model.masks=4", "data.batch_seconds=10"]),
     "blocks": ("four masks, seen in blocks of 2 × 2", ["model.masks=4", "model.mask_block=2", "data.batch_seconds=10"]),
@@ -49,6 +51,10 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     "utterance": ("a second loss, for the clip as a whole", ["model.utterance=0.5"]),
     "short": ("crops of 0.6 and 1 s, batches of 32 s", ["data.crop_seconds=[0.6, 1]", "data.batch_seconds=32"]),
     "80 ms": ("patches of 8 × 8: steps of 80 ms, 16 bands", ["config.input_patch_size=8"]),
+    "teacher": (
+        "no labels: the layers of a teacher that follows the model",
+        ["model.targets=teacher", "model.teacher_decay=0.99"],
+    ),
 }
 WARMUP = 0.08  # share of the steps, as in nano.yaml
 TRIAL_STEPS, TRIAL_SKIPS = 72, 8  # the first steps are slower
@@ -148,7 +154,8 @@ def result(row: str, seed: int, options: argparse.Namespace, tasks: Sequence[eva
     file = folder / "figures.csv"
     if not file.exists():
         sounds = options.audio / "train.csv"
-        steps = steps_within(row, 60 * options.minutes, sounds, options.set, options.out)
+        seconds = 60 * options.minutes
+        steps = 1 if row == "fresh" else steps_within(row, seconds, sounds, options.set, options.out)
         if not (folder / "model.safetensors").exists():
             print(f"{row}, seed {seed}: {steps:,} steps", flush=True)
             train(folder, sounds, chosen(row, seed, steps, options.set), options.out)
@@ -188,8 +195,8 @@ def table(figures: Sequence[Figure], minutes: float) -> str:
     columns = [(task, pooling) for task in dict.fromkeys(f.task for f in figures) for pooling in POOLINGS]
     lines = [
         f"Made by `recipes/nano/budget.py`: {minutes:g} minutes of processor time on one core for each run, and "
-        "one iteration on random-projection labels. Balanced accuracy of a linear probe, in percent, the mean over "
-        "speakers; ± is the standard deviation over seeds, where there are several.",
+        "one iteration, on random-projection labels but for `teacher`. Balanced accuracy of a linear probe, in "
+        "percent, the mean over speakers; ± is the standard deviation over seeds, where there are several.",
         "",
         f"| row | what | runs | steps | minutes | {' | '.join(f'{task}, {pooling}' for task, pooling in columns)} |",
         f"|---|---|--:|--:|--:|{'--:|' * len(columns)}",

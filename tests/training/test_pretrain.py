@@ -230,7 +230,7 @@ def test_metrics(whole):
     found = rows(whole[0])
     assert list(found[0]) == [
         *("iteration", "phase", "step", "lr", "loss", "distance", "commitment", "utterance", "accuracy", "majority"),
-        *("codes_used", "perplexity", "effective_rank", "mean_cosine", "embedding_norm", "skipped"),
+        *("codes_used", "perplexity", "target_variance", "effective_rank", "mean_cosine", "embedding_norm", "skipped"),
     ]
     assert [(row["iteration"], row["phase"], row["step"]) for row in found] == [
         (iteration, phase, step)

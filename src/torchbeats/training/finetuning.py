@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback
@@ -20,7 +19,7 @@ from torchbeats.model import BEATs
 from torchbeats.training.augmentation import equalise, shift_mel
 from torchbeats.training.examples import LabelledBatch
 from torchbeats.training.settings import AUTO, AugmentationSettings, OptimiserSettings, TuningSettings
-from torchbeats.training.task import Task, part
+from torchbeats.training.task import BehindEachStep, Task, part
 
 USUAL_POOL = "statistics"  # where none is named, and there is nothing to choose by
 
@@ -126,7 +125,8 @@ class Finetuning(Task[LabelledBatch]):
 
     def callbacks(self) -> list[Callback]:
         """What lets the moving average follow."""
-        return [] if self.average is None else [FollowAverage(self.model, self.average)]
+        average = self.average
+        return [] if average is None else [BehindEachStep(lambda: average.update_parameters(self.model))]
 
     @property
     def drops_layers(self) -> bool:
@@ -194,25 +194,3 @@ def mask_spectrum(features: Tensor, time: float, mel: float) -> Tensor:
         masked = (position >= first) & (position < first + width)
         features = features.masked_fill(masked.unsqueeze(2 if axis == 1 else 1), 0)
     return features
-
-
-class FollowAverage(Callback):
-    """Lets the moving average follow each step. A callback: a task's own hook comes behind the saving of state.
-
-    Args:
-        model: that is trained.
-        average: of its weights.
-    """
-
-    def __init__(self, model: BEATs, average: AveragedModel) -> None:
-        self.model, self.average, self.step = model, average, 0
-
-    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Begin, or go on, where the state is."""
-        self.step = trainer.global_step
-
-    def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, *_: Any) -> None:
-        """Follow, unless gradients still accumulate."""
-        if trainer.global_step != self.step:
-            self.step = trainer.global_step
-            self.average.update_parameters(self.model)

@@ -29,7 +29,7 @@ class LabelPredictor(nn.Module):
 
     Args:
         cfg: of the model.
-        labels: N, size of the codebook.
+        labels: N, size of the codebook; or channels of what is regressed.
         layers: Transformer layers.
         width: their channels, P; 0 for those of the encoder.
     """
@@ -83,7 +83,7 @@ class MaskedModel(nn.Module):
 
     Args:
         model: the model that is trained.
-        labels: size of the codebook.
+        labels: size of the codebook; or channels of what is regressed.
         settings: of the predictor.
     """
 
@@ -137,7 +137,53 @@ def utterance_loss(logits: Tensor, labels: Tensor, batch: Batch) -> tuple[Tensor
     return -(asked.unsqueeze(1) * shares * logits.float().log_softmax(-1)).sum(), int(asked.sum())
 
 
-class Pretraining(Task[Batch]):
+class MaskedModelling(Task[Batch]):
+    """What is common to masked modelling, whatever is to be said of the hidden patches.
+
+    Args:
+        model: to be trained.
+        outputs: numbers that are said of a patch: logits of labels, or channels.
+        settings: of the training.
+        seed: random seed.
+        statistics: counts the labels, where there are any.
+    """
+
+    def __init__(
+        self,
+        model: BEATs,
+        outputs: int,
+        settings: ModelSettings,
+        seed: int,
+        statistics: LabelStatistics | None = None,
+    ) -> None:
+        super().__init__(settings, seed, statistics)
+        self.settings = settings
+        self.network = MaskedModel(model.unfreeze(), outputs, settings)
+
+    @torch.no_grad()
+    def heard(self, fbank: Tensor, batch: Batch) -> Tensor:
+        """The normalised features that the model hears, ``(B, frames, 128)``; ``fbank`` is of the clips alone."""
+        if self.settings.mix:
+            fbank = lay_next_over(fbank, frames(batch.samples), batch.softer)
+        if self.settings.mel_shift:
+            fbank = shift_mel(fbank, batch.shifts)
+        if self.settings.equaliser_db:
+            fbank = equalise(fbank, batch.curves)
+        return self.network.model.normalise(fbank)
+
+    def finished(self, weights: Mapping[str, Tensor]) -> BEATs:
+        """The pre-trained model."""
+        model = BEATs(self.network.model.cfg)
+        model.load_state_dict(part(weights, "network.model"))
+        return model
+
+    @property
+    def drops_layers(self) -> bool:
+        """Whether a step may leave layers out."""
+        return self.network.model.cfg.encoder_layerdrop > 0
+
+
+class Pretraining(MaskedModelling):
     """Trains a model on a tokenizer's labels.
 
     Args:
@@ -148,10 +194,9 @@ class Pretraining(Task[Batch]):
     """
 
     def __init__(self, model: BEATs, tokenizer: AcousticTokenizer, settings: ModelSettings, seed: int) -> None:
-        super().__init__(settings, seed, LabelStatistics(model.grid.bands, tokenizer.cfg.quant_n))
-        self.settings = settings
+        labels = tokenizer.cfg.quant_n
+        super().__init__(model, labels, settings, seed, LabelStatistics(model.grid.bands, labels))
         self.tokenizer = tokenizer.requires_grad_(False).eval()
-        self.network = MaskedModel(model.unfreeze(), tokenizer.cfg.quant_n, settings)
 
     def train(self, mode: bool = True) -> Pretraining:
         """Set training mode, of all but the tokenizer."""
@@ -166,13 +211,7 @@ class Pretraining(Task[Batch]):
             fbank = model.fbank(batch.wav)
             of_clip = self.tokenizer.label_fbank(fbank, batch.samples)
             labels = of_clip.repeat_interleave(batch.draws, 0).flatten()[batch.target_indices]
-            if self.settings.mix:
-                fbank = lay_next_over(fbank, frames(batch.samples), batch.softer)
-            if self.settings.mel_shift:
-                fbank = shift_mel(fbank, batch.shifts)
-            if self.settings.equaliser_db:
-                fbank = equalise(fbank, batch.curves)
-        logits, (x, visible_padding) = self.network(model.normalise(fbank), batch)
+        logits, (x, visible_padding) = self.network(self.heard(fbank, batch), batch)
         self.encoded = x.detach(), visible_padding
         loss = F.cross_entropy(
             logits, labels, reduction="sum", ignore_index=PADDING, label_smoothing=self.settings.label_smoothing
@@ -201,17 +240,6 @@ class Pretraining(Task[Batch]):
                 ".safetensors in the run's folder, and give the same command."
             )
         return count
-
-    def finished(self, weights: Mapping[str, Tensor]) -> BEATs:
-        """The pre-trained model."""
-        model = BEATs(self.network.model.cfg)
-        model.load_state_dict(part(weights, "network.model"))
-        return model
-
-    @property
-    def drops_layers(self) -> bool:
-        """Whether a step may leave layers out."""
-        return self.network.model.cfg.encoder_layerdrop > 0
 
     def status_text(self, report: Mapping[str, float]) -> str:
         """Loss, accuracy and codes in use."""

@@ -5,7 +5,7 @@
     RUN/statistics.json                   mean and deviation of their log-mel features
     RUN/metrics.csv, RUN/tensorboard/     how it goes
     RUN/skipped.jsonl                     sounds that could not be read
-    RUN/iteration-1/tokenizer.safetensors
+    RUN/iteration-1/tokenizer.safetensors where there are labels
     RUN/iteration-1/model.safetensors     and so on for each iteration
     RUN/model.safetensors                 the last iteration's
 
@@ -42,8 +42,9 @@ from torchbeats.training.feed import Feed
 from torchbeats.training.folder import RunFolder
 from torchbeats.training.listener import Listener
 from torchbeats.training.loop import fit
-from torchbeats.training.pretraining import Pretraining
+from torchbeats.training.pretraining import MaskedModelling, Pretraining
 from torchbeats.training.processes import is_leader, join_processes, leader_finds, leader_first, wait_for
+from torchbeats.training.regression import Regression
 from torchbeats.training.reporter import Reporter
 from torchbeats.training.settings import Settings
 from torchbeats.training.statistics import fbank_statistics
@@ -52,7 +53,8 @@ from torchbeats.weights import checkpoint
 
 # Of run.yaml, what may change when a run goes on: the machine, and how far it is to go.
 _MAY_CHANGE = ("trainer", "iterations", "data.workers")
-_COLUMNS = ("loss", "distance", "commitment", "utterance", "accuracy", "majority", "codes_used", "perplexity", *COLUMNS)
+_OF_LABELS = ("accuracy", "majority", "codes_used", "perplexity")
+_COLUMNS = ("loss", "distance", "commitment", "utterance", *_OF_LABELS, "target_variance", *COLUMNS)
 
 
 class Run:
@@ -66,7 +68,7 @@ class Run:
         listener: told of the progress.
 
     Raises:
-        SettingsError: the folder holds a run with other settings.
+        SettingsError: the folder holds a run with other settings; or a teacher is given for labels that are not made.
     """
 
     def __init__(
@@ -78,6 +80,11 @@ class Run:
         listener: Listener | None = None,
     ) -> None:
         self.folder, self.inputs, self.settings, self.teacher = Path(folder), list(inputs), settings, teacher
+        if teacher is not None and self._without_labels:
+            raise SettingsError(
+                f"The teacher {teacher} is there to distil a tokenizer from, and with model.targets=teacher there is "
+                "none; leave it out, or set model.targets=codes."
+            )
         self.grid = PatchGrid(settings.beats_config().input_patch_size)
         join_processes(settings.trainer.accelerator)
         self.run_folder = RunFolder(self.folder, listener)
@@ -90,7 +97,8 @@ class Run:
         self.corpus = self._corpus()
         self.fbank = self._statistics()
         for iteration in range(1, self.settings.iterations + 1):
-            self._tokenizer(iteration)
+            if not self._without_labels:
+                self._tokenizer(iteration)
             self._model(iteration)
         final = self.folder / "model.safetensors"
         last = self._file(self.settings.iterations, "model")
@@ -98,6 +106,10 @@ class Run:
             with replacing(final) as temporary:
                 shutil.copyfile(last, temporary)
         return final
+
+    @property
+    def _without_labels(self) -> bool:
+        return self.settings.model.targets == "teacher"
 
     # --- before training ---
 
@@ -181,11 +193,15 @@ class Run:
             wait_for(file)
             return
         settings = self.settings
-        tokenizer = load(self._file(iteration, "tokenizer"), engine="torch")
-        tokenizer.check(TOKENS)
+        labels = None if self._without_labels else load(self._file(iteration, "tokenizer"), engine="torch")
         torch.manual_seed(self._seed(iteration, 2))
         model = BEATs(settings.beats_config(**self.fbank), freeze=False)
-        task = Pretraining(model, cast("AcousticTokenizer", tokenizer), settings.model, self._seed(iteration, 3))
+        task: MaskedModelling
+        if labels is None:
+            task = Regression(model, settings.model, self._seed(iteration, 3))
+        else:
+            labels.check(TOKENS)
+            task = Pretraining(model, cast("AcousticTokenizer", labels), settings.model, self._seed(iteration, 3))
         m = settings.model
         crops = self._crops(
             mask=m.mask,

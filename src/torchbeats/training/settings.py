@@ -97,7 +97,28 @@ class ModelSettings(OptimiserSettings):
     utterance: float = setting(
         0.0,
         "Weight of a second loss: the mean of what the encoder makes of the patches it sees has to tell how often each "
-        "label comes in the whole clip (an utterance-level loss as EAT's, on labels).",
+        "label comes in the whole clip (an utterance-level loss as EAT's, on labels), or the mean of what the teacher "
+        "makes of it.",
+    )
+    targets: str = setting(
+        "codes",
+        "What is said of hidden patches: codes (a tokenizer's labels, as in BEATs) or teacher (without labels, what a "
+        "moving average of the model makes of the whole clip; data2vec, arXiv 2202.03555; iterations=1).",
+    )
+    teacher_decay: float = setting(
+        0.999, "Share of the teacher's weights that a step keeps; the rest moves to the model's. With targets=teacher."
+    )
+    teacher_layers: int = setting(
+        0, "Upper layers of the teacher whose outputs, normalised, have a target as their mean; 0: all."
+    )
+    teacher_norm: str = setting(
+        "instance",
+        "How a layer's output is normalised: instance (each channel over the clip) or layer (each patch over its "
+        "channels).",
+    )
+    teacher_beta: float = setting(
+        0.0,
+        "Distance from the teacher up to which errors count by their square, beyond it as they are; 0: all squared.",
     )
     label_smoothing: float = setting(0.1, "Share of a label's weight that is spread over all codes.")
     predictor_layers: int = setting(3, "Layers of the label predictor, which is dropped after training.")
@@ -459,6 +480,16 @@ def _check(settings: Settings) -> None:
         "model.masks must lie between 1 and 1000": 1 <= model.masks <= 1000,
         "model.mix must lie between 0 and 1": 0 <= model.mix <= 1,
         "model.utterance must be at least 0": 0 <= model.utterance < math.inf,
+        "model.targets must be codes or teacher": model.targets in ("codes", "teacher"),
+        "with model.targets=teacher there are no labels that a tokenizer could be made for, so iterations must be 1": (
+            model.targets != "teacher" or settings.iterations == 1
+        ),
+        "model.teacher_decay must be at least 0 and less than 1": 0 <= model.teacher_decay < 1,
+        f"model.teacher_layers must lie between 0 and the model's {config.encoder_layers} layers": 0
+        <= model.teacher_layers
+        <= config.encoder_layers,
+        "model.teacher_norm must be instance or layer": model.teacher_norm in ("instance", "layer"),
+        "model.teacher_beta must be at least 0": 0 <= model.teacher_beta < math.inf,
         "model.label_smoothing must be at least 0 and less than 1": 0 <= model.label_smoothing < 1,
         "model.mel_shift must lie between 0 and 127": 0 <= model.mel_shift < 128,
         "model.equaliser_db must be at least 0": 0 <= model.equaliser_db < math.inf,

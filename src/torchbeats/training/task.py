@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import lightning as L
@@ -245,6 +245,27 @@ class Task(L.LightningModule, Generic[B]):
         """
         everywhere = all_sum(torch.tensor(float(count), device=total.device))
         return total * (self.trainer.world_size / everywhere.clamp_min(1))
+
+
+class BehindEachStep(Callback):
+    """Lets something follow each step. A callback: a task's own hook comes behind the saving of state.
+
+    Args:
+        follow: called behind each step of the optimiser.
+    """
+
+    def __init__(self, follow: Callable[[], object]) -> None:
+        self.follow, self.step = follow, 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin, or go on, where the state is."""
+        self.step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Follow, unless gradients still accumulate."""
+        if trainer.global_step != self.step:
+            self.step = trainer.global_step
+            self.follow()
 
 
 def collapse(report: Mapping[str, Any], labels: int) -> str | None:
