@@ -420,8 +420,10 @@ def _container(path: str | os.PathLike[str], file: BinaryIO) -> InputContainer:
 
     try:
         # Not by name, which FFmpeg may take for an address ("2024-05-01T12:00.m4a"). And no playlist may lead to other
-        # files or into the network: the whitelist sees to that by naming a protocol that does not exist.
-        container = av.open(_ForFFmpeg(file), "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
+        # files or into the network: the whitelist sees to that by naming a protocol that does not exist. It is for the
+        # container alone: PyAV before 18 crashes where it hands options to streams that show up late (FLV, MPEG-PS).
+        none = {"protocol_whitelist": "none"}
+        container = av.open(_ForFFmpeg(file), "r", metadata_errors="ignore", container_options=none)
     except (av.error.FFmpegError, OSError) as error:  # OSError: a broken header sends it to a place before the file
         reason = f"it is no sound file that can be read, or its header is broken ({error.strerror})"
         raise AudioError(path, reason) from error
