@@ -458,7 +458,7 @@ def _counted_seconds(container: InputContainer, sound: AudioStream) -> float | N
 
 def _indexed_seconds(sound: AudioStream, seconds: float, size: int) -> float:
     """The declared seconds, less those that the index of an MP4 places behind the end of the file."""
-    entries = sound.index_entries
+    entries: Any = getattr(sound, "index_entries", ())  # PyAV has them from 17 on; without, the declared seconds stand
     if not len(entries) or sound.time_base is None or entries[-1].pos + entries[-1].size <= size:
         return seconds
     first_beyond = bisect_left(range(len(entries)), True, key=lambda i: entries[i].pos + entries[i].size > size)
