@@ -38,22 +38,25 @@ pictures: $(READY)
 	$(BIN)/python docs/pictures.py
 
 # The lowest versions that pyproject.toml promises, and the newest that there are. PyTorch comes with CUDA in both: gigabytes.
+# uv finds the lowest versions in seconds, and installs them in two minutes; pip takes twenty to find them.
 OLDEST ?= python3.10
+COMMA  := ,
 TRIED  := train,probe,plots,onnx,search,remote
-# Of moto the part that is an object store: all of it wants a newer boto than s3fs of 2023, which is named to spare a search.
+# Of moto the part that is an object store: all of it wants a newer boto than s3fs of 2023.
 TOOLS  := pytest pytest-xdist hypothesis pandas psutil "kaldi-native-fbank>=1.20,<1.23" "moto[s3]>=5" flask flask-cors
 # What compiles a model or needs neighbours is left to `make test`.
 LEFT   := --ignore=tests/integrations --ignore=tests/test_compilers.py --ignore=tests/test_docs.py --ignore=tests/test_notebooks.py \
           --ignore=tests/test_site.py --ignore=tests/serve --ignore=tests/distributed --ignore=tests/maps
 
-test-oldest: $(READY)
+test-oldest:
 	$(OLDEST) -m venv --clear build/oldest
-	$(BIN)/python tests/oldest.py > build/oldest.txt
-	build/oldest/bin/python -m pip install -q --upgrade pip
-	build/oldest/bin/python -m pip install -q -c build/oldest.txt -e ".[$(TRIED)]" $(TOOLS) "boto3==1.28.17" "urllib3<1.27"
+	build/oldest/bin/python -m pip install -q uv
+	build/oldest/bin/uv pip compile -q --python build/oldest/bin/python --resolution lowest-direct pyproject.toml \
+	  $(patsubst %,--extra %,$(subst $(COMMA), ,$(TRIED))) -o build/oldest.txt
+	build/oldest/bin/uv pip install -q --python build/oldest/bin/python -c build/oldest.txt -e ".[$(TRIED)]" $(TOOLS)
 	build/oldest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(LEFT)
 
-test-newest: $(READY)
+test-newest:
 	$(PYTHON) -m venv --clear build/newest
 	build/newest/bin/python -m pip install -q --upgrade -e ".[$(TRIED)]" $(TOOLS)
 	build/newest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(LEFT)

@@ -62,8 +62,17 @@ MENU: dict[str, tuple[list[str], list[str]]] = {
     "Project": (["changes.md", "upgrading.md", "contributing.md", "security.md"], []),
 }  # fmt: skip
 
-# Names of settings and options are not broken in the middle.
-CSS = "td:first-child code { white-space: nowrap; }\n"
+# Names of settings and options are not broken in the middle; commands and tables are to fit a phone.
+CSS = """td:first-child code { white-space: nowrap; }
+/* On a phone a command is seen whole: what does not fit goes on in a line that hangs in. */
+@media screen and (max-width: 44.9em) {
+  .language-bash pre > code, .language-sh pre > code { white-space: pre-wrap; overflow-wrap: anywhere; }
+  .language-bash pre > code > span[id], .language-sh pre > code > span[id] {
+    display: block; padding-left: 2ch; text-indent: -2ch;
+  }
+  .md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: .6em .7em; }
+}
+"""
 
 _LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s]+)(\))")
 _CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
@@ -173,7 +182,8 @@ def configuration(titles: dict[str, str]) -> dict[str, object]:
             ],
         },
         "markdown_extensions": [
-            "tables", "admonition", "pymdownx.superfences", "pymdownx.highlight", "pymdownx.inlinehilite",
+            "tables", "admonition", "pymdownx.superfences", "pymdownx.inlinehilite",
+            {"pymdownx.highlight": {"pygments_lang_class": True, "line_spans": "__span"}},  # which CSS asks for
             {"toc": {"permalink": True}},
         ],
         "plugins": [

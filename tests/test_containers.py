@@ -295,9 +295,15 @@ def test_an_mp3_whose_header_counts_too_many_frames(tmp_path, frames):
 
 
 def test_an_m4a_that_is_cut_off_lasts_as_long_as_its_index_allows(tmp_path):
-    path = cut_short(write_av(tmp_path / "clip.m4a", tone(2, 44_100), 44_100, "aac", options={"movflags": "faststart"}))
+    av = pytest.importorskip("av")
+    path = write_av(tmp_path / "clip.m4a", tone(2, 44_100), 44_100, "aac", options={"movflags": "faststart"})
+    assert duration(path) == pytest.approx(2.0, abs=0.05)
+    cut_short(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if int(av.__version__.split(".")[0]) < 17:  # shows no index, so that the header is believed
+            assert duration(path) == pytest.approx(2.0, abs=0.05)
+            return
         assert duration(path) == pytest.approx(len(load(path)) / RATE, abs=0.05)
 
 

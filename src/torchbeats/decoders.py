@@ -423,8 +423,10 @@ def _container(path: str | os.PathLike[str], file: BinaryIO) -> InputContainer:
 
     try:
         # Not by name, which FFmpeg may take for an address ("2024-05-01T12:00.m4a"). And no playlist may lead to other
-        # files or into the network: the whitelist sees to that by naming a protocol that does not exist.
-        container = av.open(_ForFFmpeg(file), "r", metadata_errors="ignore", options={"protocol_whitelist": "none"})
+        # files or into the network: the whitelist sees to that by naming a protocol that does not exist. It is for the
+        # container alone: PyAV before 18 crashes where it hands options to streams that show up late (FLV, MPEG-PS).
+        none = {"protocol_whitelist": "none"}
+        container = av.open(_ForFFmpeg(file), "r", metadata_errors="ignore", container_options=none)
     except (av.error.FFmpegError, OSError) as error:  # OSError: a broken header sends it to a place before the file
         reason = f"it is no sound file that can be read, or its header is broken ({error.strerror})"
         raise AudioError(path, reason) from error
@@ -459,7 +461,7 @@ def _counted_seconds(container: InputContainer, sound: AudioStream) -> float | N
 
 def _indexed_seconds(sound: AudioStream, seconds: float, size: int) -> float:
     """The declared seconds, less those that the index of an MP4 places behind the end of the file."""
-    entries = sound.index_entries
+    entries: Any = getattr(sound, "index_entries", ())  # PyAV has them from 17 on; without, the declared seconds stand
     if not len(entries) or sound.time_base is None or entries[-1].pos + entries[-1].size <= size:
         return seconds
     first_beyond = bisect_left(range(len(entries)), True, key=lambda i: entries[i].pos + entries[i].size > size)

@@ -59,3 +59,18 @@ def test_quiet_keeps_warnings_errors_and_what_could_not_be_read(run, tmp_path):
 @pytest.mark.parametrize("command", [name for commands in cli.COMMANDS.values() for name in commands])
 def test_every_command_can_be_quiet(run, command):
     assert "--quiet" in run(command, "--help")[1]
+
+
+def test_what_goes_on_leaves_nothing_in_a_log(capsys):
+    with console.audio_progress(3, 0) as done, console.count_progress(2, "fits"), console.working("Fit") as say:
+        done(1.0, 1)
+        say("Fit 1 of 2")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_command_to_try_is_one_line(monkeypatch, capsys):
+    narrow = console.Console(stderr=True, force_terminal=True, width=40)
+    monkeypatch.setattr(console, "console", narrow)
+    console.remark("detector.safetensors: 3 classes.", "torchbeats tag soundscape.parquet -m detector.safetensors")
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "Try it: torchbeats tag soundscape.parquet -m detector.safetensors"

@@ -437,7 +437,7 @@ def test_the_built_in_tagger_tells_silence_tones_and_noise():
         (["--window", "0.1"], "at least 0.5 s"),
         (["--top", "0"], "--top"),
         (["--threshold", "2"], "--threshold"),
-        (["--threshold", "nan"], "--threshold"),
+        (["--threshold", "nan"], "threshold"),
         (["-o", "t.parquet"], " or .png; t.parquet is not"),
         (["-o", "t.csv", "--format", "table"], "A table is for standard output"),
         (["--format", "audacity"], "is of one recording, and the inputs name 3"),

@@ -247,7 +247,7 @@ def test_a_tokenizer_without_codes_is_refused(run, sounds, tmp_path):
         (["--window", "0.1"], "window must have at least 0.5 s, not 0.1"),
         (["--batch-seconds", "0"], "batch must hold some seconds"),
         (["--device", "abacus"], "abacus"),
-        (["--pool", "mean"], "No such option: --pool"),
+        (["--pool", "mean"], "No such option"),
     ],
 )
 def test_settings_that_make_no_sense(run, files, sounds, tmp_path, options, said):

@@ -150,6 +150,31 @@ def test_a_listing_without_an_end(server: HubServer, home: Path) -> None:
     server.down = True
 
 
+def test_a_session_of_requests() -> None:
+    """Clients before 1.0 have one; its attribute ``stream`` is no method."""
+
+    class Answer:
+        _content: bytes
+
+        def __enter__(self) -> Answer:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def iter_content(self, size: int) -> Iterator[bytes]:
+            return iter([b"{", b"}"])
+
+    class Session:
+        stream = False
+
+        def get(self, url: str, stream: bool) -> Answer:
+            assert stream
+            return Answer()
+
+    assert guard._Bounded(Session()).get("https://localhost:1/x")._content == b"{}"
+
+
 def test_a_listing_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "LONGEST_LISTING", 0.2)
     with pytest.raises(guard.HostileAnswer, match=r"has not ended after 0\.2 seconds"):

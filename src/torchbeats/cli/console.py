@@ -94,10 +94,17 @@ def none_read(count: int) -> str:
     return "The file could not be read" if count == 1 else f"Not one of the {count:,} files could be read"
 
 
-def remark(message: str) -> None:
-    """Something good to know, for a person at a terminal."""
+def remark(message: str, command: str = "") -> None:
+    """Something good to know, for a person at a terminal.
+
+    Args:
+        message: a sentence.
+        command: what could come next, on one line, so that it can be copied whole.
+    """
     if has_viewer() and not _errors_only:
         console.print(message)
+        if command:
+            console.print(f"Try it: {command}", soft_wrap=True)
 
 
 def remind(note: str) -> None:
@@ -153,9 +160,21 @@ def for_terminal(text: str) -> str:
     return "\n".join(map(printable, text.split("\n"))) if sys.stdout.isatty() else text
 
 
+class Bar(Progress):
+    """A bar of which nothing is seen where it is disabled: Rich before 15 ends it with an empty line there."""
+
+    def stop(self) -> None:
+        """End it."""
+        if not self.disable:
+            super().stop()
+
+
 @contextmanager
 def working(doing: str = "") -> Iterator[Any]:
-    """A sign that something is going on; called with a text, it says what."""
+    """A sign that something is going on, for a person; called with a text, it says what."""
+    if not has_viewer():
+        yield lambda doing: None
+        return
     with console.status(Text(printable(doing))) as status:
         yield lambda doing: status.update(Text(printable(doing)))
 
@@ -168,7 +187,7 @@ def audio_progress(total: int | Callable[[], int | None], done: int) -> Iterator
         total: number of inputs, or what tells it as soon as it is known.
         done: how many of them an earlier run has finished.
     """
-    bar = Progress(
+    bar = Bar(
         BarColumn(),
         TextColumn("{task.completed:,.0f} {task.fields[of]}"),
         TextColumn("{task.fields[audio]}"),
@@ -207,7 +226,7 @@ def count_progress(total: int, what: str) -> Iterator[Callable[[], None]]:
     Yields:
         What is to be called behind each piece.
     """
-    bar = Progress(
+    bar = Bar(
         BarColumn(),
         TextColumn(f"{{task.completed:,.0f}} of {{task.total:,.0f}} {what}"),
         TimeRemainingColumn(),

@@ -185,7 +185,7 @@ def finetune(
     with stopping():
         file = Finetune(out, network, parts.train, parts.validation, run_settings, about, Display(), budget).train()
     views = f" --views {run_settings.data.views}" if run_settings.data.views > 1 else ""
-    remark(f"{file}: {len(labelled.classes)} classes. Try it: torchbeats tag FILE -m {file}{views}")
+    remark(f"{file}: {len(labelled.classes)} classes.", f"torchbeats tag FILE -m {file}{views}")
 
 
 def _print(console: Console, result: CrossValidated, plan: Design) -> None:

@@ -103,7 +103,7 @@ def fit(
     show(format, plain(_as_json(head, suggestions)), lambda out: _print(out, head, suggestions))
     if suggestions:
         _write(output.with_suffix(SUGGESTIONS), suggestions)
-    remark(f"{output}: {len(head.classes)} classes. Try it: torchbeats tag {table} -m {output}")
+    remark(f"{output}: {len(head.classes)} classes.", f"torchbeats tag {table} -m {output}")
 
 
 def _check_output(output: Path, inputs: list[Path], overwrite: bool, suggestions: bool) -> None:

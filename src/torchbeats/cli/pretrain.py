@@ -81,4 +81,4 @@ def pretrain(
     data, out = needed(data, out)
     with stopping():
         model = Run(out, data, run_settings, teacher, Display()).train()
-    remark(f"{model}: done. Try it: torchbeats embed FOLDER -m {model} -o embeddings.parquet")
+    remark(f"{model}: done.", f"torchbeats embed FOLDER -m {model} -o embeddings.parquet")

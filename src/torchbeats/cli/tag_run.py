@@ -22,6 +22,7 @@ from torchbeats.cli.console import (
     remark,
     skipped,
     whole_words,
+    working,
 )
 from torchbeats.cli.tables import display
 from torchbeats.data.annotations.annotation import Annotation
@@ -132,7 +133,7 @@ class TagRun:
         with (
             replacing(output) as temporary,
             temporary.open("w", encoding="utf-8", newline="\n") as file,
-            audio_progress(len(self.sounds), 0) as progress,
+            audio_progress(len(self.sounds), 0) if self._ready is None else working(output.name) as progress,
         ):
             file.writelines(texts(counted(self._tags(progress))))
             if self.sounds and self.failed == len(self.sounds):
@@ -162,6 +163,11 @@ class TagRun:
                 picture.draw(temporary, readable(os.path.basename(self.sounds[0].path)))
             remark(f"{output}: a picture of {picture.end:,.1f} s.")
 
+    @property
+    def _ready(self) -> Iterator[Group] | None:
+        """Rows for which no sound need be read here."""
+        return self.stored or self.computed
+
     def _tags(self, progress: Progress | None = None) -> Iterator[Tags]:
         thresholds = self.naming.thresholds(self.threshold)
         return tags(self._rows(progress), self.naming.names, self.top, thresholds)
@@ -170,8 +176,8 @@ class TagRun:
         return self.naming.judged(scored(self._groups(progress), self.plan))
 
     def _groups(self, progress: Progress | None) -> Iterator[Group]:
-        if (ready := self.stored or self.computed) is not None:
-            yield from ready
+        if self._ready is not None:
+            yield from self._ready
             return
         pairs = [(sound.path, sound) for sound in self.sounds]
         for group in groups(pairs, self.network, self.plan, jobs=self.jobs, progress=progress):

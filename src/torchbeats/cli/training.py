@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from torchbeats.cli.console import complain, console, has_viewer, only_errors, remark
+from torchbeats.cli.console import Bar, complain, console, has_viewer, only_errors, remark
 from torchbeats.files import printable
 from torchbeats.training.listener import Listener
 from torchbeats.training.processes import all_together, is_leader, launched
@@ -53,7 +53,7 @@ class Display(Listener):
     @contextmanager
     def work(self, name: str, total: float | None, unit: str) -> Iterator[Callable[[float, str], None]]:
         """A bar around a piece of work."""
-        bar = Progress(
+        bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn(f"{{task.completed:,.0f}}{'' if total is None else ' of {task.total:,.0f}'} {unit}"),

@@ -207,7 +207,7 @@ class _Bounded:
             return self._get(url, arguments)
 
     def _get(self, url: str, arguments: dict[str, Any]) -> Any:
-        if not hasattr(self._session, "stream"):  # requests, which clients before 1.0 use
+        if not callable(getattr(self._session, "stream", None)):  # requests, which clients before 1.0 use
             answer = self._session.get(url, stream=True, **arguments)
             with answer:
                 answer._content = _read(answer.iter_content(_BLOCK))
