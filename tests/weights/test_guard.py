@@ -183,7 +183,7 @@ def test_a_listing_that_drips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def impatient(name: str) -> Path:
-    guard.LONGEST_WAIT = guard.LONGEST_LISTING = 1  # in a process of its own
+    guard.LONGEST_WAIT = guard.LONGEST_LISTING = guard._WAIT_BY_BLOCKS = 1  # in a process of its own
     return resolve(name)
 
 
