@@ -71,7 +71,7 @@ def nearest_by_index(table: Table, target: Floats, n: int, omitted: np.ndarray[A
     dataset = open_lance(table.path)
     proposed = dataset.to_table(
         columns=["_distance"],
-        with_row_address=True,
+        with_row_id=True,
         nearest={
             "column": COLUMN,
             "q": target,
@@ -81,7 +81,7 @@ def nearest_by_index(table: Table, target: Floats, n: int, omitted: np.ndarray[A
             "refine_factor": PROPOSED,
         },
     )
-    indices = np.setdiff1d(_indices(dataset, proposed["_rowaddr"].to_numpy()), omitted)
+    indices = np.setdiff1d(_indices(dataset, proposed["_rowid"].to_numpy()), omitted)
     stored = dataset.take(indices, columns=[COLUMN])[COLUMN].combine_chunks().flatten().to_numpy()
     scores = products(unit(stored.reshape(len(indices), -1)), target)
     order = np.lexsort((indices, -scores))[:n]
