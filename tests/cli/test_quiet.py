@@ -71,6 +71,8 @@ def test_what_goes_on_leaves_nothing_in_a_log(capsys):
 def test_a_command_to_try_is_one_line(monkeypatch, capsys):
     narrow = console.Console(stderr=True, force_terminal=True, width=40)
     monkeypatch.setattr(console, "console", narrow)
+    monkeypatch.setattr(console, "_quiet", False)  # as a command that another test ran may have left it
+    monkeypatch.setattr(console, "_errors_only", False)
     console.remark("detector.safetensors: 3 classes.", "torchbeats tag soundscape.parquet -m detector.safetensors")
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == "Try it: torchbeats tag soundscape.parquet -m detector.safetensors"
