@@ -8,7 +8,6 @@ import csv
 import os
 import re
 import shutil
-import signal
 import sys
 
 import numpy as np
@@ -48,9 +47,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("MPLBACKEND", "agg")
-    handler = signal.getsignal(signal.SIGTERM)
     yield tmp_path
-    signal.signal(signal.SIGTERM, handler)  # Ray has one of its own, which stays
     if "ray" in sys.modules:  # a page's cluster is its own
         sys.modules["ray"].shutdown()
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -65,7 +64,6 @@ def nodes(tmp_path_factory):
     }
     before = {name: os.environ.get(name) for name in variables}
     os.environ |= variables
-    handler = signal.getsignal(signal.SIGTERM)
     ray.shutdown()  # an example of the documentation may have begun one in this process
     small = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
     nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
@@ -76,7 +74,6 @@ def nodes(tmp_path_factory):
     finally:
         ray.shutdown()
         nodes.shutdown()
-        signal.signal(signal.SIGTERM, handler)  # Ray has one of its own, which stays
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
