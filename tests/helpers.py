@@ -245,3 +245,15 @@ def about_embeddings(width):
     """What a table of embeddings says of itself, of a model that there is not."""
     about = {"model": "m", "weights": "sha256:0", "engine": "torch", "dtype": "float32", "shape": [width]}
     return {**about, "pool": "mean", "layer": None, "hop": None, "window": 1.0, "batch_seconds": 40.0}
+
+
+class TaskTrainer:
+    """All that a task asks of its trainer."""
+
+    global_step, global_rank = 0, 0
+
+    def __init__(self, world_size=1):
+        self.world_size = world_size
+
+
+ALONE = TaskTrainer()  # a task holds no more than a weak reference

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import torchbeats
-from helpers import SMALL, noise, pretrain_command, shaken, small_model, tiny_run
+from helpers import ALONE, SMALL, TaskTrainer, noise, pretrain_command, shaken, small_model, tiny_run
 from torchbeats import BEATs, BEATsConfig
 from torchbeats.errors import SettingsError
 from torchbeats.patches import PatchGrid
@@ -31,18 +31,6 @@ from torchbeats.training.settings import ModelSettings, settings
 GRID = PatchGrid()
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}  # float32 sums of some hundred terms in another order
-
-
-class Trainer:
-    """All that a task asks of its trainer."""
-
-    global_step, global_rank = 0, 0
-
-    def __init__(self, world_size=1):
-        self.world_size = world_size
-
-
-ALONE = Trainer()  # a task holds no more than a weak reference
 
 
 def crops_of(seconds=(1.0, 0.55, 0.8), masks=1):
@@ -216,7 +204,7 @@ def test_loss_and_variance_of_processes_are_those_of_all_their_patches(monkeypat
     total = sum(sums)
     monkeypatch.setattr("torchbeats.training.regression.all_sum", lambda x: total)
     monkeypatch.setattr(task_module, "all_sum", lambda count: torch.full_like(count, float(total[-1])))
-    task.trainer = trainer = Trainer(world_size=2)
+    task.trainer = trainer = TaskTrainer(world_size=2)
     parts = [task.step(batch) for batch in batches]
     for name, value in together.items():
         torch.testing.assert_close(torch.stack([part[name] for part in parts]).mean(), value, **CLOSE)
@@ -226,7 +214,7 @@ def test_loss_and_variance_of_processes_are_those_of_all_their_patches(monkeypat
 def test_targets_that_have_collapsed_are_told():
     """A model of which all patches look the same has targets without variance."""
     task = Regression(small_model(0, **NO_DROPOUT), ModelSettings(), seed=0)
-    task.trainer = trainer = Trainer()
+    task.trainer = trainer = TaskTrainer()
     batch = collate(crops_of(), GRID)
     task.training_step(batch, 0)
     report = task.report()
@@ -250,7 +238,7 @@ def test_a_model_learns_what_its_teacher_says():
         predictor_layers=1, lr=3e-3, warmup=5, steps=50, teacher_decay=0.9, teacher_norm="layer", mask=0.75
     )
     task = Regression(BEATs(BEATsConfig(SMALL), freeze=False), chosen, seed=0)
-    task.trainer = trainer = Trainer()
+    task.trainer = trainer = TaskTrainer()
     made, random, reports = task.configure_optimizers(), np.random.default_rng(0), []
     for step in range(50):
         crops = []

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 import torchbeats
-from helpers import SMALL, noise, shaken, small_model, small_tokenizer, tone
+from helpers import ALONE, SMALL, TaskTrainer, noise, shaken, small_model, small_tokenizer, tone
 from torchbeats import BEATs, BEATsConfig, NormEMAVectorQuantizer, Tokenizers, TokenizersConfig
 from torchbeats.config import RandomProjectionConfig
 from torchbeats.encoder import VisiblePatches
@@ -31,18 +31,6 @@ GRID = PatchGrid()
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
 PRENORM = {"deep_norm": False, "layer_norm_first": True}
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}  # float32 sums of some hundred terms in another order
-
-
-class Trainer:
-    """All that a task asks of its trainer."""
-
-    global_step, global_rank = 0, 0
-
-    def __init__(self, world_size=1):
-        self.world_size = world_size
-
-
-ALONE = Trainer()  # a task holds no more than a weak reference
 
 
 def crops_of(seconds=(1.0, 0.55, 0.8), mask=0.75, seed=0):
@@ -193,7 +181,7 @@ def test_loss_is_the_cross_entropy_of_labels_of_hidden_patches():
     logs = logits.log_softmax(-1)
     expected = -(0.9 * logs.gather(1, labels[:, None]).mean() + 0.1 * logs.mean())
     torch.testing.assert_close(task.step(batch)["loss"], expected, **CLOSE)
-    task.trainer = trainer = Trainer()
+    task.trainer = trainer = TaskTrainer()
     assert task.report()["accuracy"] == pytest.approx(float((logits.argmax(-1) == labels).float().mean()))
     assert trainer
 
@@ -240,7 +228,7 @@ def test_loss_of_processes_is_the_mean_over_all_their_patches(monkeypatch):
     together = task.step(collate(crops, GRID))["loss"]
     total = sum(crop.hidden.sum() for crop in crops)
     monkeypatch.setattr(task_module, "all_sum", lambda count: torch.full_like(count, float(total)))
-    task.trainer = trainer = Trainer(world_size=2)
+    task.trainer = trainer = TaskTrainer(world_size=2)
     parts = [task.step(collate(share, GRID))["loss"] for share in shares]
     torch.testing.assert_close(torch.stack(parts).mean(), together, **CLOSE)
     assert trainer
