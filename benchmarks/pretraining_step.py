@@ -16,9 +16,9 @@ import torch
 
 from torchbeats import BEATs, RandomProjectionConfig, RandomProjectionTokenizer
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
+from torchbeats.training.configuring import settings
 from torchbeats.training.crops import Crop, collate, random_mask
 from torchbeats.training.pretraining import Pretraining
-from torchbeats.training.settings import settings
 
 
 def batch(clips, seconds, share):

@@ -9,8 +9,8 @@ import typer.main
 
 import torchbeats
 from torchbeats.cli import COMMANDS, app
+from torchbeats.training.configuring import PRESETS, finetune_settings, settings
 from torchbeats.training.explaining import explanations, section_meaning
-from torchbeats.training.settings import PRESETS, finetune_settings, settings
 
 # Names of `torchbeats`, by what they are for. All that are in none stand under the last heading.
 API = {
@@ -125,7 +125,8 @@ def _tables(default: object, others: dict[str, object]) -> str:
             lines += ["| setting | meaning |", "|---|---|"]
         differing = [f"{size}: `{values[size][row.name]}`" for size in values if values[size][row.name] != row.value]
         default_value = ", ".join([f"`{row.value}`", *(differing if row.name != "size" else [])])
-        lines.append(f"| `{row.name}` | {cell(row.meaning)} <br>{cell(row.kind)}, default {cell(default_value)} |")
+        kind = f"{row.kind}, {row.limit}" if row.limit else row.kind
+        lines.append(f"| `{row.name}` | {cell(row.meaning)} <br>{cell(kind)}; default {cell(default_value)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -25,8 +25,8 @@ from helpers import noise, small_model, tiny_run, tone
 from torchbeats import cli
 from torchbeats.data.folds import design, split
 from torchbeats.data.labelled import read_labelled
+from torchbeats.training.configuring import finetune_settings, settings
 from torchbeats.training.defaults import TABLE
-from torchbeats.training.settings import finetune_settings, settings
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

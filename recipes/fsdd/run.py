@@ -34,9 +34,9 @@ from torchbeats.evaluation.probe import CLASSIFIERS, probe
 from torchbeats.evaluation.rows import rows_of
 from torchbeats.files import replacing, write_json
 from torchbeats.plans import EmbeddingPlan
+from torchbeats.training.configuring import finetune_settings
 from torchbeats.training.defaults import DataSize
 from torchbeats.training.finetune_run import Finetune
-from torchbeats.training.settings import finetune_settings
 from torchbeats.training.validation import scored
 
 HERE = Path(__file__).parent

@@ -33,9 +33,10 @@ import torch
 
 from torchbeats import BEATsConfig
 from torchbeats.files import replacing, write_json
+from torchbeats.training.configuring import settings
 from torchbeats.training.listener import Listener
 from torchbeats.training.run import Run
-from torchbeats.training.settings import Settings, settings
+from torchbeats.training.settings import Settings
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -33,7 +33,7 @@ from torchbeats.data.labelled import read_labelled
 from torchbeats.data.windows import LONGEST_SECONDS, Windows
 from torchbeats.patches import SAMPLE_RATE
 from torchbeats.tables.reading import Table
-from torchbeats.training.settings import finetune_settings, settings
+from torchbeats.training.configuring import finetune_settings, settings
 from torchbeats.weights import checkpoint
 
 LARGEST_SAMPLE = audio.LARGEST_SAMPLE

@@ -19,12 +19,13 @@ from launchers import NAMES, finish, free_port, start
 from torchbeats import cli
 from torchbeats.cli import console
 from torchbeats.errors import SettingsError
+from torchbeats.training.configuring import settings
 from torchbeats.training.environment import environment_for
 from torchbeats.training.pretraining import Pretraining
 from torchbeats.training.processes import Launched, is_leader, join_processes, launched
 from torchbeats.training.reporter import Reporter
 from torchbeats.training.run import Run
-from torchbeats.training.settings import TrainerSettings, settings
+from torchbeats.training.settings import TrainerSettings
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 import yaml
 
+from torchbeats.training.configuring import PRESETS, finetune_settings, settings
 from torchbeats.training.explaining import explained_yaml, explanations, section_meaning
-from torchbeats.training.settings import PRESETS, FinetuneSettings, Settings, finetune_settings, settings
+from torchbeats.training.settings import FinetuneSettings, Settings
 
 
 @pytest.mark.parametrize("kind", [Settings, FinetuneSettings])

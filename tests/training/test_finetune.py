@@ -26,6 +26,7 @@ from torchbeats.patches import PatchGrid
 from torchbeats.training import finetune_run
 from torchbeats.training.augmentation import add_noise, change_speed
 from torchbeats.training.batches import Batches, Draw
+from torchbeats.training.configuring import finetune_settings
 from torchbeats.training.examples import (
     LabelledBatch,
     LabelledCorpus,
@@ -36,13 +37,7 @@ from torchbeats.training.examples import (
 )
 from torchbeats.training.finetune_run import Finetune
 from torchbeats.training.finetuning import Finetuning, mask_spectrum, with_head
-from torchbeats.training.settings import (
-    AugmentationSettings,
-    FinetuneSettings,
-    LabelledDataSettings,
-    TuningSettings,
-    finetune_settings,
-)
+from torchbeats.training.settings import AugmentationSettings, FinetuneSettings, LabelledDataSettings, TuningSettings
 from torchbeats.training.validation import Validate
 from torchbeats.training.work import work_of
 

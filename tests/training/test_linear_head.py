@@ -18,12 +18,12 @@ from torchbeats.evaluation.regression import regressions
 from torchbeats.evaluation.rows import rows_of
 from torchbeats.plans import EmbeddingPlan, ScorePlan
 from torchbeats.training import linear_head
+from torchbeats.training.configuring import finetune_settings
 from torchbeats.training.finetune_run import Finetune
 from torchbeats.training.finetuning import with_head
 from torchbeats.training.folder import RunFolder
 from torchbeats.training.linear_head import drawn, linear_model
 from torchbeats.training.listener import Listener
-from torchbeats.training.settings import finetune_settings
 from torchbeats.training.validation import Validate, noise_of_difference
 
 pytest.importorskip("sklearn")

@@ -30,13 +30,13 @@ from torchbeats import cli
 from torchbeats.errors import CheckpointError
 from torchbeats.tokenizers import NormEMAVectorQuantizer, RandomProjectionTokenizer
 from torchbeats.training import saving
+from torchbeats.training.configuring import settings
 from torchbeats.training.distillation import Distillation
 from torchbeats.training.embeddings import COLUMNS
 from torchbeats.training.listener import Listener
 from torchbeats.training.pretraining import Pretraining
 from torchbeats.training.reporter import Reporter
 from torchbeats.training.run import Run
-from torchbeats.training.settings import settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "audio"
 TINY = {

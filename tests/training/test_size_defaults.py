@@ -15,13 +15,13 @@ from torchbeats.data.folds import split
 from torchbeats.data.labelled import Example, Labelled, read_labelled
 from torchbeats.errors import SettingsError
 from torchbeats.training import search
+from torchbeats.training.configuring import finetune_settings
 from torchbeats.training.defaults import TABLE, DataSize
 from torchbeats.training.explaining import reason
 from torchbeats.training.finetune_run import Finetune
 from torchbeats.training.listener import Listener
 from torchbeats.training.reporter import Reporter, duration
 from torchbeats.training.search import seconds_of
-from torchbeats.training.settings import finetune_settings
 
 RATE = 16_000
 QUICK = ["data.seconds=1", "data.batch_seconds=8", "data.workers=0", "trainer.accelerator=cpu", "model.pool=bands"]

@@ -21,12 +21,13 @@ from torchbeats.patches import PatchGrid
 from torchbeats.training import saving
 from torchbeats.training import task as task_module
 from torchbeats.training.augmentation import shift_mel
+from torchbeats.training.configuring import settings
 from torchbeats.training.corpus import Failure
 from torchbeats.training.crops import Crop, collate, random_mask
 from torchbeats.training.regression import Regression, Teacher
 from torchbeats.training.reporter import Reporter
 from torchbeats.training.run import Run
-from torchbeats.training.settings import ModelSettings, settings
+from torchbeats.training.settings import ModelSettings
 
 GRID = PatchGrid()
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
@@ -414,7 +415,7 @@ def test_a_tokenizer_can_be_distilled_from_what_came_of_it(whole, sounds, tmp_pa
         (["model.targets=teacher", "iterations=2"], "no labels that a tokenizer could be made for, so iterations must"),
         (["model.teacher_decay=1"], "model.teacher_decay must be at least 0 and less than 1"),
         (["model.teacher_decay=-0.1"], "model.teacher_decay"),
-        (["model.teacher_layers=7"], "model.teacher_layers must lie between 0 and the model's 6 layers"),
+        (["model.teacher_layers=7"], "model.teacher_layers must be at most the model's 6 layers"),
         (["model.teacher_layers=-1"], "model.teacher_layers"),
         (["model.teacher_norm=batch"], "model.teacher_norm must be instance or layer"),
         (["model.teacher_beta=-1"], "model.teacher_beta must be at least 0"),

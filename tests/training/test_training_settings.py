@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from torchbeats.errors import SettingsError
-from torchbeats.training.settings import PRESETS, Settings, finetune_settings, settings
+from torchbeats.training.configuring import PRESETS, finetune_settings, settings
+from torchbeats.training.settings import Settings
 
 
 @pytest.fixture

@@ -129,9 +129,9 @@ def finetune(
     noise over a linear head on the frozen model, that head is what you get. A cross-validation gives figures, and a
     folder for each fold.
     """
+    from torchbeats.training.configuring import finetune_settings
     from torchbeats.training.defaults import DataSize
     from torchbeats.training.explaining import explained_yaml, reason
-    from torchbeats.training.settings import finetune_settings
 
     options_given = {"model.epochs": epochs, "model.freeze": freeze, "trainer.precision": precision}
     options = [f"{name}={value}" for name, value in options_given.items() if value is not None]

@@ -64,8 +64,8 @@ def pretrain(
     the end model.safetensors, which `torchbeats embed --model` takes. To continue a run that was stopped or killed,
     give the same command again.
     """
+    from torchbeats.training.configuring import settings
     from torchbeats.training.explaining import explained_yaml
-    from torchbeats.training.settings import settings
 
     assignments = [*(set_ or ()), *device_settings(device)]
     run_settings = settings(size.value, config, assignments, iterations=iterations, seed=seed)

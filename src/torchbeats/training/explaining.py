@@ -11,16 +11,18 @@ from typing import Any, NamedTuple
 import yaml
 
 from torchbeats.training.defaults import TABLE, DataSize, row_for
+from torchbeats.training.limits import limit_of
 from torchbeats.training.settings import TuningSettings
 
 
 class Explanation(NamedTuple):
-    """A setting: its name with dots, its type as written, its value and what it means."""
+    """A setting: its name with dots, its type as written, its value, what it means, and what else it may be."""
 
     name: str
     kind: str
     value: Any
     meaning: str
+    limit: str
 
 
 def explanations(settings: Any, prefix: str = "") -> Iterator[Explanation]:
@@ -30,7 +32,9 @@ def explanations(settings: Any, prefix: str = "") -> Iterator[Explanation]:
         if dataclasses.is_dataclass(value):
             yield from explanations(value, f"{prefix}{field.name}.")
         else:
-            yield Explanation(prefix + field.name, str(field.type), value, field.metadata["meaning"])
+            limit = limit_of(field)
+            words = limit.words if limit else ""
+            yield Explanation(prefix + field.name, str(field.type), value, field.metadata["meaning"], words)
 
 
 def explained_yaml(settings: Any, room: int = 0) -> str:
