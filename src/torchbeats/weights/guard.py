@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from threading import Thread
 from typing import Any, TypeVar
 
@@ -245,8 +245,12 @@ def _limiting(get: Callable[..., Any]) -> Callable[..., Any]:
             temp_file = _Limited(temp_file, expected_size)
         file_download = importlib.import_module("huggingface_hub.file_download")
         by_bytes = hasattr(file_download, "http_stream_backoff")
-        with _expected(LONGEST_WAIT if by_bytes else _WAIT_BY_BLOCKS):
-            return get(url, temp_file, *args, expected_size=expected_size, **kwargs)
+        try:
+            with _expected(LONGEST_WAIT if by_bytes else _WAIT_BY_BLOCKS):
+                return get(url, temp_file, *args, expected_size=expected_size, **kwargs)
+        except HostileAnswer:  # a client before 1.0 would go on from what there is
+            Path(temp_file.name).unlink(missing_ok=True)
+            raise
 
     return limited
 
