@@ -38,7 +38,7 @@ pictures: $(READY)
 	$(BIN)/python docs/pictures.py
 
 # The lowest versions that pyproject.toml promises, and the newest that there are. PyTorch comes with CUDA in both: gigabytes.
-# uv finds the lowest versions in seconds, and installs them in two minutes; pip takes twenty to find them.
+# uv finds versions in seconds and installs them in two minutes; pip takes twenty to find them.
 OLDEST ?= python3.10
 COMMA  := ,
 TRIED  := train,probe,plots,onnx,search,remote
@@ -58,7 +58,8 @@ test-oldest:
 
 test-newest:
 	$(PYTHON) -m venv --clear build/newest
-	build/newest/bin/python -m pip install -q --upgrade -e ".[$(TRIED)]" $(TOOLS)
+	build/newest/bin/python -m pip install -q uv
+	build/newest/bin/uv pip install -q --python build/newest/bin/python -e ".[$(TRIED)]" $(TOOLS)
 	build/newest/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(LEFT)
 
 # How fast it is: small tables in a few minutes, in build/bench; or, in an hour or more, those that are kept. Peers take
