@@ -12,7 +12,10 @@ import torch
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mixed_lengths", "long_recordings", "cold_start")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("mixed_lengths", "long_recordings", "cold_start", "busy_machine")
+]
 
 
 @pytest.mark.parametrize("name", ["throughput", "where_time_goes", "short_files", *SLOW])

@@ -19,7 +19,7 @@ TESTS = {path.name for path in (ROOT / "tests").rglob("*.py")}
 # Rooms and flat files, lowest first, line by line and from left to right: each may import what stands before it, and
 # what stands in the same room. docs/design.md has the same, and the reasons.
 DRAWING = """
-version errors extras files yaml_text interrupts remote
+version errors extras files yaml_text interrupts openmp remote
 patches containers decoders audio
 pooling config waveform fbank layers remembering kernels attention encoder freezing backbone
 weights

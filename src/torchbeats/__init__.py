@@ -5,7 +5,7 @@ for row in torchbeats.embed("recordings/", model=model):
     print(row.path, row.start, row.end, row.embedding.shape)
 """
 
-from torchbeats import interrupts  # noqa: F401 - before the rest, whose import a Ctrl-C may end
+from torchbeats import interrupts, openmp  # noqa: F401 - before the rest, whose import a Ctrl-C may end, and PyTorch
 
 # isort: split
 from torchbeats.arrays import encode

@@ -515,14 +515,15 @@ def test_the_table_of_an_earlier_version_is_continued(whole, sounds, tmp_path):
 
 def in_a_slow_process(arguments, report, seconds):
     """The command, which takes its time over every step once the table of its reports is there."""
+    os.setpgrp()  # with the processes that it begins
     torch.set_num_threads(1)
     Reporter.on_train_batch_start = lambda *_: time.sleep(seconds * report.exists())
     sys_argv(arguments)
 
 
-def slow_run(server, sounds, out, seconds=0.5):
+def slow_run(server, sounds, out, seconds=0.5, workers=0):
     """A run that has saved nothing when it has made its first report, and then goes on slowly."""
-    arguments = command(sounds, out, trainer__save_every=1_000)
+    arguments = command(sounds, out, trainer__save_every=1_000, data__workers=workers)
     process = server.Process(target=in_a_slow_process, args=(arguments, out / "metrics.csv", seconds))
     process.start()
     deadline = time.monotonic() + 120
@@ -533,12 +534,13 @@ def slow_run(server, sounds, out, seconds=0.5):
     return process
 
 
+@pytest.mark.parametrize("send", [os.kill, os.killpg])  # to it alone, or, as a terminal does, to all that it began
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_stopped_run_has_saved_its_step_and_says_so(server, whole, sounds, tmp_path, name, capfd):
+def test_a_stopped_run_has_saved_its_step_and_says_so(server, whole, sounds, tmp_path, name, send, capfd):
     """The state goes on in the middle of what a report counts, to the very same rows and weights."""
     out = tmp_path / "run"
-    process = slow_run(server, sounds, out)
-    os.kill(process.pid, getattr(signal, name))
+    process = slow_run(server, sounds, out, workers=1)
+    send(process.pid, getattr(signal, name))
     process.join(60)
     assert process.exitcode == {"SIGTERM": 143, "SIGINT": 130}[name]
     assert (out / "iteration-1" / "model.ckpt").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -13,6 +14,8 @@ from torchbeats.training.batches import Batches
 from torchbeats.training.crops import Excerpts
 from torchbeats.training.processes import workers_for
 from torchbeats.training.task import Task, TrainingBatch
+
+OUTLAST_SECONDS = 300  # of a worker behind the first SIGTERM: a step on a slow processor, and its saving
 
 B = TypeVar("B", bound=TrainingBatch)
 
@@ -69,4 +72,21 @@ def loader(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_outlast_a_stop,
     )
+
+
+def _outlast_a_stop(_worker: int) -> None:
+    """Have this worker go on when its whole group is told to stop, as a terminal, systemd and Slurm do.
+
+    The process that trains finishes its step and saves it, and then ends its workers; one that had ended by itself
+    would end the training in the middle of the step. One whose training is gone notices that; told twice, it ends.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):  # Windows sends no SIGTERM
+        signal.signal(signal.SIGTERM, _end_later)
+
+
+def _end_later(signum: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(OUTLAST_SECONDS)
