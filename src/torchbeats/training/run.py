@@ -154,6 +154,7 @@ class Run:
                 advance(float(batch.samples.sum()) / SAMPLE_RATE, "")
 
             mean, std = fbank_statistics(self.corpus, data, self.settings.seed, on_batch)
+            advance(total, "")  # crops leave the ends of sounds out
         with replacing(file) as temporary:
             temporary.write_text(json.dumps({"fbank_mean": round(mean, 5), "fbank_std": round(std, 5)}), "utf-8")
 
