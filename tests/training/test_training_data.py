@@ -642,6 +642,11 @@ def test_the_next_clip_is_laid_over():
     assert float(heard[2].exp().mean() / fbank(wav)[2].exp().mean()) == pytest.approx(2, rel=0.02)  # the first, as loud
 
 
+def test_a_clip_without_another_stays_as_it_is():
+    alone = Fbank()(torch.from_numpy(noise(1.0, seed=1)[None]))
+    assert torch.equal(lay_next_over(alone, torch.tensor([98]), torch.tensor([0.0])), alone)
+
+
 def test_share_of_clips_that_are_mixed(corpus):
     draws = list(islice((draw for batch in Batches(corpus, DATA, 0, GRID) for draw in batch), 150))
     plain, mixed = Crops(corpus, DATA, GRID), Crops(corpus, DATA, GRID, mix=0.5)

@@ -91,13 +91,15 @@ def shift_mel(fbank: Tensor, bins: Tensor) -> Tensor:
 
 
 def lay_next_over(fbank: Tensor, frames: Tensor, softer: Tensor) -> Tensor:
-    """Lay the next clip of a batch over each, as if both sounded at once: powers add.
+    """Lay the next clip of a batch over each, as if both sounded at once: powers add. One alone stays as it is.
 
     Args:
         fbank: ``(B, frames, mel bins)`` log power.
         frames: ``(B,)`` integers, how many of them are each clip's own.
         softer: ``(B,)`` decibels of mean power by which the next clip is softer; infinite where it is not to be heard.
     """
+    if len(fbank) == 1:
+        return fbank
     padding = mask_behind(frames, fbank.size(1)).unsqueeze(-1)
     mean = fbank.masked_fill(padding, -math.inf).flatten(1).logsumexp(1) - frames.log()  # but for the mel bins
     gain = mean - mean.roll(-1) - softer * DECIBEL

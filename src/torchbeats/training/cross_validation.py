@@ -100,16 +100,17 @@ class CrossValidation:
         folder = self.folder / f"fold-{number}"
         file = folder / "scores.npz"
         if not leader_finds(file):
-            training, validation = self.labelled.subset(fold.train.tolist()), None
+            training, validation, tune = self.labelled.subset(fold.train.tolist()), None, self.tune
             if self.settings.model.patience:
                 if drawn := share_of(training, self.settings.data.validation, self.settings.seed):
                     training, validation = training.without(drawn), training.subset(drawn)
                 else:
+                    without, tune = " and without a search of learning rates" if tune else "", 0.0
                     reason = "no class is large enough to hold out some of its sounds"
-                    self.run_folder.listener.warn(f"Fold {number} ends with its last epoch, as {reason}.")
+                    self.run_folder.listener.warn(f"Fold {number} ends with its last epoch{without}, as {reason}.")
             self.run_folder.listener.say(f"Fold {number} of {len(self.plan.folds)}")
             about = {**self.about, "held_out": f"{self.plan.name}: {number}"}
-            run = Finetune(folder, self.model, training, validation, self.settings, about, self.listener, self.tune)
+            run = Finetune(folder, self.model, training, validation, self.settings, about, self.listener, tune)
             result = run.train()
             if is_leader():
                 indices, values = self._predict(BEATs(result), fold)
