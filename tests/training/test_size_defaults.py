@@ -183,6 +183,26 @@ def test_an_epoch_is_timed_and_nothing_is_left_of_it(tmp_path, monkeypatch):
     assert plans[1:] == [{"trials": 5, "epochs": 1}, {"trials": 5, "epochs": 0.25}, {"trials": 0, "epochs": 0}]
 
 
+def test_a_plan_that_was_too_hopeful_is_cut_short(tmp_path, monkeypatch):
+    """Epochs take three times as long as those that were timed."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(search, "_seconds_an_epoch", lambda run, folder: 10.0)
+
+    def train(folder, settings, validated):
+        folder.mkdir()
+        now[0] += 30.0 * settings.model.epochs
+        return {"accuracy": settings.model.lr}
+
+    said, settings = Said(), finetune_settings(None, ["model.epochs=1"])
+    found = search.search(search.Searched(settings, 40, 400, 60, train), tmp_path / "search", 50.0, said)
+    assert len(found["tried"]) == 1  # a second one would end at 60 s
+    assert "The time is spent after 1 of 5 trials." in said.lines
+    begun = now[0]
+    assert search.search(search.Searched(settings, 40, 400, 60, train), tmp_path / "search", 50.0, said) == found
+    assert now[0] == begun  # what was tried is not tried again
+
+
 @pytest.mark.parametrize("starts", [(30.0, 2.0, 2.0, 2.0, 2.0, 2.0), (3.0, 2.4, 2.0, 2.4, 2.0, 2.4)])
 @pytest.mark.parametrize("seconds_a_step", [0.003, 0.02, 2.0])
 def test_what_starts_cost_is_not_taken_for_steps_nor_steps_for_nothing(starts, seconds_a_step, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 RUN/search/plan.json           how long each trial trains, so that a search that goes on does the same
 RUN/search/1, 2, …             a trial each: a fine-tuning like any other
-RUN/search/1/score.json        its figure on the sounds held out
+RUN/search/1/score.json        its figure on the sounds held out, and how long it took
 RUN/search/found.json          what was tried, and the best; RUN/search.json when the run is done
 
 Each trial is a whole schedule, warm-up and all, in as many steps as the time allows. First learning rates around the
@@ -32,6 +32,7 @@ _EPOCHS = (0.25, 0.5, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # lengths of a trial: c
 _TIMED_STEPS = (2, 8)  # of two runs, whose difference tells how long a step takes
 _CLEAR_SECONDS = 1.0  # of difference, which is more than starts differ by; until then the second run has more steps
 _MOST_TIMED = 512
+_OVERDRAFT = 1.1  # of the time that is given, where the plan was too hopeful
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
@@ -94,14 +95,19 @@ def search(run: Searched, folder: Path, budget: float, listener: Listener) -> di
         listener.warn("The time is too short to try any learning rate; those of the settings are used.")
         return {"lr": given[0], "layer_decay": given[1], "tried": []}
     tried: list[dict[str, Any]] = []
+    spent = 0.0
     for number in range(1, plan["trials"] + 1):
+        if tried and spent * (1 + 1 / len(tried)) > _OVERDRAFT * budget:
+            listener.say(f"The time is spent after {len(tried)} of {plan['trials']} trials.")
+            break
         lr, decay = given
         if number <= len(RATES):
             lr *= RATES[number - 1]
         else:
             lr = best_of(tried)["lr"]
             decay = min(1.0, max(0.3, decay + DECAYS[number - len(RATES) - 1]))
-        score = _trial(run, folder / str(number), lr, decay, plan["epochs"])
+        score, seconds = _trial(run, folder / str(number), lr, decay, plan["epochs"])
+        spent += seconds
         tried.append({"lr": lr, "layer_decay": decay, "score": score})
         listener.say(
             f"Tried learning rate {lr:.2g}, layer decay {decay:.2g}, {plan['epochs']:g} epochs: held out {score:.1%}"
@@ -166,12 +172,14 @@ def _settings(run: Searched, lr: float, layer_decay: float, epochs: float) -> Fi
     return settings
 
 
-def _trial(run: Searched, folder: Path, lr: float, layer_decay: float, epochs: float) -> float:
-    """The best validation of a training that is as short as planned."""
+def _trial(run: Searched, folder: Path, lr: float, layer_decay: float, epochs: float) -> tuple[float, float]:
+    """The best validation of a training that is as short as planned, and the seconds that it took."""
     result = folder / "score.json"
     if not result.exists():
+        begun = time.monotonic()
         figures = run.train(folder, _settings(run, lr, layer_decay, epochs), True)
         score = figures.get("accuracy", figures.get("mAP"))  # None where nothing can be validated
-        write_json(result, 0.0 if score is None else score)
+        write_json(result, {"score": score or 0.0, "seconds": time.monotonic() - begun})
         (folder / "model.safetensors").unlink(missing_ok=True)
-    return float(json.loads(result.read_text("utf-8")))
+    found = json.loads(result.read_text("utf-8"))
+    return float(found["score"]), float(found["seconds"])
