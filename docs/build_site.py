@@ -74,8 +74,8 @@ CSS = """td:first-child code { white-space: nowrap; }
 }
 """
 
-_LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s]+)(\))")
-_CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+_CODE = r"^```.*?^```$|`[^`\n]+`"  # in which a bracket is no link; in the text of a link, code is a part of that
+_LINK = re.compile(rf"{_CODE}|(!?\[(?:[^\[\]]|\[[^\]]*\])*\]\()([^)\s]+)(\))", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
 
 
@@ -116,7 +116,7 @@ def linked(text: str, source: str, page: str, pages: dict[str, str], generated: 
 
     def replaced(match: re.Match[str]) -> str:
         before, link, after = match.groups()
-        if re.match(r"[a-z]+:|#", link):
+        if link is None or re.match(r"[a-z]+:|#", link):
             return match[0]
         path, sharp, anchor = link.partition("#")
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
@@ -135,11 +135,7 @@ def linked(text: str, source: str, page: str, pages: dict[str, str], generated: 
             return f"{before}{posixpath.relpath(picture, here)}{after}"
         return f"{before}{repository()}/blob/main/{target}{sharp}{anchor}{after}"
 
-    parts, end = [], 0
-    for code in _CODE.finditer(text):  # in which a bracket is no link
-        parts += [_LINK.sub(replaced, text[end : code.start()]), code[0]]
-        end = code.end()
-    return "".join([*parts, _LINK.sub(replaced, text[end:])])
+    return _LINK.sub(replaced, text)
 
 
 def menu(titles: dict[str, str]) -> list[dict[str, object]]:
@@ -217,7 +213,7 @@ def prepare() -> tuple[dict[str, str], list[str]]:
     texts |= generated
     titles = {}
     for page, text in texts.items():
-        heading = _HEADING.search(_CODE.sub("", text))
+        heading = _HEADING.search(re.sub(_CODE, "", text, flags=re.MULTILINE | re.DOTALL))
         if heading is None:
             wrong.append(f"{page} has no heading")
             continue

@@ -10,6 +10,7 @@ import typer.main
 import torchbeats
 from torchbeats.cli import COMMANDS, app
 from torchbeats.training.configuring import PRESETS, finetune_settings, settings
+from torchbeats.training.defaults import TABLE, DataSize
 from torchbeats.training.explaining import explanations, section_meaning
 
 # Names of `torchbeats`, by what they are for. All that are in none stand under the last heading.
@@ -104,7 +105,9 @@ def setting_tables() -> str:
         "# Settings\n",
         "What `--set NAME=VALUE` and a YAML file for `--config` can change, and `--show` prints.\n",
         "## torchbeats finetune\n",
-        _tables(finetune_settings(), {}),
+        "Where the default is by the number of sounds, `--show` has it for yours, and "
+        "[Fine-tuning](../finetuning.md) the reason.\n",
+        _tables(finetune_settings(), by_size(), whole=True),
         "## torchbeats pretrain\n",
         "Values are those of `--size base`; where another size has its own, it is named.\n",
         _tables(settings("base"), {size: settings(size) for size in PRESETS if size != "base"}),
@@ -112,7 +115,16 @@ def setting_tables() -> str:
     return "\n".join(parts)
 
 
-def _tables(default: object, others: dict[str, object]) -> str:
+def by_size() -> dict[str, object]:
+    """Settings of a fine-tuning for each size of the data, clips of 10 s."""
+    bounds = [row.below for row in TABLE[:-1]]
+    sizes = {f"less than {below:,.0f} sounds": DataSize(int(below) - 1, 10, 10.0, 10.0) for below in bounds}
+    sizes["more"] = DataSize(int(bounds[-1]), 10, 10.0, 10.0)
+    return {name: finetune_settings(size=size) for name, size in sizes.items()}
+
+
+def _tables(default: object, others: dict[str, object], whole: bool = False) -> str:
+    """A table for each group; ``others`` have other defaults, beside the first or, as ``whole``, in its place."""
     values = {size: {row.name: row.value for row in explanations(other)} for size, other in others.items()}
     lines: list[str] = []
     section: str | None = None
@@ -124,7 +136,10 @@ def _tables(default: object, others: dict[str, object]) -> str:
                 lines.append(f"\n**{head}**: {section_meaning(getattr(default, head))}\n")
             lines += ["| setting | meaning |", "|---|---|"]
         differing = [f"{size}: `{values[size][row.name]}`" for size in values if values[size][row.name] != row.value]
-        default_value = ", ".join([f"`{row.value}`", *(differing if row.name != "size" else [])])
+        if differing and whole:
+            default_value = ", ".join(f"{size}: `{values[size][row.name]}`" for size in values)
+        else:
+            default_value = ", ".join([f"`{row.value}`", *(differing if row.name != "size" else [])])
         kind = f"{row.kind}, {row.limit}" if row.limit else row.kind
         lines.append(f"| `{row.name}` | {cell(row.meaning)} <br>{cell(kind)}; default {cell(default_value)} |")
     return "\n".join(lines) + "\n"

@@ -53,6 +53,7 @@ def test_a_link_that_leads_nowhere_is_told(site, link):
 def test_links_are_made_to_fit(site):
     known = {"docs/design.md": "design.md", "recipes/nano/README.md": "recipes/nano.md"}
     text = "[a](../design.md#rooms) [b](../../recipes/nano) [c](../../LICENSE) [d](../reference/settings.md) [e](https://x.org)"
+    text += " [`f`](../../SECURITY.md) `[g](nowhere)` [h](../design.md)"
     wrong = []
     result = site.linked(text, "docs/understand/x.md", "understand/x.md", known, {"reference/settings.md"}, wrong)
     assert wrong == []
@@ -62,6 +63,9 @@ def test_links_are_made_to_fit(site):
         f"{site.repository()}/blob/main/LICENSE",
         "../reference/settings.md",
         "https://x.org",
+        f"{site.repository()}/blob/main/SECURITY.md",
+        "nowhere",  # in code, which is left alone
+        "../design.md",
     ]
 
 

@@ -104,7 +104,7 @@ def test_the_tutorial(run, tmp_path, monkeypatch):
     )
     targets = label_windows(table, everything, fully_annotated=True).labelled.targets() > 0
     assert len(targets) == table.count == 900
-    windows = label_windows(table, read_labelled(["labels.csv"], "multi_label"))
+    windows = label_windows(table, read_labelled(["call-labels.csv"], "multi_label"))
     assert list(windows.labelled.counts().values()) == [5, 5, 5]
     rest = np.setdiff1d(np.arange(table.count), windows.indices)
     stored, places = table.take(np.arange(table.count)), table.places(np.arange(table.count))

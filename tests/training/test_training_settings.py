@@ -115,6 +115,23 @@ def test_an_unknown_setting_is_refused_with_those_that_there_are(file, key, ther
 
 
 @pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("learning_rate", ""),
+        ("mask", " Did you mean model.mask?"),
+        ("lr", " Did you mean model.lr or distillation.lr?"),
+        ("model.step", " Did you mean model.steps?"),
+        ("model.batch_seconds", " Did you mean data.batch_seconds?"),
+        ("data.nothing_like_any", ""),
+    ],
+)
+def test_a_name_in_the_wrong_place_is_recognised(key, meant):
+    with pytest.raises(SettingsError) as error:
+        settings("nano", assignments=[f"{key}=1"])
+    assert str(error.value).endswith(f".{meant}") if meant else "Did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("assignment", "said"),
     [
         ("model.steps=many", "model.steps must be of type int, not 'many'"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +119,18 @@ def _apply(target: Any, values: Any, assignments: Iterable[str], named: Mapping[
     _merge(target, {name: value for name, value in named.items() if value is not None}, "")
 
 
-def _merge(target: Any, values: Any, prefix: str) -> None:
-    """Set fields of a settings object from a dictionary, both nested."""
+def _merge(target: Any, values: Any, prefix: str, everywhere: Sequence[str] = ()) -> None:
+    """Set fields of a settings object from a dictionary, both nested; ``everywhere`` are the names to think of."""
+    everywhere = everywhere or list(_names(target))
     if not isinstance(values, Mapping):
         raise SettingsError(f"{prefix.rstrip('.') or 'The file'} must hold names and values, not {shown(values)}.")
     kinds = typing.get_type_hints(type(target))
     for name, value in values.items():
         if name not in kinds:
-            raise _no_setting(prefix, name, kinds)
+            raise _no_setting(prefix, name, kinds, everywhere)
         current = getattr(target, name)
         if dataclasses.is_dataclass(current):
-            _merge(current, value, f"{prefix}{name}.")
+            _merge(current, value, f"{prefix}{name}.", everywhere)
         elif isinstance(current, dict):
             if not isinstance(value, Mapping):
                 raise SettingsError(f"{prefix}{name} must hold names and values, not {shown(value)}.")
@@ -137,9 +139,24 @@ def _merge(target: Any, values: Any, prefix: str) -> None:
             setattr(target, name, _as(kinds[name], value, prefix + name))
 
 
-def _no_setting(prefix: str, name: Any, known: Iterable[str]) -> SettingsError:
+def _names(settings: Any, prefix: str = "") -> Iterator[str]:
+    """All settings, with dots."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _names(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _no_setting(prefix: str, name: Any, known: Iterable[str], everywhere: Iterable[str] = ()) -> SettingsError:
     name = name if isinstance(name, str) and len(name) < 80 else shown(name)
-    return SettingsError(f"There is no setting {prefix}{name}; there are {', '.join(prefix + n for n in known)}.")
+    near = [full for full in everywhere if full.endswith(f".{name}")]
+    near = near or difflib.get_close_matches(prefix + name, list(everywhere), 1, 0.75)
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    return SettingsError(
+        f"There is no setting {prefix}{name}; there are {', '.join(prefix + n for n in known)}.{meant}"
+    )
 
 
 def _as(kind: Any, value: Any, name: str) -> Any:

@@ -45,7 +45,7 @@ def _built_in(name: str) -> ModelEntry:
     file = hub.BUILT_INS[name]
     classes = _classes(file)
     about = f"{_ABOUT[name]} {len(classes)} classes: {', '.join(classes)}" if classes else _ABOUT[name]
-    return ModelEntry(name, file.stat().st_size, "see MODEL_CARD.md", True, True, str(file), about)
+    return ModelEntry(name, file.stat().st_size, "MIT", True, True, str(file), about)
 
 
 def _classes(file: Path) -> list[str]:
