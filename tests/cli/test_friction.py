@@ -136,3 +136,21 @@ def test_results_have_whole_words_at_80_columns(run, folder, monkeypatch):
 def test_one_file_that_cannot_be_read_is_one(run, tmp_path):
     _, _, said = run("embed", tmp_path / "none.wav", "-o", tmp_path / "t.parquet")
     assert "Error: The file could not be read, so there is no table" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("x.csv", ("tag", "{sounds}", "-o")),
+        ("x.parquet", ("embed", "{sounds}", "-o")),
+        ("m.onnx", ("export", "beats-nano")),
+        ("hits", ("search", "{table}", "row:0", "-o")),
+    ],
+)
+def test_a_file_where_a_folder_should_be_is_named(run, folder, tmp_path, monkeypatch, name, arguments):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.csv").touch()
+    words = [word.format(table=folder / "t.parquet", sounds=folder / "sounds") for word in arguments]
+    status, out, err = run(*words, f"list.csv/{name}")
+    assert (status, out) == (2, "")
+    assert "Error: list.csv is a file, so that list.csv/" in err

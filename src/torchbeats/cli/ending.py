@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import typer
 
@@ -96,6 +97,10 @@ def _sentence(error: Exception) -> str:
     """What an error says; of one of the system's, the file and the reason."""
     if isinstance(error, TorchbeatsError) or not (isinstance(error, OSError) and error.filename and error.strerror):
         return str(error)
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        above = next((above for above in Path(os.fsdecode(error.filename)).parents if above.is_file()), None)
+        if above is not None:
+            return f"{above} is a file, so that {os.fsdecode(error.filename)} cannot be below it."
     return f"{os.fsdecode(error.filename)}: {error.strerror[0].lower()}{error.strerror[1:]}."
 
 
