@@ -185,3 +185,29 @@ def test_a_clip_of_a_recording_at_a_url_loses_nothing(tmp_path, monkeypatch, sub
     np.testing.assert_array_equal(clip_samples, recording)  # no arithmetic lies between
     monkeypatch.chdir(tmp_path / "out")  # the same clip from anywhere
     assert cut_clips([Annotation(path.as_uri(), 0.5, 1.25, "x")], tmp_path / "out").existing == 1
+
+
+def test_clips_of_one_recording_are_a_group_in_the_folder_and_in_its_list(tmp_path):
+    """They sound alike: held out apart, they would be recognised by their recording."""
+    recordings = [
+        str(write_sound(tmp_path / f"{name}.wav", noise(3.0, RATE, seed=k), RATE)) for k, name in enumerate("ab")
+    ]
+    stretches = [
+        Annotation(path, at, at + 0.5, label) for path in recordings for at, label in ((0, "x"), (1, "y"), (2, "x"))
+    ]
+    cut_clips(stretches, tmp_path / "out")
+    for source in (tmp_path / "out", tmp_path / "out" / MANIFEST):
+        found = read_labelled([source]).examples
+        assert sorted(example.group for example in found) == sorted(recordings * 3)
+        assert all(Path(example.path).name.startswith(Path(example.group).stem) for example in found)
+    own = write_sound(tmp_path / "out" / "y" / "own.wav", noise(0.5, RATE), RATE)  # of no recording that is known
+    groups = {Path(example.path).name: example.group for example in read_labelled([tmp_path / "out"]).examples}
+    assert groups["own.wav"] == str(own)
+
+
+def test_a_folder_whose_list_is_of_something_else_has_no_groups(tmp_path):
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        write_sound(tmp_path / name / "1.wav", noise(0.5, RATE), RATE)
+    (tmp_path / MANIFEST).write_bytes(b"path,label\nx/1.wav,\xff\xfe\n")
+    assert [example.group for example in read_labelled([tmp_path]).examples] == [None, None]

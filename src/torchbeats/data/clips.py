@@ -139,6 +139,11 @@ def _earlier(manifest: Path) -> list[dict[str, str]]:
         return []
 
 
+def recordings_of(folder: Path) -> dict[str, str]:
+    """Which recording each clip in a folder was cut from, by its path below the folder; empty where nothing tells."""
+    return {row["path"]: row["recording"] for row in _earlier(folder / MANIFEST)}
+
+
 def _row(stretch: Annotation, path: str) -> dict[str, Any]:
     times = {"from_second": stretch.start, "to_second": stretch.end}
     return {"path": path, "label": stretch.label, "recording": readable(stretch.path), **times} | {

@@ -23,6 +23,7 @@ LABEL_COLUMNS = (
 )
 PARTITION_COLUMNS = ("split", "fold", "group")  # a sound is in one of each
 SPLIT_COLUMNS = ("subset", "partition")  # what others call the split
+OF_CLIPS = {"path", "recording", "from_second", "to_second"}  # a list of what `torchbeats clips` has cut
 SLICED = "slice_file_name"  # UrbanSound8K's path: its start and end are those of the recording that it was cut from
 NEMO = "audio_filepath"  # NeMo's path: a duration without a start is that of a piece; elsewhere it is the whole file's
 
@@ -92,6 +93,8 @@ class Columns:
         self.partitions = {kind: self._by_key[kind] for kind in PARTITION_COLUMNS if kind in self._by_key}
         if split := next((self._by_key[name] for name in SPLIT_COLUMNS if name in self._by_key), None):
             self.partitions.setdefault("split", split)
+        if self._by_key.keys() >= OF_CLIPS:
+            self.partitions.setdefault("group", self._by_key["recording"])
         self.start, self.end = self._time(_START), self._time(_END)
         self.duration, offset = self._time(_DURATION), self._time(_OFFSET)
         self.file_offset = self._time(_FILE_OFFSET)

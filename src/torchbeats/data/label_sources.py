@@ -12,6 +12,7 @@ from torchbeats.audio import AudioWarning
 from torchbeats.data.annotations.reading import annotation_files, labels_of
 from torchbeats.data.annotations.recordings import Recordings, sounds_below
 from torchbeats.data.cells import are_one_hot, composed, items, word, yes_or_no
+from torchbeats.data.clips import recordings_of
 from torchbeats.data.columns import LABEL_COLUMNS, PATH_COLUMNS, is_missing
 from torchbeats.data.example import Example
 from torchbeats.data.inputs import find_audio, find_sounds
@@ -163,6 +164,12 @@ def _from_class_folders(folder: Path) -> list[Example]:
             examples += [Example(path, (composed(name),)) for path in find_audio([folder / name])]
         except InputError as error:
             raise InputError(f"The class {name!r} has no sounds: {error}") from error
+    if recordings := recordings_of(folder):  # clips of one recording sound alike
+        below = [Path(os.path.relpath(example.path, folder)).as_posix() for example in examples]
+        examples = [
+            example._replace(group=recordings.get(name, example.path))
+            for name, example in zip(below, examples, strict=True)
+        ]
     return examples
 
 
