@@ -132,3 +132,14 @@ def test_few_points_are_placed_by_principal_components_and_it_is_told(run, tmp_p
         pytest.skip("needs umap-learn")
     status, _, said = run("map", made(tmp_path / "t.parquet", 5), "-o", tmp_path / "m.html")
     assert (status, "5 points are too few for UMAP" in said) == (0, True)
+
+
+def test_a_row_without_a_label_is_a_window_without_one_and_no_warning(run, tmp_path, monkeypatch):
+    """A list with stretches in which there is nothing is what one labels with."""
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path / "t.parquet", 20)
+    for name in ("0000.wav", "0001.wav"):
+        (tmp_path / name).touch()
+    rows = ["path,start,end,label", "0000.wav,0,1,a", "0000.wav,3,4,", "0001.wav,5,6,b"]
+    (tmp_path / "l.csv").write_text("\n".join(rows))
+    assert run("map", "t.parquet", "-o", "m.png", "--labels", "l.csv", "--method", "pca") == (0, "", "")

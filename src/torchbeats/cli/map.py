@@ -101,7 +101,10 @@ def map_(
     _check_output(output, [str(table), *(labels or ())], overwrite)
     if method is Methods.umap:
         require("umap", "map")
-    labelled = read_labelled(labels, label_column=label_column, sounds=recordings or ()) if labels else None
+    # A row without a label is a window without one, and one with two is of both.
+    labelled = (
+        read_labelled(labels, "multi_label", label_column=label_column, sounds=recordings or ()) if labels else None
+    )
     with working() as show_progress:
         shown = make_map(
             table,
