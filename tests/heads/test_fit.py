@@ -239,6 +239,16 @@ def test_one_class_is_not_enough_and_one_file_is_told():
     assert any("No figures" in warning for warning in head.warnings)
 
 
+def test_what_few_files_have_is_told_where_no_threshold_does():
+    random = np.random.default_rng(0)
+    examples = [Example(f"{k % 2}-{k // 2 % 4}.wav", ("ab"[k % 2],), start=float(k)) for k in range(16)]
+    x = random.standard_normal((16, 2)).astype(np.float32)  # nothing to tell them by
+    head = fit_head(x, Labelled(examples, ["a", "b"], "single_label"), precision=0.999)
+    (said,) = [warning for warning in head.warnings if warning.startswith("No threshold")]
+    assert "; theirs is 0.5. Labels in more files would help, which few have: " in said
+    assert all(f"{name} (4)" in said for name, value in zip("ab", head.thresholds, strict=True) if np.isnan(value))
+
+
 def test_a_head_follows_an_earlier_layer(collection, whole, run, tmp_path):
     table = tmp_path / "t.parquet"
     torchbeats.write_table(collection, table, "beats-nano", EmbeddingPlan("bands", layer=3, window=1.0))

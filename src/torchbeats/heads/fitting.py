@@ -31,6 +31,7 @@ from torchbeats.weights import hub
 
 CS = (0.001, 0.01, 0.1, 1.0)
 FOLDS = 5
+_FEW_FILES = 5  # that have a label: figures of windows held out file by file say little then
 # Of a configuration, what was measured with the model's head; another head is not to have it.
 OF_A_HEAD = ("thresholds", "fitted", abstention.SETTING)
 
@@ -362,7 +363,13 @@ def _figures(
         row = {"class": name, "windows": int(exact[:, k].sum()), "average_precision": float(average)}
         rows.append({**row, "threshold": threshold, "precision": reached, "recall": recall})
     if missed := [row["class"] for row in rows if math.isnan(row["threshold"])]:
-        notes.append(f"No threshold reaches a precision of {precision:g} on held-out windows of: {', '.join(missed)}.")
+        files = {name: len({e.path for e in windows.examples if name in e.labels}) for name in missed}
+        few = [f"{name} ({count})" for name, count in files.items() if count < _FEW_FILES]
+        more = f" Labels in more files would help, which few have: {', '.join(few)}." if few else ""
+        notes.append(
+            f"No threshold reaches a precision of {precision:g} on held-out windows of: {', '.join(missed)}; theirs is "
+            f"0.5.{more}"
+        )
     return figures, rows
 
 
