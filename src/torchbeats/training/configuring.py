@@ -6,13 +6,14 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torchbeats.config import BEATsConfig, shown
 from torchbeats.errors import SettingsError
 from torchbeats.training.defaults import DataSize, by_size
+from torchbeats.training.explaining import explanations
 from torchbeats.training.limits import beyond_limits
 from torchbeats.training.settings import LARGEST_SIZE, FinetuneSettings, Settings, predictor_heads
 from torchbeats.training.yaml_values import read_yaml, read_yaml_file
@@ -121,7 +122,7 @@ def _apply(target: Any, values: Any, assignments: Iterable[str], named: Mapping[
 
 def _merge(target: Any, values: Any, prefix: str, everywhere: Sequence[str] = ()) -> None:
     """Set fields of a settings object from a dictionary, both nested; ``everywhere`` are the names to think of."""
-    everywhere = everywhere or list(_names(target))
+    everywhere = everywhere or [row.name for row in explanations(target)]
     if not isinstance(values, Mapping):
         raise SettingsError(f"{prefix.rstrip('.') or 'The file'} must hold names and values, not {shown(values)}.")
     kinds = typing.get_type_hints(type(target))
@@ -137,16 +138,6 @@ def _merge(target: Any, values: Any, prefix: str, everywhere: Sequence[str] = ()
             current.update(value)
         else:
             setattr(target, name, _as(kinds[name], value, prefix + name))
-
-
-def _names(settings: Any, prefix: str = "") -> Iterator[str]:
-    """All settings, with dots."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _names(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
 
 
 def _no_setting(prefix: str, name: Any, known: Iterable[str], everywhere: Iterable[str] = ()) -> SettingsError:
