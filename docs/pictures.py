@@ -129,7 +129,7 @@ def speed() -> Figure:
         place.set_yticks(range(len(own)), [textwrap.fill(name.strip(), 22) for name in names.values()], fontsize=8)
         place.invert_yaxis()
         place.bar_label(place.containers[0], fmt="%.1f", padding=2, fontsize=8)
-        place.set_xlim(0, 1.25 * max(values))
+        place.set_xlim(0, 1.4 * max(values))
         place.set_xlabel("seconds" if column.endswith(", s") else column, fontsize=9)
         place.set_title(title, fontsize=10, color=INK)
         place.tick_params(axis="x", labelsize=8)
