@@ -205,9 +205,30 @@ def test_clips_of_one_recording_are_a_group_in_the_folder_and_in_its_list(tmp_pa
     assert groups["own.wav"] == str(own)
 
 
-def test_a_folder_whose_list_is_of_something_else_has_no_groups(tmp_path):
+HEAD = b"path,label,recording,from_second,to_second,low,high,peak\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"path,label\nx/1.wav,\xff\xfe\n",
+        HEAD,
+        HEAD + b"x/1.wav,x\n",
+        HEAD + b"\xff\n",
+        HEAD + b'"' + b"a" * 200_000,
+    ],
+)
+def test_a_folder_whose_list_tells_nothing_has_no_groups(tmp_path, content):
     for name in ("x", "y"):
         (tmp_path / name).mkdir()
         write_sound(tmp_path / name / "1.wav", noise(0.5, RATE), RATE)
-    (tmp_path / MANIFEST).write_bytes(b"path,label\nx/1.wav,\xff\xfe\n")
+    (tmp_path / MANIFEST).write_bytes(content)
     assert [example.group for example in read_labelled([tmp_path]).examples] == [None, None]
+
+
+def test_a_class_may_be_called_as_the_list_is(tmp_path):
+    for name in ("x", MANIFEST):
+        (tmp_path / name).mkdir()
+        write_sound(tmp_path / name / "1.wav", noise(0.5, RATE), RATE)
+    assert read_labelled([tmp_path]).classes == [MANIFEST, "x"]

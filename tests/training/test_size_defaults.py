@@ -201,6 +201,8 @@ def test_a_plan_that_was_too_hopeful_is_cut_short(tmp_path, monkeypatch):
     begun = now[0]
     assert search.search(search.Searched(settings, 40, 400, 60, train), tmp_path / "search", 50.0, said) == found
     assert now[0] == begun  # what was tried is not tried again
+    (tmp_path / "search" / "1" / "score.json").write_text("0.5", "utf-8")  # as an earlier version had it
+    assert search.search(search.Searched(settings, 40, 400, 60, train), tmp_path / "search", 50.0, said)["tried"]
 
 
 @pytest.mark.parametrize("starts", [(30.0, 2.0, 2.0, 2.0, 2.0, 2.0), (3.0, 2.4, 2.0, 2.4, 2.0, 2.4)])

@@ -134,6 +134,8 @@ def _earlier(manifest: Path) -> list[dict[str, str]]:
     try:
         with manifest.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
+            if set(reader.fieldnames or ()) != set(FIELDS):  # of something else, and maybe huge
+                return []
             return [row for row in reader if row.keys() == set(FIELDS)]
     except (FileNotFoundError, UnicodeDecodeError, csv.Error):
         return []
@@ -141,7 +143,9 @@ def _earlier(manifest: Path) -> list[dict[str, str]]:
 
 def recordings_of(folder: Path) -> dict[str, str]:
     """Which recording each clip in a folder was cut from, by its path below the folder; empty where nothing tells."""
-    return {row["path"]: row["recording"] for row in _earlier(folder / MANIFEST)}
+    manifest = folder / MANIFEST
+    rows = _earlier(manifest) if manifest.is_file() else []  # a class may be called so
+    return {row["path"]: row["recording"] for row in rows if row["path"] and row["recording"]}
 
 
 def _row(stretch: Annotation, path: str) -> dict[str, Any]:

@@ -182,4 +182,6 @@ def _trial(run: Searched, folder: Path, lr: float, layer_decay: float, epochs: f
         write_json(result, {"score": score or 0.0, "seconds": time.monotonic() - begun})
         (folder / "model.safetensors").unlink(missing_ok=True)
     found = json.loads(result.read_text("utf-8"))
+    if isinstance(found, float):  # of a search that an earlier version began
+        return found, 0.0
     return float(found["score"]), float(found["seconds"])

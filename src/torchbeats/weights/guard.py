@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from threading import Thread
@@ -249,7 +249,8 @@ def _limiting(get: Callable[..., Any]) -> Callable[..., Any]:
             with _expected(LONGEST_WAIT if by_bytes else _WAIT_BY_BLOCKS):
                 return get(url, temp_file, *args, expected_size=expected_size, **kwargs)
         except HostileAnswer:  # a client before 1.0 would go on from what there is
-            Path(temp_file.name).unlink(missing_ok=True)
+            with suppress(OSError):  # Windows keeps what is open
+                Path(temp_file.name).unlink()
             raise
 
     return limited
