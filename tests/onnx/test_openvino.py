@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import threading
 import warnings
@@ -297,6 +298,27 @@ def test_callers_in_several_threads_get_their_own_results(engine):
         worker.join()
     for number, sound in enumerate(sounds):
         torch.testing.assert_close(found[number], model.compute("mean", sound), atol=1e-4, rtol=0)
+
+
+FREED_BY_ANOTHER = """
+import os, signal, sys, threading
+from torchbeats.onnx.sessions import OpenVino
+model = [OpenVino("a file", sys.argv[1])]
+freeing = threading.Thread(target=model.clear)
+freeing.start()
+freeing.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+@pytest.mark.parametrize("engine", [OPENVINO])
+def test_a_signal_behind_a_model_that_another_thread_let_go(engine, tmp_path):
+    torchbeats.export(small_model(), tmp_path / "model.onnx", takes="fbank")
+    code = [sys.executable, "-X", "faulthandler", "-c", FREED_BY_ANOTHER, str(tmp_path / "model.onnx")]
+    done = subprocess.run(code, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 # --- commands

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -91,7 +92,8 @@ class OpenVino:
     """
 
     def __init__(self, name: str, content: str | bytes) -> None:
-        openvino, onnx = require("openvino", "openvino"), require("onnx", "openvino")
+        require("openvino", "openvino")
+        onnx = require("onnx", "openvino")
         if isinstance(content, str):
             content = Path(content).read_bytes()
         try:
@@ -117,7 +119,7 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 otherwise, where a processor has it
             "CPU_RUNTIME_CACHE_CAPACITY": 500,  # of kernels, some for each new shape; with 5,000 memory grows for long
         }
-        core = openvino.Core()
+        core = _core()
         try:
             self._compiled = core.compile_model(core.read_model(content), "CPU", settings)
         except Exception as error:
@@ -130,6 +132,16 @@ class OpenVino:
         with self._running:  # one request at a time: it has all threads
             self._request.infer(dict(inputs), share_inputs=True)
             return [self._request.get_tensor(name).data.copy() for name in outputs]
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO itself, once and for good.
+
+    The thread that first compiles a graph has its signals handled on a stack of OpenVINO's, which is unmapped with the
+    last graph. Where another thread let that go, as its garbage collection may, the next Ctrl-C ended the process.
+    """
+    return require("openvino", "openvino").Core()
 
 
 def _shapes(values: Any) -> dict[str, list[int | str]]:
