@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from torchbeats.cli import with_address
 from torchbeats.data import blocks
 from torchbeats.distributed import cluster
 from torchbeats.distributed.running import write_table_on_ray
+from torchbeats.errors import SettingsError
 from torchbeats.tables.reading import Table
 
 ray = pytest.importorskip("ray")
@@ -189,3 +191,22 @@ def test_an_address_may_be_left_out():
     assert with_address(["embed", "x", "--ray"]) == ["embed", "x", "--ray", "auto"]
     assert with_address(["embed", "--ray", "-o", "y"]) == ["embed", "--ray", "auto", "-o", "y"]
     assert with_address(["embed", "--ray", "local", "x"]) == ["embed", "--ray", "local", "x"]
+
+
+def test_a_cluster_that_is_gone_is_not_waited_for(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    left = []
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda folder: left[-1])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        left.append(address)
+        assert cluster._place("auto") is None  # Ray finds it
+        assert cluster._place(address) == address
+    assert cluster._place("auto") == cluster._place("local") == "local"
+    left.append(None)
+    assert cluster._place("auto") is None
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    for place in ("auto", address):
+        with pytest.raises(SettingsError, match=rf"no Ray cluster to be had at {address}: nothing answers there"):
+            cluster._place(place)
+    assert cluster._place("ray://head:10001") == "ray://head:10001"

@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ ADDRESSES = (
     f"{AUTO}: the cluster that RAY_ADDRESS names or that runs on this machine, otherwise as {LOCAL}; {LOCAL}: one "
     "that is started here and ends with the run; or host:port of a cluster"
 )
+ANSWER_SECONDS = 5  # of a cluster's address, before it is taken for gone
 IN_FLIGHT = 2  # blocks that an actor has: one at work, one waiting
 
 
@@ -63,14 +65,14 @@ def connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    handlers = _handlers()
+    place, handlers = _place(address), _handlers()
     try:
         with _silent():
             ray.init(
-                None if address == AUTO else address,
+                place,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                **({"include_dashboard": False} if address == LOCAL else {}),
+                **({"include_dashboard": False} if place == LOCAL else {}),
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise SettingsError(f"There is no Ray cluster to be had at {address}: {_line(error)}") from error
@@ -81,6 +83,29 @@ def connected(address: str) -> Iterator[Any]:
     finally:
         with suppress(Exception):  # what the run did is told
             ray.shutdown()
+
+
+def _place(address: str) -> str | None:
+    """Where Ray shall look; None lets it find a cluster, or start one.
+
+    For one that is gone it would wait minutes, and one that was killed leaves its address behind on its machine.
+    """
+    named = (os.environ.get("RAY_ADDRESS") or AUTO) if address == AUTO else address
+    if named == AUTO:
+        left = require("ray._private.services", "ray").find_bootstrap_address(None)
+        return LOCAL if left and not _answers(left) else None
+    if re.fullmatch(r"[^/]+:\d+", named) and not _answers(named):
+        raise SettingsError(f"There is no Ray cluster to be had at {named}: nothing answers there.")
+    return named
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def compute(ray: Any, job: Job, blocks: Sequence[Block], actors: int | None) -> Iterator[Summary]:
