@@ -48,18 +48,20 @@ def main():
 
             answers = bench.turns(options.rounds, {name: lambda name=name: one_piece(name) for name in found})
             seconds = {name: [answer["seconds"] for answer in given] for name, given in answers.items()}
-            faster = bench.speedups(seconds, "speechbrain")
+            faster, than_avex = bench.speedups(seconds, "speechbrain"), bench.speedups(seconds, "avex")
             rows = [
                 (
                     bench.TITLES[name],
                     bench.spread(seconds[name], 1),
                     bench.spread([options.seconds / taken for taken in seconds[name]], 1),
                     bench.shown(faster[name]),
+                    bench.shown(than_avex[name]),
                     f"{max(answer['peak'] or 0 for answer in given):,.0f}",
                 )
                 for name, given in answers.items()
             ]
-            heads = ("", "seconds (median; range)", "× real time", "speed, of SpeechBrain's", "peak memory, MB")
+            speeds = ("speed, of SpeechBrain's", "of AVEX's")
+            heads = ("", "seconds (median; range)", "× real time", *speeds, "peak memory, MB")
             parts += [
                 f"{options.seconds:g} s in one piece, {options.rounds} rounds:",
                 bench.table(heads, rows),
