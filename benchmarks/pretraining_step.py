@@ -18,6 +18,7 @@ from torchbeats import BEATs, RandomProjectionConfig, RandomProjectionTokenizer
 from torchbeats.patches import SAMPLE_RATE, PatchGrid
 from torchbeats.training.configuring import settings
 from torchbeats.training.crops import Crop, collate, random_mask
+from torchbeats.training.memory import keep_freed_memory
 from torchbeats.training.pretraining import Pretraining
 
 
@@ -45,6 +46,7 @@ def main():
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    keep_freed_memory()  # as the command does
 
     print(f"{options.clips} clips of {options.seconds:g} s, {options.precision}, {device}, {torch.__version__}\n")
     print("| size | mask 0.75, clips/s | mask 0, clips/s | cost of a step at 0.75, of that at 0 (median; range) |")

@@ -400,6 +400,41 @@ def test_dropout_leaves_out_weights_and_scales_the_rest():
     torch.testing.assert_close(kernels.attention(q, k, v), torch.ones(1, 1, 50, 1))
 
 
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])
+def test_dropout_draws_elements_by_themselves(p):
+    torch.manual_seed(0)
+    x = torch.ones(7, 9, 5003, requires_grad=True)  # no multiple of the four that share a word
+    y = kernels.drop(x, p)
+    kept = (y > 0).flatten().float()
+    deviation = (p * (1 - p) / len(kept)) ** 0.5
+    assert kept.mean() == pytest.approx(1 - p, abs=5 * deviation + 1e-5)
+    for place in range(4):  # in a word
+        assert kept[place::4].mean() == pytest.approx(1 - p, abs=10 * deviation + 1e-5)
+    for apart in (1, 2, 3, 4, 5003):
+        both = (kept[apart:] * kept[:-apart]).mean()
+        assert both == pytest.approx((1 - p) ** 2, abs=10 * deviation + 2e-5)
+    assert y.max().item() == pytest.approx(1 / (1 - p), rel=1e-4)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, y)
+    assert not torch.equal(kernels.drop(x, p), y)
+    torch.manual_seed(0)
+    assert torch.equal(kernels.drop(x, p), y)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dropout_keeps_the_dtype(dtype):
+    y = kernels.drop(torch.ones(3, 5, dtype=dtype), 0.5)
+    assert y.dtype == dtype
+    assert set(y.flatten().tolist()) == {0.0, 2.0}
+
+
+def test_dropout_at_its_ends_and_of_nothing():
+    x = torch.randn(3, 5)
+    assert torch.equal(kernels.drop(x, 0), x)
+    assert torch.equal(kernels.drop(x, 1), torch.zeros(3, 5))
+    assert kernels.drop(x[:0], 0.5).shape == (0, 5)
+
+
 def test_arguments_stay_as_they_are():
     B, H, T, D = 2, 2, 5, 4
     case = {name: torch.randn(B, H, T, D) for name in ("q", "k", "v")}

@@ -21,7 +21,7 @@ TESTS = {path.name for path in (ROOT / "tests").rglob("*.py")}
 DRAWING = """
 version errors extras files yaml_text interrupts openmp remote
 patches containers decoders audio
-pooling config waveform fbank layers remembering kernels attention encoder freezing backbone
+pooling config waveform fbank remembering kernels layers attention encoder freezing backbone
 weights
 protocol labels abstention model tokenizers other_models
 onnx loading

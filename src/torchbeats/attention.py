@@ -187,7 +187,7 @@ class MultiheadAttention(nn.Module):
         weights = None
         if need_weights or need_head_weights:
             weights = kernels.attention_weights(q, k, bias, gate, key_padding_mask, attn_mask)
-            attn = F.dropout(weights, dropout) @ v
+            attn = kernels.drop(weights, dropout) @ v
         else:
             attn = kernels.attention(q, k, v, bias, gate, key_padding_mask, attn_mask, dropout)
         attn = kernels.linear(self.out_proj, attn.transpose(1, 2).reshape(B, T, C)).transpose(0, 1)

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchbeats import kernels
 from torchbeats.attention import MultiheadAttention
 from torchbeats.config import BEATsConfig
-from torchbeats.layers import GLU_Linear, GradMultiply, SamePad, gelu, get_activation_fn
+from torchbeats.layers import Dropout, GLU_Linear, GradMultiply, SamePad, gelu, get_activation_fn
 
 
 class TransformerSentenceEncoderLayer(nn.Module):
@@ -70,9 +69,9 @@ class TransformerSentenceEncoderLayer(nn.Module):
             rescale_init=rescale_init,
             gru_rel_pos=gru_rel_pos,
         )
-        self.dropout1 = nn.Dropout(dropout)
-        self.dropout2 = nn.Dropout(activation_dropout)
-        self.dropout3 = nn.Dropout(dropout)
+        self.dropout1 = Dropout(dropout)
+        self.dropout2 = Dropout(activation_dropout)
+        self.dropout3 = Dropout(dropout)
         self.layer_norm_first = layer_norm_first
         self.self_attn_layer_norm = nn.LayerNorm(embedding_dim)
         self.activation_fn = get_activation_fn(activation_fn)
@@ -347,7 +346,7 @@ class TransformerEncoder(nn.Module):
         x = x + position.contiguous()  # a sum of two memory layouts is slow, and more than torch.export can prove
         if not self.layer_norm_first:
             x = self.layer_norm(x)
-        x = F.dropout(x, self.dropout, self.training)
+        x = kernels.drop(x, self.dropout) if self.training else x
 
         hiddens = [x] if output_all_hiddens else []
         pos_bias = self._position_bias(x, visible)

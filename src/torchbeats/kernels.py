@@ -1,4 +1,4 @@
-"""Every fast path: attention with a gated position bias, linear layers, the position convolution, work by rows.
+"""Every fast path: attention with a gated position bias, dropout, linear layers, position convolution, work by rows.
 
 This is the only place that chooses by device, dtype, length and autograd: the model never asks which way it got. All
 ways agree to rounding. A graph that is compiled, exported or traced takes one path for every length.
@@ -70,7 +70,7 @@ def attention(
         return _fused(q, k, v, bias, gate, key_padding_mask, attn_mask, dropout)
     if (
         q.device.type == "cpu"
-        and torch.is_autocast_enabled("cpu")
+        and (differentiable or torch.is_autocast_enabled("cpu"))
         and attn_mask is None
         and q.numel() // q.size(-1) * k.size(2) <= SCORES_AT_ONCE["cuda"]
     ):
@@ -194,11 +194,28 @@ def _by_products(
     key_padding_mask: Tensor | None,
     dropout: float,
 ) -> Tensor:
-    """Spelt out, for autocast on a CPU: PyTorch's own call goes back to float32 there; only the softmax has to."""
+    """Spelt out, for training on a CPU, where PyTorch's own call is spelt out too, and looks for queries without keys.
+
+    Under autocast that call goes back to float32; only the softmax has to.
+    """
     scores = (q * q.size(-1) ** -0.5 @ k.transpose(-2, -1)).float()
     added = _added_to_scores(bias, gate, key_padding_mask, None, scores)
     weights = torch.softmax(scores if added is None else scores + added, dim=-1)
-    return F.dropout(weights, dropout) @ v
+    return drop(weights, dropout) @ v
+
+
+def drop(x: Tensor, p: float) -> Tensor:
+    """`torch.nn.functional.dropout` in training, with a mask of random bits on a CPU.
+
+    PyTorch draws two numbers of 32 bits for each element there, one after the other; here two do for four elements, and
+    the probability is met to 2e-5.
+    """
+    if p in (0, 1) or x.device.type != "cpu" or in_graph():
+        return F.dropout(x, p)
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    dropped = min(max(round(p * 2**16), 1), 2**16 - 1)  # of the values that 16 bits have
+    return x * ((bits >= dropped - 2**15) * (1 / (1 - dropped / 2**16))).to(x.dtype)
 
 
 def _in_query_blocks(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torchbeats import kernels
 from torchbeats.config import shown
 
 Activation = Callable[[Tensor], Tensor]
@@ -54,6 +55,14 @@ def get_activation_fn(name: str) -> Activation:
     if name == "gelu_fast":
         warnings.warn('The activation "gelu_fast" is now called "gelu_accurate".', DeprecationWarning, stacklevel=2)
     return _ACTIVATIONS[name]
+
+
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout`, whose mask is drawn quickly on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Of any shape."""
+        return kernels.drop(input, self.p) if self.training else input
 
 
 class Swish(nn.Module):

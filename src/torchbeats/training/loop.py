@@ -19,9 +19,11 @@ from torch import Tensor
 
 from torchbeats.errors import TrainingError
 from torchbeats.files import replacing
+from torchbeats.interrupts import is_the_command
 from torchbeats.training.environment import environment_for
 from torchbeats.training.feed import Feed
 from torchbeats.training.folder import RunFolder
+from torchbeats.training.memory import keep_freed_memory
 from torchbeats.training.processes import leader_finds
 from torchbeats.training.reporter import Reporter
 from torchbeats.training.saving import Saver
@@ -62,6 +64,8 @@ def fit(
     """
     saver = Saver(task, state, max(1, round(t.save_every / reporter.every)) * reporter.every)
     environment, devices, nodes = environment_for(t)
+    if is_the_command():
+        keep_freed_memory()
     with _quiet(), saver.signals_restored():
         trainer = L.Trainer(
             accelerator=t.accelerator,
