@@ -45,6 +45,8 @@ def test_steps_find_the_memory_of_those_before():
     assert faults("left alone")[1] > 50_000  # of 195,000 pages
 
 
-@pytest.mark.parametrize("variable", [{"MALLOC_TRIM_THRESHOLD_": "131072"}, {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}])
-def test_who_has_told_glibc_is_left_alone(variable):
-    assert not faults("kept", **variable)[0]
+@pytest.mark.parametrize(
+    ("name", "value"), [("MALLOC_TRIM_THRESHOLD_", "131072"), ("GLIBC_TUNABLES", "glibc.malloc.perturb=0")]
+)
+def test_who_has_told_glibc_is_left_alone(name, value):
+    assert not faults("kept", **{name: value})[0]
