@@ -5,6 +5,7 @@ They are kept in ``docs/pictures``, so that pages have them wherever they are re
 
 from __future__ import annotations
 
+import functools
 import io
 import re
 import sys
@@ -112,7 +113,7 @@ def loop() -> Figure:
 
 def speed() -> Figure:
     """How fast torchbeats and the others are, by the tables that benchmarks/all.py wrote."""
-    figure, axes = plt.subplots(1, 4, figsize=(11, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(11, 3.8), layout="constrained")
     one, eight = _tables("throughput.md")
     panels = [
         ("one clip of 10 s", one, "× real time"),
@@ -122,7 +123,8 @@ def speed() -> Figure:
     ]
     for place, (title, table, column) in zip(axes, panels, strict=True):
         own = {name: row for name, row in table.items() if "alone" not in name and "padded" not in name}
-        names = {name: name.replace("torchbeats.embed", "torchbeats").replace("(default)", "") for name in own}
+        shorter = (("torchbeats.embed", "torchbeats"), (" (default)", ""), ("windows of ", ""))
+        names = {name: functools.reduce(lambda text, pair: text.replace(*pair), shorter, name) for name in own}
         values = [next(float(cell.split()[0]) for head, cell in row.items() if column in head) for row in own.values()]
         colours = [ACCENTS[0] if name.startswith("torchbeats") else "#aab4bd" for name in own]
         place.barh(range(len(own)), values, color=colours)
