@@ -31,6 +31,13 @@ def plain_sigterm():
 
 
 @pytest.fixture
+def recwarn(recwarn):
+    """Without what Python says of files and sockets that other tests left to its garbage collection."""
+    warnings.simplefilter("ignore", ResourceWarning)
+    return recwarn
+
+
+@pytest.fixture
 def run(monkeypatch, capsys):
     """Run the command here: its exit status, and what it wrote to standard output and error."""
 

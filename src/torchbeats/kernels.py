@@ -70,7 +70,7 @@ def attention(
         return _fused(q, k, v, bias, gate, key_padding_mask, attn_mask, dropout)
     if (
         q.device.type == "cpu"
-        and (differentiable or torch.is_autocast_enabled("cpu"))
+        and (torch.is_autocast_enabled("cpu") or (differentiable and q.dtype == torch.float32))
         and attn_mask is None
         and q.numel() // q.size(-1) * k.size(2) <= SCORES_AT_ONCE["cuda"]
     ):

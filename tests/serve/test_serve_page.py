@@ -92,6 +92,20 @@ def keep_picture(page, name):
     page.screenshot(path=PICTURES / f"{name}.png")
 
 
+def offer(page, path, shown):
+    """Give the page a sound to listen to; again, as a person would, where nothing comes of it."""
+    from playwright.sync_api import TimeoutError as TookTooLong
+
+    sound = page.locator("input[type=file]").first
+    sound.set_input_files(path)
+    try:
+        shown.wait_for(timeout=PATIENCE / 3)
+    except TookTooLong:  # seen once: a page that had just opened took the file and asked for nothing
+        page.reload()
+        sound.set_input_files(path)
+        shown.wait_for()
+
+
 def rows_shown(page, grid):
     return [int(card.get_attribute("data-row")) for card in page.locator(f"{grid} .tb-card").all()]
 
@@ -99,9 +113,8 @@ def rows_shown(page, grid):
 @needs_browser
 def test_listen(visit, server):
     page = visit(server)
-    page.locator("input[type=file]").first.set_input_files(SOUNDS / "speech-english-1.flac")
     picture = page.locator("#heard img")
-    picture.wait_for()
+    offer(page, SOUNDS / "speech-english-1.flac", picture)
     assert "speech" in picture.get_attribute("alt")
     assert "speech" in page.get_by_role("table").inner_text()
     texts = {}
@@ -122,9 +135,8 @@ def test_what_is_no_sound_is_said(visit, server, tmp_path):
     page = visit(server)
     wrong = tmp_path / "<b>note.wav"
     wrong.write_text("no sound at all\n" * 100)
-    page.locator("input[type=file]").first.set_input_files(wrong)
     alert = page.locator("#heard [role=alert]")
-    alert.wait_for()
+    offer(page, wrong, alert)
     assert "it is no sound file" in alert.inner_text()
     assert page.locator("#heard b").count() == 0  # its name is text, whatever is in it
 
