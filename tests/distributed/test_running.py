@@ -203,8 +203,16 @@ def test_a_cluster_that_is_gone_is_not_waited_for(monkeypatch):
         assert cluster._place("auto") is None  # Ray finds it
         assert cluster._place(address) == address
     assert cluster._place("auto") == cluster._place("local") == "local"
+    left.append("no address")
+    assert cluster._place("auto") == "local"
     left.append(None)
     assert cluster._place("auto") is None
+
+    def unreadable(folder):
+        raise PermissionError(folder)
+
+    monkeypatch.setattr("ray._private.services.find_bootstrap_address", unreadable)
+    assert cluster._place("auto") == "local"
     monkeypatch.setenv("RAY_ADDRESS", address)
     for place in ("auto", address):
         with pytest.raises(SettingsError, match=rf"no Ray cluster to be had at {address}: nothing answers there"):

@@ -92,7 +92,10 @@ def _place(address: str) -> str | None:
     """
     named = (os.environ.get("RAY_ADDRESS") or AUTO) if address == AUTO else address
     if named == AUTO:
-        left = require("ray._private.services", "ray").find_bootstrap_address(None)
+        try:
+            left = require("ray._private.services", "ray").find_bootstrap_address(None)
+        except (OSError, ValueError):  # the file that says it is another user's, or no text
+            return LOCAL
         return LOCAL if left and not _answers(left) else None
     if re.fullmatch(r"[^/]+:\d+", named) and not _answers(named):
         raise SettingsError(f"There is no Ray cluster to be had at {named}: nothing answers there.")
